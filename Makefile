@@ -1,0 +1,27 @@
+# make demo: train on the embedded data set `digits`, evaluate, sample: about ten minutes on two cores
+# make test: the quick tests        make lint: style and the one-way imports
+# Each makes the virtual environment .venv on first use.
+
+PYTHON := .venv/bin/python
+WORKDIR := runs/demo
+.DELETE_ON_ERROR:
+.PHONY: demo test lint
+
+demo: .venv/installed
+	$(PYTHON) -m experiments.train --config=configs/mld.py:digits --workdir=$(WORKDIR)
+	$(PYTHON) -m experiments.evaluate --workdir=$(WORKDIR)
+	$(PYTHON) -m experiments.sample --workdir=$(WORKDIR) --num=16
+	@cat $(WORKDIR)/results.md
+	@ls $(WORKDIR)/samples/*.png
+
+test: .venv/installed
+	$(PYTHON) -m pytest -q -n 2 -m "not slow"
+
+lint: .venv/installed
+	$(PYTHON) -m ruff check .
+	.venv/bin/lint-imports
+
+.venv/installed: requirements.txt
+	python3 -m venv .venv
+	$(PYTHON) -m pip install --quiet --requirement requirements.txt
+	touch $@

@@ -1,0 +1,308 @@
+"""Times the training step, the network and the sampler at the published MNIST-SVHN sizes.
+
+python -m experiments.benchmark [--against=torch] [--rounds=5] [--out=FILE.json]
+
+Latents of 16 and 64, `ScoreMLP` of width 256 (2.35 M parameters), batch 128, Adam, EMA. It runs
+the code that training and sampling run: `mld.score_loss` (the draw of times, noise, loss),
+`state.apply_gradients` (optimiser and EMA) with several steps a dispatch, `solvers.sample`. Data
+are random latents in memory. `--against=torch` measures `torch_counterpart` beside it, in turn,
+with the same weights and as many threads; its step does the same, its evaluation is of one time a
+row, as the public reference evaluates (and of one time for all, for comparison).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import platform
+import time
+from typing import Any
+
+from absl import flags
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from experiments import setup
+from mmdiff_jax import multitime, schedules, solvers
+from mmdiff_jax.errors import UserError
+from mmdiff_jax.frameworks import mld
+from mmdiff_jax.frameworks.base import Settings
+from mmdiff_jax.networks.mlp import ScoreMLP
+from mmdiff_jax.training import state as state_lib
+
+_AGAINST = flags.DEFINE_enum("against", None, ["torch"], "Also measure this counterpart.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds, of which the median is told.", lower_bound=1)
+_OUT = flags.DEFINE_string("out", None, "JSON file for the results.")
+
+THREADS = 2
+SCHEDULE = schedules.VPLinear()
+# What `mld.score_loss` reads of a config.
+CONFIG = ml_collections.ConfigDict(
+  {
+    "variant": "masked",
+    "score": {
+      "schedule": "vp_linear",
+      "prediction": "eps",
+      "importance": False,
+      "t_min": 1e-3,
+      "given_prob": 0.5,
+      "absent_prob": 0.0,
+    },
+  }
+)
+# Calls `()`, which return when the work is done, with how many things of their kind they do.
+Contestant = tuple[Callable[[], Any], int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """What is measured; the defaults are the published MNIST-SVHN sizes.
+
+  Attributes:
+    latents: size of each modality's latent.
+    width: W of the network.
+    batch_size: examples of a training step.
+    rows: rows of an evaluation, and number of samples.
+    burst: training steps and evaluations that are timed at once.
+    solver_steps: steps of the default solver.
+    euler_steps: steps of Euler-Maruyama, timed once.
+    reference_evaluations: evaluations that the public reference spends on a sample by default.
+  """
+
+  latents: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"mnist": 16, "svhn": 64})
+  width: int = 256
+  batch_size: int = 128
+  rows: int = 1000
+  burst: int = 20
+  solver_steps: int = 32
+  euler_steps: int = 1000
+  reference_evaluations: int = 2410
+
+
+def main(argv: Sequence[str]) -> None:
+  """Measures, shows a table, writes the JSON."""
+  del argv
+  # Before the first computation: JAX takes as many threads as it may use cores.
+  if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
+  results = run(Sizes(), against=_AGAINST.value, rounds=_ROUNDS.value)
+  print(table(results))
+  if _OUT.value:
+    pathlib.Path(_OUT.value).write_text(json.dumps(results, indent=2) + "\n")
+
+
+def run(sizes: Sizes, *, against: str | None, rounds: int) -> dict[str, Any]:
+  """Measures all contestants in turn, `rounds` times.
+
+  Returns:
+    "conditions"; "ms", for each contestant the times of all rounds in ms: `step`, `evaluation`,
+    `samples` and `euler_samples` (one round) of ours, `torch_step`, `torch_evaluation` and
+    `torch_evaluation_shared_time`; "median_ms" of these; and with a counterpart "difference", the
+    largest between the networks' outputs, and "ratios" of medians, ours to its.
+
+  Raises:
+    UserError: the counterpart is not installed.
+    AssertionError: its network does not compute what ours does.
+  """
+  rng = np.random.default_rng(0)
+  network = ScoreMLP(width=sizes.width)
+  x = _normal(rng, sizes.latents, sizes.rows)
+  params = network.init(jax.random.key(0), x, _shared_time(sizes))
+  # Off its start, at which the output is 0 whatever the rest may be.
+  params = jax.tree.map(lambda p: p + 0.03 * rng.standard_normal(p.shape, np.float32), params)
+  data = _normal(rng, sizes.latents, 10 * sizes.burst * sizes.batch_size)
+  contestants = _ours(sizes, network, params, x, data)
+  results = {"conditions": _conditions(sizes, rounds)}
+  if against:
+    theirs, results["difference"] = _torch(sizes, network, params, x, data)
+    contestants |= theirs
+    assert results["difference"] <= 1e-4, f"the outputs differ by {results['difference']:.1e}"
+
+  times = {name: [] for name in contestants}
+  for name, (call, _) in contestants.items():
+    if name != "euler_samples":
+      call()  # compiles what is not compiled yet, and fills the caches
+  for round_index in range(rounds):
+    for name, (call, count) in contestants.items():
+      if name != "euler_samples" or round_index == 0:
+        start = time.perf_counter()
+        call()
+        times[name].append(1e3 * (time.perf_counter() - start) / count)
+  median = {name: float(np.median(values)) for name, values in times.items()}
+  results |= {"ms": times, "median_ms": median}
+  if against:
+    results["ratios"] = {
+      "step": median["step"] / median["torch_step"],
+      "evaluation": median["evaluation"] / median["torch_evaluation"],
+      "samples": median["samples"] / (sizes.reference_evaluations * median["torch_evaluation"]),
+    }
+  return results
+
+
+def table(results: Mapping[str, Any]) -> str:
+  """The results for a person to read."""
+  conditions, median, ms = results["conditions"], results["median_ms"], results["ms"]
+  sizes = conditions["sizes"]
+  rows = [
+    ("training step", "step", 1.0, "ms"),
+    (f"evaluation of {sizes['rows']} rows, one time", "evaluation", 1.0, "ms"),
+    (f"{sizes['rows']} samples, dpmpp_2m, {sizes['solver_steps']} steps", "samples", 1e3, "s"),
+    (f"the same, Euler-Maruyama, {sizes['euler_steps']} steps", "euler_samples", 1e3, "s"),
+    ("PyTorch: training step", "torch_step", 1.0, "ms"),
+    ("PyTorch: evaluation, a time a row", "torch_evaluation", 1.0, "ms"),
+    ("PyTorch: evaluation, one time", "torch_evaluation_shared_time", 1.0, "ms"),
+  ]
+  lines = [", ".join(f"{name} {conditions[name]}" for name in conditions if name != "sizes")]
+  for label, name, scale, unit in rows:
+    if name in median:
+      spread = f"{min(ms[name]) / scale:.2f} to {max(ms[name]) / scale:.2f}, {len(ms[name])} rounds"
+      lines.append(f"{label:<48}{median[name] / scale:9.2f} {unit:<3}({spread})")
+  if "ratios" in results:
+    ratios = results["ratios"]
+    lines += [
+      f"Largest difference of the networks' outputs: {results['difference']:.1e}",
+      f"Ratios of medians, ours to PyTorch: step {ratios['step']:.2f}, evaluation"
+      f" {ratios['evaluation']:.2f}; the samples take 1/{1 / ratios['samples']:.0f} of the time of"
+      f" {sizes['reference_evaluations']} of its evaluations ({sizes['burst']} timed a round).",
+    ]
+  return "\n".join(lines)
+
+
+def _conditions(sizes: Sizes, rounds: int) -> dict[str, Any]:
+  return {
+    "sizes": dataclasses.asdict(sizes),
+    "threads": THREADS,
+    "rounds": rounds,
+    "machine": platform.machine(),
+    "load_before": os.getloadavg()[0],
+    "jax": jax.__version__,
+    "device": jax.devices()[0].device_kind,
+  }
+
+
+def _normal(rng: np.random.Generator, latents: Mapping[str, int], rows: int):
+  return {n: rng.standard_normal((rows, size), np.float32) for n, size in latents.items()}
+
+
+def _shared_time(sizes: Sizes) -> dict[str, Any]:
+  return {name: jnp.float32(0.3) for name in sizes.latents}
+
+
+def _ours(sizes: Sizes, network: ScoreMLP, params, x, data) -> dict[str, Contestant]:
+  """The training step, the evaluation, and the two ways to sample."""
+  settings = Settings(
+    steps=10**6, batch_size=sizes.batch_size, learning_rate=1e-4, warmup=0, final=1.0, clip=0.0
+  )
+  tx = state_lib.optimizer(settings)
+  key = jax.random.key(1)
+
+  def one(state, batch):
+    step_key = jax.random.fold_in(key, state.step)
+    loss = functools.partial(mld.score_loss, CONFIG, network, key=step_key, latents=batch)
+    grads, _ = jax.grad(loss, has_aux=True)(state.params)
+    return state_lib.apply_gradients(state, grads, tx, settings.ema), None
+
+  dispatch = jax.jit(
+    lambda state, batches: jax.lax.scan(one, state, batches)[0], donate_argnums=0
+  )
+  # Copies, which the donation may eat.
+  state = state_lib.create(jax.tree.map(jnp.array, params), tx)
+  batches = {
+    name: jnp.asarray(value).reshape(-1, sizes.batch_size, value.shape[1])[: sizes.burst]
+    for name, value in data.items()
+  }
+
+  def step():
+    nonlocal state
+    state = jax.block_until_ready(dispatch(state, batches))
+
+  evaluate = jax.jit(network.apply)
+  t = _shared_time(sizes)
+
+  def evaluation():
+    for _ in range(sizes.burst):
+      jax.block_until_ready(evaluate(params, x, t))
+
+  predict = jax.tree_util.Partial(network.apply, params)
+  denoiser = solvers.from_eps(predict, SCHEDULE)
+  names = list(sizes.latents)
+  shapes = {name: (size,) for name, size in sizes.latents.items()}
+
+  def samples(solver, num_steps):
+    @jax.jit
+    def sample(key, denoiser):
+      prior_key, loop_key = jax.random.split(key)
+      x_init = solvers.prior(prior_key, SCHEDULE, shapes, sizes.rows)
+      path = multitime.joint(names, num_steps)
+      return solvers.sample(loop_key, denoiser, SCHEDULE, x_init, path, solver=solver)
+
+    compiled = sample.lower(key, denoiser).compile()
+    return lambda: jax.block_until_ready(compiled(key, denoiser))
+
+  return {
+    "step": (step, sizes.burst),
+    "evaluation": (evaluation, sizes.burst),
+    "samples": (samples(solvers.dpmpp_2m, sizes.solver_steps), 1),
+    "euler_samples": (samples(solvers.euler_maruyama, sizes.euler_steps), 1),
+  }
+
+
+def _torch(sizes: Sizes, network: ScoreMLP, params, x, data):
+  """The counterpart's contestants, and how far its outputs are from ours."""
+  try:
+    import torch
+  except ImportError as error:
+    raise UserError(
+      "--against=torch needs PyTorch, which is not installed here: pip install torch==2.13.0"
+      " (its CPU build is enough), or leave the flag out."
+    ) from error
+  from experiments import torch_counterpart
+
+  torch.set_num_threads(THREADS)
+  theirs = torch_counterpart.ScoreMLP(sizes.latents, sizes.width)
+  torch_counterpart.load(theirs, params["params"])
+  inputs = {name: torch.tensor(value) for name, value in x.items()}
+  shared = {name: torch.full((1,), 0.3) for name in sizes.latents}
+  rows = {name: torch.full((sizes.rows,), 0.3) for name in sizes.latents}
+
+  def evaluation(t):
+    def call():
+      with torch.inference_mode():
+        for _ in range(sizes.burst):
+          theirs(inputs, t)
+
+    return call
+
+  with torch.inference_mode():
+    found = theirs(inputs, rows)
+  expected = network.apply(params, x, _shared_time(sizes))
+  difference = max(float(np.abs(found[n].numpy() - expected[n]).max()) for n in sizes.latents)
+
+  trainer = torch_counterpart.Trainer(
+    theirs,
+    data,
+    batch_size=sizes.batch_size,
+    learning_rate=1e-4,
+    decay=0.999,
+    beta_min=SCHEDULE.beta_min,
+    beta_max=SCHEDULE.beta_max,
+  )
+
+  def step():
+    for _ in range(sizes.burst):
+      trainer.step()
+
+  contestants = {
+    "torch_step": (step, sizes.burst),
+    "torch_evaluation": (evaluation(rows), sizes.burst),
+    "torch_evaluation_shared_time": (evaluation(shared), sizes.burst),
+  }
+  return contestants, difference
+
+
+if __name__ == "__main__":
+  setup.run(main)

@@ -1,0 +1,28 @@
+"""Trains a framework, or goes on with a training that was stopped.
+
+python -m experiments.train --config=configs/mld.py:digits --workdir=DIR [--config.KEY=VALUE ...]
+"""
+
+from collections.abc import Sequence
+
+from ml_collections.config_flags import config_flags
+
+from experiments import setup
+from mmdiff_jax.data import datasets
+from mmdiff_jax.training import trainer
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "What to train: FILE or FILE:DATASET.")
+
+
+def main(argv: Sequence[str]) -> None:
+  """Builds the framework, loads the data and trains."""
+  del argv
+  config = _CONFIG.value
+  framework = setup.build(config)
+  data = {s: datasets.load(config.data.name, s, config.data.data_dir) for s in ("train", "test")}
+  trainer.train(framework, config, setup.WORKDIR.value, data["train"], data["test"])
+  print(f"Trained: {setup.WORKDIR.value}")
+
+
+if __name__ == "__main__":
+  setup.run(main, required=("config", "workdir"))

@@ -1,0 +1,1 @@
+"""Autoencoders: a modality's view to a flat latent and back. One file a kind of modality."""

@@ -1,0 +1,1 @@
+"""Data sets, how they are rendered and prepared, and the input pipeline."""

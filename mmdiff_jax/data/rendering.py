@@ -1,0 +1,214 @@
+"""How an example of `digits` is drawn: handwriting, scene, dial tone and caption, in NumPy.
+
+Everything starts from scikit-learn's 1,797 real handwritten digits (8x8, 16 grey levels) and its
+two photos. Each *draw* of a handwriting places it anew (a little slant, turn, size and shift), so
+that a split holds many draws of each handwriting, and no handwriting is in two splits.
+"""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float, Int
+import numpy as np
+
+from mmdiff_jax.data import audio
+
+SIZE = 16
+TONE = audio.LogMel()
+
+# The telephone keypad's four rows and three columns, in hertz (ITU-T Q.23), and each digit's two.
+_HERTZ = np.array([697.0, 770.0, 852.0, 941.0, 1209.0, 1336.0, 1477.0])
+_KEYS = np.array([(3, 5)] + [((d - 1) // 3, 4 + (d - 1) % 3) for d in range(1, 10)])
+
+_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+ALPHABET = " abcdefghijklmnopqrstuvwxyz0123456789"
+CAPTION_LENGTH = 24
+
+
+def place_handwriting(
+  digits: Float[np.ndarray, "n 8 8"], rng: np.random.Generator
+) -> Float[np.ndarray, "n 16 16"]:
+  """Draws 8x8 handwriting on a 16x16 page, slightly slanted, turned, sized and shifted.
+
+  Args:
+    digits: [n, 8, 8] float in [0, 1].
+    rng: the source of the placement.
+
+  Returns:
+    [n, 16, 16] float32 in [0, 1].
+  """
+  n = len(digits)
+  turn = rng.uniform(-0.12, 0.12, n)
+  slant = rng.uniform(-0.25, 0.25, n)
+  size = rng.uniform(0.9, 1.1, n) * (8 / (SIZE - 1.0))
+  shift = rng.uniform(-0.5, 0.5, (n, 2))
+  # Output pixel -> handwriting pixel: centre, shear, turn, scale, centre.
+  grid = np.stack(np.meshgrid(np.arange(SIZE), np.arange(SIZE), indexing="ij"), -1) - 7.5
+  rows, columns = grid[..., 0], grid[..., 1]
+  columns = columns[None] + slant[:, None, None] * rows[None]
+  rows = np.broadcast_to(rows, columns.shape)
+  cos, sin = np.cos(turn)[:, None, None], np.sin(turn)[:, None, None]
+  source_rows = size[:, None, None] * (cos * rows - sin * columns) + 3.5 + shift[:, :1, None]
+  source_columns = size[:, None, None] * (sin * rows + cos * columns) + 3.5 + shift[:, 1:, None]
+  return _bilinear(digits, source_rows, source_columns)
+
+
+def _bilinear(images, rows, columns):
+  """Samples [n, h, w] at [n, 16, 16] places; outside is 0."""
+  padded = np.pad(images, ((0, 0), (2, 2), (2, 2)))
+  limit = padded.shape[1] - 1.001
+  rows = np.clip(rows + 2, 0, limit)
+  columns = np.clip(columns + 2, 0, limit)
+  r, c = rows.astype(int), columns.astype(int)
+  fr, fc = rows - r, columns - c
+  i = np.arange(len(images))[:, None, None]
+  top = padded[i, r, c] * (1 - fc) + padded[i, r, c + 1] * fc
+  low = padded[i, r + 1, c] * (1 - fc) + padded[i, r + 1, c + 1] * fc
+  return (top * (1 - fr) + low * fr).astype(np.float32)
+
+
+def composite(
+  pages: Float[np.ndarray, "n 16 16"],
+  photos: Sequence[Float[np.ndarray, "_ _ 3"]],
+  rng: np.random.Generator,
+) -> Float[np.ndarray, "n 16 16 3"]:
+  """Writes each page on a random crop of a photo, in the crop's own inverted colours.
+
+  As in PolyMNIST the ink is the negative of what lies under it. A mid-grey crop is its own
+  negative and nobody could read it, so crops without contrast to their negative are drawn again.
+
+  Args:
+    pages: [n, 16, 16] handwriting in [0, 1], 1 is ink.
+    photos: arrays [h, w, 3] in [0, 1].
+    rng: the source of the crops.
+
+  Returns:
+    [n, 16, 16, 3] float32 in [0, 1].
+  """
+  crops = np.empty(pages.shape + (3,), np.float32)
+  todo = np.arange(len(pages))
+  while len(todo):
+    which = rng.integers(len(photos), size=len(todo))
+    for p, photo in enumerate(photos):
+      rows = todo[which == p]
+      top = rng.integers(photo.shape[0] - SIZE + 1, size=len(rows))
+      left = rng.integers(photo.shape[1] - SIZE + 1, size=len(rows))
+      windows = np.lib.stride_tricks.sliding_window_view(photo, (SIZE, SIZE), axis=(0, 1))
+      crops[rows] = windows[top, left].transpose(0, 2, 3, 1)
+    contrast = np.abs(1.0 - 2.0 * crops[todo]).mean(axis=(1, 2, 3))
+    todo = todo[contrast < 0.35]
+  ink = np.minimum(1.5 * pages, 1.0)[..., None]
+  return crops * (1.0 - ink) + (1.0 - crops) * ink
+
+
+def dial_tone(
+  labels: Int[np.ndarray, " n"], rng: np.random.Generator
+) -> Float[np.ndarray, "n samples"]:
+  """The two sines of each digit's key, of random level, phase, length and noise.
+
+  Args:
+    labels: [n] digits.
+    rng: the source of what is random.
+
+  Returns:
+    [n, samples] float32 in [-1, 1] at `TONE.sample_rate`.
+  """
+  n, samples = len(labels), TONE.samples
+  # sin(w t + phase) = cos(phase) sin(w t) + sin(phase) cos(w t): all clips are one matrix product
+  # of these coefficients with the sines and cosines of the keypad's seven frequencies.
+  level = 10 ** (rng.uniform(-20, -6, (n, 1)) / 20)
+  phase = rng.uniform(0, 2 * np.pi, (n, 2))
+  coefficients = np.zeros((n, 2, len(_HERTZ)), np.float32)
+  np.put_along_axis(coefficients[:, 0], _KEYS[labels], level * np.cos(phase), axis=1)
+  np.put_along_axis(coefficients[:, 1], _KEYS[labels], level * np.sin(phase), axis=1)
+  time = np.arange(samples) / TONE.sample_rate
+  angle = 2 * np.pi * _HERTZ[:, None] * time
+  table = np.concatenate([np.sin(angle), np.cos(angle)]).astype(np.float32)
+  clips = coefficients.reshape(n, -1) @ table
+
+  clip = samples / TONE.sample_rate
+  length = rng.uniform(0.4, 0.9, (n, 1)) * clip
+  start = rng.uniform(0, 1, (n, 1)) * (clip - length)
+  ramp = 0.005
+  # How far inside the tone a moment is: up to its middle it rises, then it falls.
+  middle = (start + length / 2).astype(np.float32)
+  inside = (length / 2).astype(np.float32) - np.abs(time.astype(np.float32) - middle)
+  clips *= np.clip(inside / np.float32(ramp), 0, 1)
+  noise = 10 ** (rng.uniform(-60, -40, (n, 1)) / 20)
+  clips += rng.standard_normal((n, samples), np.float32) * noise.astype(np.float32)
+  return np.clip(clips, -1, 1)
+
+
+def slant_of(pages: Float[np.ndarray, "n 16 16"]) -> Float[np.ndarray, " n"]:
+  """How far the handwriting leans to the right, as columns a row: [n].
+
+  It is the slope of the ink's centre of mass, covariance of row and column over variance of row.
+  """
+  rows, columns = np.mgrid[:SIZE, :SIZE].astype(np.float32)
+  mass = pages / pages.sum((1, 2), keepdims=True)
+  row = rows - (mass * rows).sum((1, 2))[:, None, None]
+  column = columns - (mass * columns).sum((1, 2))[:, None, None]
+  return -(mass * row * column).sum((1, 2)) / (mass * row**2).sum((1, 2))
+
+
+def captions(
+  labels: Int[np.ndarray, " n"], pages: Float[np.ndarray, "n 16 16"], rng: np.random.Generator
+) -> list[str]:
+  """A short sentence for each example; it names the digit and, in some, what one can see of it.
+
+  `sentence = [article] [property] digit`, where the digit is a word or a figure and the property
+  ("thin", "bold", "left leaning", "right leaning") is measured on the page, so that it is true.
+
+  Args:
+    labels: [n] digits.
+    pages: [n, 16, 16] the `digit` modality, in [0, 1].
+    rng: the source of the wording.
+
+  Returns:
+    n strings of at most `CAPTION_LENGTH` characters out of `ALPHABET`.
+  """
+  ink, slant = pages.mean((1, 2)), slant_of(pages)
+  sentences = []
+  for label, weight, lean in zip(labels, ink, slant, strict=True):
+    properties = [""]
+    if weight < 0.225:
+      properties.append("thin")
+    if weight > 0.305:
+      properties.append("bold")
+    if lean < -0.22:
+      properties.append("left leaning")
+    if lean > 0.14:
+      properties.append("right leaning")
+    chosen = properties[rng.integers(len(properties))]
+    name = _NAMES[label] if rng.random() < 0.7 else str(label)
+    opening = ("", "a", "the")[rng.integers(3)]
+    if opening == "a" and not chosen and name in ("eight", "8"):
+      opening = "an"
+    sentences.append(" ".join(word for word in (opening, chosen, name) if word))
+  return sentences
+
+
+def tokens_of(sentences: Sequence[str]) -> Int[np.ndarray, "n length"]:
+  """Characters as indices into `ALPHABET`, with blanks before them: [n, CAPTION_LENGTH] int32.
+
+  The blanks come first since the digit comes last: it then stands at the same places whatever is
+  said before it, and an autoencoder of whole lines finds it there.
+
+  Raises:
+    ValueError: a sentence is too long or has a character that `ALPHABET` lacks.
+  """
+  tokens = np.zeros((len(sentences), CAPTION_LENGTH), np.int32)
+  for row, sentence in zip(tokens, sentences, strict=True):
+    unknown = sorted(set(sentence) - set(ALPHABET))
+    if unknown or len(sentence) > CAPTION_LENGTH:
+      raise ValueError(
+        f"the caption {sentence!r} cannot be encoded: "
+        + (f"unknown characters {unknown}" if unknown else f"over {CAPTION_LENGTH} characters")
+        + f"; captions are lower case, out of {ALPHABET!r}"
+      )
+    row[CAPTION_LENGTH - len(sentence) :] = [ALPHABET.index(character) for character in sentence]
+  return tokens
+
+
+def text_of(tokens: Int[np.ndarray, " length"]) -> str:
+  """The sentence that [CAPTION_LENGTH] tokens spell, without the blanks around it."""
+  return "".join(ALPHABET[token] for token in tokens).strip()

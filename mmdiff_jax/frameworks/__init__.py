@@ -1,0 +1,1 @@
+"""Frameworks: which spaces are diffused, which network predicts, what is trained in which stage."""

@@ -1,0 +1,117 @@
+"""What every framework is to the trainer, the sampler and the evaluation: stages and functions.
+
+The parameters of a framework are one dict `{entry: pytree}`. A stage creates and trains some of the
+entries; all others are frozen while it runs. A framework is nothing but its stages in order, and a
+function that generates.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from mmdiff_jax import modalities as modalities_lib
+from mmdiff_jax.solvers import Solver
+
+Params = dict[str, Any]
+Batch = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """How long and how fast a stage trains.
+
+  Attributes:
+    steps: optimiser steps in all.
+    batch_size: examples a step, over all devices.
+    learning_rate: peak of the schedule (linear warm-up, then cosine to `final` times the peak).
+    warmup: steps of linear warm-up.
+    final: learning rate at the last step, as a share of the peak.
+    weight_decay: AdamW's decoupled decay.
+    b2: AdamW's decay of the second moment.
+    clip: bound on the gradient's global norm; 0 leaves it alone.
+    ema: decay of the running mean of the parameters that later stages and sampling use; its early
+      steps average over what there is (the decay at step n is at most (1 + n) / (10 + n)).
+    steps_per_dispatch: steps that one call of the compiled function takes. Matrix-product networks
+      gain from several; convolutions on CPU lose (their gradients are slow inside a scan).
+  """
+
+  steps: int
+  batch_size: int
+  learning_rate: float
+  warmup: int = 100
+  final: float = 0.0
+  weight_decay: float = 0.0
+  b2: float = 0.999
+  clip: float = 1.0
+  ema: float = 0.999
+  steps_per_dispatch: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """One piece of training.
+
+  Attributes:
+    name: names its checkpoints and its scalars; letters, digits and `_`.
+    trainable: the entries of the parameters that this stage creates and trains.
+    settings: how long and how fast.
+    prepare: `(frozen, data) -> (constants, examples)`, called once before the first step, on the
+      host: from the frozen entries and the training split (dict of arrays, first axis is the
+      example) it makes what the loss will see (dict of arrays, first axis is the example) and
+      entries that are measured rather than trained (such as the statistics of latents). The
+      constants join the frozen entries and are kept in this stage's checkpoint.
+    init: `(key, frozen, batch) -> trained`, a dict with exactly the entries in `trainable`.
+    loss: `(trained, frozen, key, batch) -> (loss, metrics)`: pure; `metrics` is a flat dict of
+      scalars, one a modality named `loss_<modality>` where the loss has such parts.
+    report: `(params, key, data) -> {tag: {modality: array}}`, what to show a person of the current
+      parameters: arrays in the model's view, of some rows of the test split `data`.
+  """
+
+  name: str
+  trainable: tuple[str, ...]
+  settings: Settings
+  prepare: Callable[[Params, Batch], tuple[Params, dict[str, np.ndarray]]]
+  init: Callable[..., Params]
+  loss: Callable[..., tuple[Any, dict[str, Any]]]
+  report: Callable[..., dict[str, dict[str, Any]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How to generate.
+
+  Attributes:
+    solver: the solver, such as `solvers.dpmpp_2m`.
+    steps: number of steps from time 1 to 0.
+    guidance: strength of what is given; 1 is the plain conditional law.
+    order: groups of modalities that are generated one after the other, each given those before it,
+      in `steps` steps each; what it does not name joins the last group. Empty: all together.
+  """
+
+  solver: Solver
+  steps: int
+  guidance: float = 1.0
+  order: tuple[tuple[str, ...], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Framework:
+  """A way to generate several modalities together.
+
+  Attributes:
+    modalities: what it was built for, in order.
+    stages: what is trained, in order.
+    sample: `(params, key, given, targets, num, sampling) -> samples`: `given` is a dict of arrays
+      in the model's view with `num` rows each, `targets` a tuple of names that are to be generated
+      (names in neither are absent), `samples` a dict of the targets in the model's view. Can be
+      jitted with `targets`, `num` and `sampling` static.
+    evaluations: `(given, targets, sampling) -> int`: network evaluations that one sample costs, both
+      given and targets as tuples of names; guidance counts twice.
+  """
+
+  modalities: tuple[modalities_lib.Modality, ...]
+  stages: tuple[Stage, ...]
+  sample: Callable[..., dict[str, Any]]
+  evaluations: Callable[..., int]

@@ -1,0 +1,450 @@
+"""MLD: masked multi-time diffusion of latents (Bounoua, Franzese and Michiardi 2023).
+
+Stage 1 trains one deterministic autoencoder a modality, each alone: z_m = E_m(x_m). The latents of
+the training set are then encoded once, standardised with its mean and deviation, and kept.
+
+Stage 2 trains one score network on all latents R = (z_1, .., z_M) together. The masked forward SDE
+
+  dR = m(A_1) * [f(t) R dt + g(t) dW]                                                          (1)
+
+diffuses the modalities of A_1 and leaves those of A_2 as they are. In multi-time that is t_m = t for
+m in A_1 and t_m = 0 in A_2, and the law of each latent at its time is known in closed form:
+z_m(t_m) = alpha(t_m) z_m + sigma(t_m) eps. A_1 is drawn anew for each example. Beyond the paper some
+modalities may be absent (t_m = 1), which is what guidance and generation without them need.
+
+Sampling integrates the reverse of (1) from noise, the given latents held at time 0,
+
+  dR = m(A_1) * [(-f(t') R + g(t')^2 score(R, t')) dt + g(t') dW],  t' = T - t,                (2)
+
+or its probability-flow ODE, by any solver along any path through multi-time.
+
+Two baselines of the paper differ in the draw of times alone: `inpaint` trains on joint times only
+and imposes what is given by noising it to the current time; `unidiffuser` draws independent times.
+"""
+
+from collections.abc import Mapping, Sequence
+import functools
+from typing import Any
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmdiff_jax import guidance, multitime, schedules, solvers
+from mmdiff_jax.autoencoders.signal import SignalAutoencoder
+from mmdiff_jax.autoencoders.text import TextAutoencoder
+from mmdiff_jax.errors import UserError
+from mmdiff_jax.frameworks.base import Batch, Framework, Params, Sampling, Settings, Stage
+from mmdiff_jax.modalities import Modality
+from mmdiff_jax.networks.latent import LatentDenoiser
+from mmdiff_jax.networks.mlp import ScoreMLP
+
+VARIANTS = ("masked", "inpaint", "unidiffuser")
+_CHUNK = 4096  # examples encoded at once
+
+
+def build(config: Any, modalities: Sequence[Modality]) -> Framework:
+  """MLD for some modalities.
+
+  Args:
+    config: reads `variant`, `autoencoder`, `score` and `sampling` as `configs/mld.py` has them.
+    modalities: what is generated; the score network sees all of them.
+
+  Returns:
+    The framework: one stage an autoencoder, then the stage `score`.
+
+  Raises:
+    UserError: an unknown variant, or a modality without an autoencoder.
+  """
+  if config.variant not in VARIANTS:
+    raise UserError(
+      f"config.variant is {config.variant!r}; MLD has the variants {', '.join(VARIANTS)}."
+    )
+  modalities = tuple(modalities)
+  codecs = {modality.name: autoencoder(modality, config) for modality in modalities}
+  stages = [_autoencoder_stage(m, codecs[m.name], config) for m in modalities]
+  generate = functools.partial(sample, config, modalities, codecs)
+  score = _score_stage(config, modalities, codecs, generate)
+  evaluations = functools.partial(_evaluations, config)
+  return Framework(modalities, (*stages, score), generate, evaluations)
+
+
+# ---------------------------------------------------------------------------- stage 1
+
+
+def autoencoder(modality: Modality, config: Any) -> SignalAutoencoder | TextAutoencoder:
+  """The autoencoder of a modality, sized by `config.autoencoder[name]`.
+
+  Raises:
+    UserError: the config has no sizes for it, or its kind has no autoencoder.
+  """
+  if modality.name not in config.autoencoder or modality.kind == "label":
+    raise UserError(
+      f"MLD cannot encode the modality {modality.name!r}: config.autoencoder has sizes for"
+      f" {', '.join(config.autoencoder)}. Add it there or leave it out of config.modalities."
+    )
+  size = config.autoencoder[modality.name]
+  if modality.kind == "text":
+    (length,) = modality.shape
+    return TextAutoencoder(length, modality.num_classes, size.latent, size.width, size.depth)
+  return SignalAutoencoder(
+    modality.shape, size.latent, size.width, size.depth, modality.likelihood, size.robust
+  )
+
+
+def _autoencoder_stage(modality: Modality, codec, config) -> Stage:
+  """Stage 1 of one modality: reconstruct, through a latent that stands a little noise."""
+  name, entry = modality.name, f"autoencoder_{modality.name}"
+  size = config.autoencoder[name]
+
+  def prepare(frozen: Params, data: Batch):
+    del frozen
+    return {}, {name: np.asarray(data[name])}
+
+  def init(key, frozen, batch):
+    del frozen
+    return {entry: {"params": _init_both(codec, key, batch[name][:2])}}
+
+  def loss(trained, frozen, key, batch):
+    del frozen
+    x = batch[name]
+    z = codec.apply(trained[entry], x, method="encode")
+    noisy = z + size.noise * jax.random.normal(key, z.shape)
+    reconstruction = jnp.mean(codec.apply(trained[entry], x, noisy, method="loss"))
+    # The noise makes nearby latents decode alike; without a pull to 0 the encoder would simply
+    # spread them until it does not matter.
+    spread = jnp.mean(jnp.sum(z**2, axis=-1))
+    return reconstruction + size.penalty * spread, {f"loss_{name}": reconstruction}
+
+  @jax.jit
+  def reconstruct(params, x):
+    z = codec.apply(params[entry], x, method="encode")
+    return codec.apply(params[entry], z, method="decode")
+
+  def report(params, key, data):
+    del key
+    return {
+      "data": {name: data[name]},
+      "reconstruction": {name: reconstruct({entry: params[entry]}, data[name])},
+    }
+
+  settings = Settings(**size.training)
+  return Stage(f"autoencoder_{name}", (entry,), settings, prepare, init, loss, report)
+
+
+def _init_both(codec, key, x):
+  """Parameters of both halves: a Flax module makes only those that the called method meets."""
+  encoder, decoder = jax.random.split(key)
+  z = jnp.zeros((x.shape[0], codec.latent))
+  return {
+    **codec.init(encoder, x, method="encode")["params"],
+    **codec.init(decoder, z, method="decode")["params"],
+  }
+
+
+# ---------------------------------------------------------------------------- stage 2
+
+
+def encode(codecs: Mapping[str, Any], params: Params, data: Batch) -> dict[str, np.ndarray]:
+  """Latents of all examples, before standardisation: {name: [examples, latent]}.
+
+  Args:
+    codecs: the autoencoders, by modality.
+    params: their entries.
+    data: arrays in the model's view; modalities without a codec are left out.
+  """
+  encoders = {
+    name: jax.jit(functools.partial(codec.apply, method="encode"))
+    for name, codec in codecs.items()
+    if name in data
+  }
+  return {
+    name: np.concatenate(
+      [
+        np.asarray(encoder(params[f"autoencoder_{name}"], data[name][i : i + _CHUNK]))
+        for i in range(0, len(data[name]), _CHUNK)
+      ]
+    )
+    for name, encoder in encoders.items()
+  }
+
+
+def statistics(latents: Batch) -> dict[str, dict[str, np.ndarray]]:
+  """Mean and deviation of each latent's components over all examples given."""
+  return {
+    name: {
+      "mean": z.mean(axis=0, dtype=np.float64).astype(np.float32),
+      "std": np.maximum(z.std(axis=0, dtype=np.float64), 1e-6).astype(np.float32),
+    }
+    for name, z in latents.items()
+  }
+
+
+def score_network(config: Any) -> LatentDenoiser | ScoreMLP:
+  """The multi-time network of `config.score.network`.
+
+  Raises:
+    UserError: an unknown kind of network.
+  """
+  network = config.score.network.to_dict()
+  kind = network.pop("kind")
+  if kind not in ("towers", "published"):
+    raise UserError(
+      f"config.score.network.kind is {kind!r}; it can be 'towers' or 'published' (the paper's)."
+    )
+  return LatentDenoiser(**network) if kind == "towers" else ScoreMLP(width=network["width"])
+
+
+def schedule_of(config: Any) -> schedules.Schedule:
+  """The schedule of `config.score.schedule`.
+
+  Raises:
+    UserError: an unknown schedule.
+  """
+  known = {"vp_linear": schedules.VPLinear, "vp_cosine": schedules.VPCosine}
+  if config.score.schedule not in known:
+    raise UserError(
+      f"config.score.schedule is {config.score.schedule!r}; it can be {' or '.join(known)}."
+    )
+  return known[config.score.schedule]()
+
+
+def draw_times(config: Any, key, batch_size: int, names: Sequence[str]) -> multitime.Draw:
+  """The variant's draw of times for a batch."""
+  score = config.score
+  schedule = schedule_of(config)
+  draw_t = (
+    multitime.importance_time(schedule, score.t_min)
+    if score.importance
+    else multitime.uniform_time(score.t_min)
+  )
+  if config.variant == "inpaint":
+    return multitime.draw_joint(key, batch_size, names, draw_t=draw_t)
+  if config.variant == "unidiffuser":
+    return multitime.draw_independent(key, batch_size, names, draw_t=draw_t)
+  return multitime.draw_masked(
+    key,
+    batch_size,
+    names,
+    given_prob=score.given_prob,
+    absent_prob=score.absent_prob,
+    draw_t=draw_t,
+  )
+
+
+def score_loss(config: Any, network, params, key, latents: Batch):
+  """The masked denoising loss of (1).
+
+  Each modality counts equally, whatever the size of its latent: the squared error is a mean over
+  components, then over the examples in which it is diffused (and not over those where it is given
+  or absent), then over modalities.
+
+  Args:
+    config: the score's settings; `prediction` "eps" or "v" says what the network predicts, and the
+      loss is on that.
+    network: the multi-time network.
+    params: its parameters.
+    key: draws times and noise.
+    latents: standardised latents, {name: [batch, latent]}.
+
+  Returns:
+    The loss and `loss_<modality>` for each.
+  """
+  schedule = schedule_of(config)
+  names = sorted(latents)
+  batch_size = latents[names[0]].shape[0]
+  time_key, noise_key = jax.random.split(key)
+  draw = draw_times(config, time_key, batch_size, names)
+  noisy, target = {}, {}
+  for name in names:
+    z, t = latents[name], draw.t[name][:, None]
+    eps = jax.random.normal(multitime.modality_key(noise_key, name), z.shape)
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    # What is absent must tell nothing: alpha(1) of VP linear is not quite 0.
+    noisy[name] = jnp.where(t == 1.0, eps, alpha * z + sigma * eps)
+    target[name] = eps if config.score.prediction == "eps" else alpha * eps - sigma * z
+  predicted = network.apply(params, noisy, draw.t)
+  metrics, total = {}, 0.0
+  for name in names:
+    error = jnp.mean((predicted[name] - target[name]) ** 2, axis=-1)
+    diffused = draw.diffused[name]
+    # The expected number of diffused examples is the same for all modalities.
+    total += jnp.mean(draw.weight * diffused * error) / len(names)
+    metrics[f"loss_{name}"] = jnp.sum(draw.weight * diffused * error) / jnp.maximum(
+      jnp.sum(diffused), 1
+    )
+  return total, metrics
+
+
+def _score_stage(config, modalities, codecs, generate) -> Stage:
+  network = score_network(config)
+  names = tuple(modality.name for modality in modalities)
+
+  def prepare(frozen: Params, data: Batch):
+    latents = encode(codecs, frozen, {name: data[name] for name in names})
+    measured = statistics(latents)
+    standard = {
+      name: (z - measured[name]["mean"]) / measured[name]["std"] for name, z in latents.items()
+    }
+    return {"statistics": measured}, standard
+
+  def init(key, frozen, batch):
+    del frozen
+    x = {name: batch[name][:2] for name in names}
+    return {"score": network.init(key, x, {name: jnp.zeros(2) for name in names})}
+
+  def loss(trained, frozen, key, batch):
+    del frozen
+    return score_loss(config, network, trained["score"], key, batch)
+
+  settings = sampling_of(config)
+  jitted = jax.jit(generate, static_argnums=(3, 4, 5))
+
+  def report(params, key, data):
+    rows = len(data[names[0]])
+    given = {names[0]: data[names[0]]}
+    rest = names[1:]
+    return {
+      "joint": jitted(params, key, {}, names, rows, settings),
+      f"from_{names[0]}": given | (jitted(params, key, given, rest, rows, settings) if rest else {}),
+    }
+
+  stage_settings = Settings(**config.score.training)
+  return Stage("score", ("score",), stage_settings, prepare, init, loss, report)
+
+
+# ---------------------------------------------------------------------------- generation
+
+
+def sampling_of(config: Any) -> Sampling:
+  """The default way to sample, from `config.sampling`.
+
+  Raises:
+    UserError: an unknown solver.
+  """
+  name = config.sampling.solver
+  solver = solvers.ddim(0.0) if name == "ddim" else getattr(solvers, name, None)
+  if not isinstance(solver, solvers.Solver):
+    raise UserError(
+      f"There is no solver {name!r}. There are: ancestral, ddim, dpmpp_2m, euler_maruyama, heun."
+    )
+  order = tuple(tuple(group) for group in config.sampling.order)
+  return Sampling(solver, config.sampling.steps, config.sampling.guidance, order)
+
+
+def _groups(targets: Sequence[str], order: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+  """Targets in the order in which they are generated."""
+  groups = [tuple(name for name in group if name in targets) for group in order]
+  groups = [group for group in groups if group]
+  rest = tuple(name for name in targets if not any(name in group for group in groups))
+  if not groups:
+    return [rest]
+  return [*groups[:-1], groups[-1] + rest]
+
+
+def _evaluations(config, given, targets, sampling: Sampling) -> int:
+  guided = sampling.guidance != 1.0 and config.variant != "inpaint"
+  groups = _groups(targets, sampling.order)
+  each = sampling.solver.evaluations(sampling.steps)
+  # The first group is unguided when nothing is given, but both branches are computed all the same.
+  return len(groups) * each * (2 if guided and (given or len(groups) > 1) else 1)
+
+
+def sample(
+  config: Any,
+  modalities: Sequence[Modality],
+  codecs: Mapping[str, Any],
+  params: Params,
+  key,
+  given: Batch,
+  targets: tuple[str, ...],
+  num: int,
+  sampling: Sampling,
+) -> dict[str, Any]:
+  """Generates by (2): `Framework.sample` once the first three arguments are bound.
+
+  Args:
+    config: the framework's.
+    modalities: all that the network sees.
+    codecs: their autoencoders.
+    params: all entries.
+    key: the source of noise.
+    given: arrays in the model's view with `num` rows each; may be empty.
+    targets: what to generate. Modalities in neither are absent.
+    num: number of samples.
+    sampling: how.
+
+  Returns:
+    The targets in the model's view.
+  """
+  names = [modality.name for modality in modalities]
+  schedule = schedule_of(config)
+  absent = [name for name in names if name not in given and name not in targets]
+  groups = _groups(targets, sampling.order if config.variant != "inpaint" else ())
+  _warn_untrained(config, absent, groups, sampling)
+
+  measured = params["statistics"]
+  shapes = {name: codecs[name].latent for name in names}
+  prior_key, loop_key, absent_key, known_key = jax.random.split(key, 4)
+  noise = {name: jnp.zeros((num, size)) for name, size in shapes.items()}
+  prior, other = (
+    {name: multitime.normal_like(k, name, x) for name, x in noise.items()}
+    for k in (prior_key, absent_key)
+  )
+  known = {
+    name: (codecs[name].apply(params[f"autoencoder_{name}"], x, method="encode")
+           - measured[name]["mean"]) / measured[name]["std"]
+    for name, x in given.items()
+  }
+
+  network = score_network(config)
+  predict = jax.tree_util.Partial(network.apply, params["score"])
+  convert = solvers.from_eps if config.score.prediction == "eps" else solvers.from_v
+  denoiser = convert(predict, schedule)
+  if config.variant == "inpaint":
+    # The network knows joint times only: all fall together, and what is given is put back, noised
+    # to the current time, after each step.
+    path = multitime.marginal(names, [*groups[0], *known], sampling.steps)
+
+    def project(key, x, s):
+      noised = {
+        name: schedule.alpha(s[name]) * z
+        + schedule.sigma(s[name]) * multitime.normal_like(key, name, z)
+        for name, z in known.items()
+      }
+      return {**x, **noised}
+
+    x_init = project(known_key, prior, {name: jnp.float32(1.0) for name in names})
+  else:
+    if sampling.guidance != 1.0 and (known or len(groups) > 1):
+      denoiser = guidance.guide(denoiser, sampling.guidance, other)
+    path = multitime.sequential(groups, sampling.steps, given=tuple(known), absent=tuple(absent))
+    project, x_init = None, {**prior, **known}
+  z = solvers.sample(
+    loop_key, denoiser, schedule, x_init, path, solver=sampling.solver, project=project
+  )
+  return {
+    name: codecs[name].apply(
+      params[f"autoencoder_{name}"],
+      z[name] * measured[name]["std"] + measured[name]["mean"],
+      method="decode",
+    )
+    for name in targets
+  }
+
+
+def _warn_untrained(config, absent, groups, sampling: Sampling) -> None:
+  """Says when the path visits states that the network has not been trained on."""
+  uses_absent = bool(absent) or len(groups) > 1 or sampling.guidance != 1.0
+  trained = config.variant == "unidiffuser" or (
+    config.variant == "masked" and config.score.absent_prob > 0
+  )
+  if uses_absent and not trained:
+    warnings.warn(
+      "This way of sampling needs absent modalities (time 1), and this network was trained without"
+      f" them (variant {config.variant!r}, config.score.absent_prob={config.score.absent_prob})."
+      " Name every modality as given or target, leave sampling.order empty and guidance at 1, or"
+      " train with config.score.absent_prob above 0.",
+      stacklevel=2,
+    )

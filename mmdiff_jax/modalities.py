@@ -1,0 +1,135 @@
+"""What a modality is, and how to draw some of them for a person, in NumPy alone."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+
+from jaxtyping import Float, UInt8
+import numpy as np
+
+KINDS = ("image", "audio", "text", "label")
+LIKELIHOODS = ("gaussian", "laplace", "bernoulli", "categorical")
+
+
+@dataclasses.dataclass(frozen=True)
+class Modality:
+  """One modality of a data set: what the model sees of it and how a person does.
+
+  The model's view, without the batch axis, by kind:
+
+  * image: float32 in [0, 1], [height, width, channels];
+  * audio: float32 log-mel spectrogram in about [0, 1], [frames, bands];
+  * text: int32 tokens below `num_classes`, [length];
+  * label: int32 below `num_classes`, [].
+
+  Attributes:
+    name: names it in batches, times, checkpoints and scalars.
+    kind: what it is to a person, one of `KINDS`.
+    shape: shape of the model's view.
+    likelihood: the law of the model's view given what a decoder says of it, of `LIKELIHOODS`.
+    show: model's view of one example -> what a person looks at (uint8 [height, width, 3]), listens
+      to (float waveform [samples] in [-1, 1] at `sample_rate`) or reads (a string).
+    num_classes: size of the vocabulary of a text or a label, else 0.
+    sample_rate: of the waveform that `show` returns, in hertz; 0 if it is no audio.
+
+  Raises:
+    ValueError: an unknown kind or likelihood, or `num_classes` or `sample_rate` where there can be
+      none, or none where there must be one.
+  """
+
+  name: str
+  kind: str
+  shape: tuple[int, ...]
+  likelihood: str
+  show: Callable[[np.ndarray], np.ndarray | str]
+  num_classes: int = 0
+  sample_rate: int = 0
+
+  def __post_init__(self):
+    if self.kind not in KINDS or self.likelihood not in LIKELIHOODS:
+      raise ValueError(
+        f"modality {self.name!r}: kind {self.kind!r} must be one of {KINDS} and "
+        f"likelihood {self.likelihood!r} one of {LIKELIHOODS}"
+      )
+    if (self.likelihood == "categorical") != (self.num_classes > 0):
+      raise ValueError(
+        f"modality {self.name!r}: num_classes={self.num_classes} with likelihood "
+        f"{self.likelihood!r}; categorical modalities have classes, others have none"
+      )
+    if (self.kind == "audio") != (self.sample_rate > 0):
+      raise ValueError(
+        f"modality {self.name!r}: sample_rate={self.sample_rate} with kind {self.kind!r}; audio "
+        "has a sample rate, other kinds have none"
+      )
+
+
+def image_picture(
+  image: Float[np.ndarray, "height width channels"],
+) -> UInt8[np.ndarray, "height width 3"]:
+  """An image in [0, 1] as a picture.
+
+  Args:
+    image: [height, width, 1 or 3]; values outside [0, 1] are clipped.
+
+  Returns:
+    uint8 [height, width, 3].
+  """
+  grey_or_colour = np.round(np.clip(np.asarray(image, np.float32), 0.0, 1.0) * 255.0)
+  return np.broadcast_to(grey_or_colour, image.shape[:-1] + (3,)).astype(np.uint8)
+
+
+# Night, violet, ember, straw: darker is quieter for every eye, whatever it makes of the hues.
+_COLOURS = np.array([[6, 6, 24], [92, 24, 122], [226, 92, 60], [252, 246, 176]], np.float32)
+
+
+def spectrogram_picture(
+  spectrogram: Float[np.ndarray, "frames bands"],
+) -> UInt8[np.ndarray, "bands frames 3"]:
+  """A spectrogram in [0, 1] as a picture, time to the right, pitch upwards, brighter is louder.
+
+  Args:
+    spectrogram: [frames, bands]; values outside [0, 1] are clipped.
+
+  Returns:
+    uint8 [bands, frames, 3].
+  """
+  level = np.clip(np.asarray(spectrogram, np.float32).T[::-1], 0.0, 1.0)
+  places = np.linspace(0.0, 1.0, len(_COLOURS))
+  channels = [np.interp(level, places, channel) for channel in _COLOURS.T]
+  return np.round(np.stack(channels, -1)).astype(np.uint8)
+
+
+def picture(
+  modality: Modality, example: Float[np.ndarray, "..."]
+) -> UInt8[np.ndarray, "height width 3"]:
+  """One example of an image or audio modality (the model's view) as uint8 [height, width, 3].
+
+  Raises:
+    ValueError: texts and labels are read, not looked at.
+  """
+  if modality.kind == "image":
+    return modality.show(example)
+  if modality.kind == "audio":
+    return spectrogram_picture(example)
+  raise ValueError(f"modality {modality.name!r} is a {modality.kind}; print what `show` returns")
+
+
+def grid(
+  pictures: Sequence[UInt8[np.ndarray, "height width 3"]], columns: int, *, zoom: int = 1
+) -> UInt8[np.ndarray, "_ _ 3"]:
+  """Pictures of one size in rows of `columns`, one white pixel apart (before zooming).
+
+  Args:
+    pictures: uint8 [height, width, 3] each, at least one.
+    columns: pictures in a row; the places left in the last row stay white.
+    zoom: pixels a side that each pixel becomes.
+
+  Returns:
+    uint8 [zoom * (rows * (height + 1) + 1), zoom * (columns * (width + 1) + 1), 3].
+  """
+  height, width, _ = pictures[0].shape
+  rows = -(-len(pictures) // columns)
+  sheet = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, 3), 255, np.uint8)
+  for i, tile in enumerate(pictures):
+    top, left = (i // columns) * (height + 1) + 1, (i % columns) * (width + 1) + 1
+    sheet[top : top + height, left : left + width] = tile
+  return sheet.repeat(zoom, 0).repeat(zoom, 1)

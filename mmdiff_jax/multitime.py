@@ -1,0 +1,402 @@
+"""Multi-time: how times are drawn in training, and the paths that they take in sampling.
+
+Data is a dict of modalities and time a dict of times in [0, 1]. A time of 0 says *given* (clean, it
+conditions the others), 1 says *absent* (pure noise, marginalised out), between them a modality is
+being denoised. Every task is a path through multi-time: joint generation lets all times fall
+together, conditional generation keeps some at 0, a marginal keeps some at 1, and a modality may
+also fall after another.
+
+Randomness: each modality has its own key, folded from its name, and each row its own, folded from
+its index. So the noise of a row depends neither on the other rows, nor on the size of the batch,
+nor on which other modalities there are, nor on the number of devices.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+import zlib
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+import numpy as np
+
+# --- Noise ---
+
+
+def modality_key(key: PRNGKeyArray, name: str) -> PRNGKeyArray:
+  """The key of a modality: `key` folded with the CRC-32 of its name, the same in every process."""
+  return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def _row_keys(key, num_rows):
+  return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(num_rows))
+
+
+def normal_like(key: PRNGKeyArray, name: str, x: Float[Array, "batch ..."]) -> Array:
+  """Standard normal noise for one modality, shape and type of `x`, each row from its own key."""
+  keys = _row_keys(modality_key(key, name), x.shape[0])
+  return jax.vmap(lambda row: jax.random.normal(row, x.shape[1:], x.dtype))(keys)
+
+
+# --- Times in training ---
+
+
+class Draw(NamedTuple):
+  """Times for one training batch.
+
+  Attributes:
+    t: times, 0 where a modality is given and 1 where it is absent.
+    diffused: where a modality is neither, so that its loss counts.
+    weight: weight of each example's loss, of mean 1; the weighted mean estimates the mean over
+      uniform times, whatever law the times were drawn from.
+  """
+
+  t: dict[str, Float[Array, " batch"]]
+  diffused: dict[str, Bool[Array, " batch"]]
+  weight: Float[Array, " batch"]
+
+
+DrawTime = Callable[[PRNGKeyArray, int], tuple[Array, Array]]
+
+
+def uniform_time(t_min: float = 1e-3) -> DrawTime:
+  """Times from U(t_min, 1], and weights of 1.
+
+  Args:
+    t_min: the earliest time, in (0, 1).
+
+  Returns:
+    `(key, batch_size) -> (t, weight)`.
+  """
+
+  def draw_t(key, batch_size):
+    t = 1 - (1 - t_min) * jax.random.uniform(key, (batch_size,))
+    return t, jnp.ones_like(t)
+
+  return draw_t
+
+
+def importance_time(schedule: Any, t_min: float = 1e-3) -> DrawTime:
+  """Times in proportion to g^2 / sigma^2, the weight of the likelihood's bound, and reweighting.
+
+  Because g^2 / sigma^2 = -d log_snr / dt for every schedule, these times are uniform in log_snr and
+  the inverse distribution function is the schedule's own `time`: for `schedules.VPLinear` the
+  integral of beta / (1 - exp(-B)) is log(exp(B) - 1) = -log_snr. (Song et al. 2021, "Maximum
+  likelihood training of score-based diffusion models", draw from this law and drop the weight;
+  here the weight undoes the change of law, so that only the variance changes.)
+
+  Args:
+    schedule: one schedule. Its `t_max` is the latest time drawn, since g^2 / sigma^2 has no finite
+      integral up to a time with alpha = 0.
+    t_min: the earliest time, in (0, t_max).
+
+  Returns:
+    `(key, batch_size) -> (t, weight)`, whose weighted means are those of U(t_min, t_max].
+  """
+
+  def draw_t(key, batch_size):
+    least, most = schedule.log_snr(jnp.array([schedule.t_max, t_min]))
+    share = jax.random.uniform(key, (batch_size,))
+    t = jnp.clip(schedule.time(least + (most - least) * share), t_min, schedule.t_max)
+    slope = (schedule.diffusion(t) / schedule.sigma(t)) ** 2
+    return t, (most - least) / (slope * (schedule.t_max - t_min))
+
+  return draw_t
+
+
+def draw_masked(
+  key: PRNGKeyArray,
+  batch_size: int,
+  names: Sequence[str],
+  *,
+  given_prob: float = 0.5,
+  absent_prob: float = 0.0,
+  draw_t: DrawTime | None = None,
+) -> Draw:
+  """MLD's draw, for each example anew: some modalities given, the others at one shared time.
+
+  With probability `given_prob` a set of modalities is given, uniform over the non-empty proper
+  subsets (a single modality is never given). Each of the others is absent with probability
+  `absent_prob`, except that where all would be, one of them, uniformly, stays diffused.
+
+  Args:
+    key: randomness.
+    batch_size: number of examples.
+    names: the modalities.
+    given_prob: probability in [0, 1] that some modalities are given (d of the MLD paper).
+    absent_prob: probability in [0, 1] that a modality that is not given is absent; 0 is the paper.
+    draw_t: `(key, batch_size) -> (t, weight)`, `uniform_time()` if None; or `importance_time`.
+
+  Returns:
+    The draw.
+  """
+  given_key, subset_key, absent_key, t_key = jax.random.split(key, 4)
+  num = len(names)
+  # A subset is a number with one bit for each modality; neither no bits nor all of them.
+  subset = jax.random.randint(subset_key, (batch_size, 1), 1, max(2**num - 1, 2))
+  some = jax.random.bernoulli(given_key, given_prob if num > 1 else 0.0, (batch_size, 1))
+  given = some & ((subset >> jnp.arange(num)) & 1).astype(bool)
+  # The largest score stays diffused. This changes nothing unless all are below `absent_prob`, and
+  # then it is uniform among them.
+  score = jnp.where(given, -1.0, jax.random.uniform(absent_key, (batch_size, num)))
+  last = jnp.arange(num) == jnp.argmax(score, axis=1, keepdims=True)
+  absent = ~given & ~last & (score < absent_prob)
+  shared, weight = (draw_t or uniform_time())(t_key, batch_size)
+  t = jnp.where(given, 0.0, jnp.where(absent, 1.0, shared[:, None]))
+  diffused = ~given & ~absent
+  return Draw(
+    t={name: t[:, i] for i, name in enumerate(names)},
+    diffused={name: diffused[:, i] for i, name in enumerate(names)},
+    weight=weight,
+  )
+
+
+def draw_joint(
+  key: PRNGKeyArray,
+  batch_size: int,
+  names: Sequence[str],
+  *,
+  draw_t: DrawTime | None = None,
+) -> Draw:
+  """All modalities at one shared time (MLD-inpaint's training); arguments as `draw_masked`."""
+  t, weight = (draw_t or uniform_time())(key, batch_size)
+  return Draw(dict.fromkeys(names, t), dict.fromkeys(names, jnp.ones_like(t, bool)), weight)
+
+
+def draw_independent(
+  key: PRNGKeyArray,
+  batch_size: int,
+  names: Sequence[str],
+  *,
+  draw_t: DrawTime | None = None,
+) -> Draw:
+  """Each modality at a time of its own (MLD-unidiffuser's training); arguments as `draw_masked`.
+
+  The weight is the product of the modalities' weights.
+  """
+  draw_t = draw_t or uniform_time()
+  draws = {name: draw_t(modality_key(key, name), batch_size) for name in names}
+  t = {name: draw[0] for name, draw in draws.items()}
+  diffused = {name: jnp.ones_like(time, bool) for name, time in t.items()}
+  return Draw(t, diffused, functools.reduce(jnp.multiply, [draw[1] for draw in draws.values()]))
+
+
+# --- Paths in sampling ---
+
+
+@dataclasses.dataclass(frozen=True)
+class Path:
+  """For each modality the N + 1 times between which N steps lead; a pytree with `times` as leaves.
+
+  Falling times denoise, rising ones re-noise (or, along the ODE, encode), and a modality whose time
+  stands still is not touched. Paths are checked when they are constructed, values only where they
+  are concrete; JAX's own rebuilding of a path (stacking paths for `vmap`, say) is not checked.
+
+  Attributes:
+    times: for each modality N + 1 times in [0, 1].
+
+  Raises:
+    ValueError: no modalities, times that are not a vector of two or more, vectors of different
+      lengths, or times outside [0, 1].
+  """
+
+  times: Mapping[str, Float[Array, " points"]]
+
+  def __post_init__(self):
+    if not self.times:
+      raise ValueError("Path: times is empty; give at least one modality its times.")
+    lengths = {}
+    for name, times in self.times.items():
+      if times.ndim != 1 or times.shape[0] < 2:
+        raise ValueError(
+          f"Path: the times of modality {name!r} have shape {times.shape}; they must be a vector "
+          "of N + 1 times for N >= 1 steps."
+        )
+      lengths[name] = times.shape[0]
+      if isinstance(times, jax.core.Tracer):
+        continue
+      values = np.asarray(times)
+      if not np.all((values >= 0) & (values <= 1)):
+        raise ValueError(
+          f"Path: modality {name!r} has a time outside [0, 1]: they go from {values.min()} to "
+          f"{values.max()}. 0 is clean and 1 is pure noise."
+        )
+    if len(set(lengths.values())) > 1:
+      raise ValueError(
+        f"Path: all modalities need the same number of times, but they have {lengths}. Repeat the "
+        "last time of a modality that is done, or the first of one that waits."
+      )
+
+
+def _unflatten_path(_, children):
+  path = object.__new__(Path)  # Leaves may be anything here, so __post_init__ must not see them.
+  object.__setattr__(path, "times", children[0])
+  return path
+
+
+jax.tree_util.register_pytree_with_keys(
+  Path,
+  lambda path: (((jax.tree_util.GetAttrKey("times"), dict(path.times)),), None),
+  _unflatten_path,
+)
+
+
+def uniform_grid(num_steps: int) -> Float[Array, " points"]:
+  """Times 1, 1 - 1/N, ..., 0; its last steps are far too long in log_snr for multistep methods."""
+  return jnp.asarray(1 - np.arange(num_steps + 1) / num_steps)
+
+
+def power_grid(num_steps: int, power: float = 2.0) -> Float[Array, " points"]:
+  """Times (1 - i/N)^power, i = 0..N: denser towards 0, where log_snr changes fastest.
+
+  Args:
+    num_steps: N.
+    power: at least 1. 2 makes the first time above 0 equal 1/N^2, which for `VPLinear` leaves a
+      share of noise of about beta_min / N^2 in variance.
+
+  Returns:
+    N + 1 falling times.
+  """
+  return jnp.asarray((1 - np.arange(num_steps + 1) / num_steps) ** power)
+
+
+def log_snr_grid(schedule: Any, num_steps: int, t_min: float = 1e-3) -> Float[Array, " points"]:
+  """Times 1, then equal steps in log_snr down to t_min, then 0.
+
+  Args:
+    schedule: one schedule. Equal steps start at its `t_max`, the first step leads from 1 to there
+      if it is below 1.
+    num_steps: N, at least 2 (3 if `t_max` is below 1).
+    t_min: the last time above 0.
+
+  Returns:
+    N + 1 falling times.
+  """
+  start = [1.0] if schedule.t_max < 1 else []
+  ends = schedule.log_snr(jnp.array([schedule.t_max, t_min]))
+  inner = schedule.time(jnp.linspace(ends[0], ends[1], num_steps - len(start)))
+  inner = inner.at[0].set(schedule.t_max).at[-1].set(t_min)
+  return jnp.concatenate([jnp.array(start, inner.dtype), inner, jnp.zeros(1, inner.dtype)])
+
+
+def _check_names(constructor, names, subset, role):
+  unknown = sorted(set(subset) - set(names))
+  if unknown:
+    raise ValueError(
+      f"{constructor}: {role} names {unknown}, which are not among the modalities {sorted(names)}."
+    )
+
+
+def _grid(num_steps, grid):
+  grid = power_grid(num_steps) if grid is None else jnp.asarray(grid)
+  if grid.shape != (num_steps + 1,):
+    raise ValueError(
+      f"The grid has shape {grid.shape}, but {num_steps} steps need {num_steps + 1} times."
+    )
+  return grid
+
+
+def _falls(groups, lag, num_steps, given, absent, grid):
+  """Group k falls after k * lag steps; `given` stay at 0 and `absent` at 1."""
+  grid = _grid(num_steps, grid)
+  waits = (len(groups) - 1) * lag
+  times = {
+    name: jnp.pad(grid, (k * lag, waits - k * lag), mode="edge")
+    for k, group in enumerate(groups)
+    for name in group
+  }
+  names = [*(name for group in groups for name in group), *given, *absent]
+  twice = sorted({name for name in names if names.count(name) > 1})
+  if twice:
+    raise ValueError(
+      f"A path has {twice} twice; a modality is given (t = 0), absent (t = 1), or falls once."
+    )
+  still = grid.shape[0] + waits
+  times |= {name: jnp.zeros(still, grid.dtype) for name in given}
+  times |= {name: jnp.ones(still, grid.dtype) for name in absent}
+  return Path(times)
+
+
+def staggered(names: Sequence[str], lag: int, num_steps: int, *, grid: Array | None = None) -> Path:
+  """Times fall one after the other: the k-th modality starts `k * lag` steps after the first.
+
+  Args:
+    names: the modalities, in the order in which they start.
+    lag: steps between two starts; 0 is `joint`, `num_steps` is `sequential`.
+    num_steps: moves of each modality; the path has num_steps + (len(names) - 1) lag steps.
+    grid: the num_steps + 1 times of each modality, from 1 to 0; `power_grid` if None.
+
+  Returns:
+    The path.
+
+  Raises:
+    ValueError: `lag` is negative, `names` has one twice, or `grid` has not num_steps + 1 times.
+  """
+  if lag < 0:
+    raise ValueError(f"staggered: lag must not be negative, got {lag}; reverse the names instead.")
+  return _falls([(name,) for name in names], lag, num_steps, (), (), grid)
+
+
+def joint(names: Sequence[str], num_steps: int, *, grid: Array | None = None) -> Path:
+  """All times fall together from 1 to 0; arguments as `staggered`."""
+  return _falls([tuple(names)], 0, num_steps, (), (), grid)
+
+
+def sequential(
+  order: Sequence[str | Sequence[str]],
+  num_steps: int,
+  *,
+  given: Sequence[str] = (),
+  absent: Sequence[str] = (),
+  grid: Array | None = None,
+) -> Path:
+  """One modality after the other, or one group after the other: "first the caption, then the rest".
+
+  Args:
+    order: modalities, or groups whose times fall together.
+    num_steps: moves of each modality; the path has len(order) * num_steps steps.
+    given: modalities that condition the others: their times stay 0.
+    absent: modalities that are marginalised out: their times stay 1.
+    grid: the num_steps + 1 times of each modality, from 1 to 0; `power_grid` if None.
+
+  Returns:
+    The path.
+
+  Raises:
+    ValueError: a modality is named twice, or `grid` has not num_steps + 1 times.
+  """
+  groups = [(group,) if isinstance(group, str) else tuple(group) for group in order]
+  return _falls(groups, num_steps, num_steps, given, absent, grid)
+
+
+def conditional(
+  names: Sequence[str], given: Sequence[str], num_steps: int, *, grid: Array | None = None
+) -> Path:
+  """Times of `given` stay 0, all others fall together.
+
+  Args:
+    names: all modalities of the path.
+    given: modalities that condition the others.
+    num_steps: number of steps.
+    grid: the num_steps + 1 times of the others, from 1 to 0; `power_grid` if None.
+
+  Returns:
+    The path.
+
+  Raises:
+    ValueError: `given` has an unknown name, or `grid` has not num_steps + 1 times.
+  """
+  _check_names("conditional", names, given, "given")
+  targets = tuple(name for name in names if name not in given)
+  return _falls([targets], 0, num_steps, given, (), grid)
+
+
+def marginal(
+  names: Sequence[str], targets: Sequence[str], num_steps: int, *, grid: Array | None = None
+) -> Path:
+  """Times of `targets` fall together, all others stay 1; arguments as `conditional`."""
+  _check_names("marginal", names, targets, "targets")
+  absent = tuple(name for name in names if name not in targets)
+  return _falls([tuple(targets)], 0, num_steps, (), absent, grid)

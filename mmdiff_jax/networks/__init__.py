@@ -1,0 +1,1 @@
+"""Flax networks: arrays and times in, arrays out. No diffusion in them."""

@@ -1,0 +1,70 @@
+"""The multi-time denoiser of small latents: a tower for each modality, a trunk for all.
+
+The published score MLP (`mlp.ScoreMLP`) reads all latents through one linear layer. Here each
+modality first passes a tower of its own, conditioned on its own time: reading a clean latent that
+is given and cleaning a noisy one are different work, and a class that hides in a large latent must
+be dug out before the others can follow it. The trunk then mixes, and each output reads the trunk
+beside its own tower.
+"""
+
+from collections.abc import Mapping
+
+from flax import linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mmdiff_jax.networks.embeddings import sinusoidal
+from mmdiff_jax.networks.residual import ResidualBlock
+
+
+class LatentDenoiser(nn.Module):
+  """Maps all noisy latents and the vector of their times to one prediction for each.
+
+  When all times are scalars (sampling: all rows share them) their embedding is computed once.
+
+  Attributes:
+    width: width of the trunk.
+    depth: residual blocks of the trunk.
+    tower_width: width of the towers.
+    tower_depth: residual blocks of a tower.
+    features: sinusoidal features of a time.
+  """
+
+  width: int
+  depth: int
+  tower_width: int
+  tower_depth: int
+  features: int = 64
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Mapping[str, Float[Array, "batch _"]],
+    t: Mapping[str, Float[Array, ""] | Float[Array, " batch"]],
+  ) -> dict[str, Float[Array, "batch _"]]:
+    """Predicts for every modality of `x`; `t` has the same names, times in [0, 1]."""
+    names = sorted(x)
+    own, towers = {}, {}
+    for name in names:
+      embedded = nn.Dense(self.features, name=f"time_{name}")(
+        sinusoidal(jnp.atleast_1d(t[name]), self.features)
+      )
+      own[name] = nn.silu(embedded)
+      h = nn.Dense(self.tower_width, name=f"in_{name}")(x[name])
+      for i in range(self.tower_depth):
+        h = ResidualBlock(self.tower_width, name=f"tower_{name}_{i}")(h, own[name])
+      towers[name] = h
+    # Times may be scalars for some and one a row for others.
+    rows = max(embedding.shape[0] for embedding in own.values())
+    every = [jnp.broadcast_to(own[name], (rows, self.features)) for name in names]
+    condition = nn.silu(nn.Dense(2 * self.features, name="time")(jnp.concatenate(every, -1)))
+    h = nn.Dense(self.width, name="mix")(jnp.concatenate([towers[n] for n in names], -1))
+    for i in range(self.depth):
+      h = ResidualBlock(self.width, name=f"trunk_{i}")(h, condition)
+    h = nn.LayerNorm(name="norm")(h)
+    return {
+      name: nn.Dense(x[name].shape[-1], kernel_init=nn.initializers.zeros, name=f"out_{name}")(
+        jnp.concatenate([h, towers[name]], -1)
+      )
+      for name in names
+    }

@@ -1,0 +1,56 @@
+"""What a network may predict, and how each prediction gives (x0, eps).
+
+With x_t = alpha x_0 + sigma eps:
+
+  v        = alpha eps - sigma x_0        (Salimans and Ho 2022; here for alpha^2 + sigma^2 = 1)
+  score    = -eps / sigma                 (the gradient of log p_t at x_t)
+
+A pair (x0, eps) is what steps work with: it needs no division by alpha(1) or sigma(0), both of which
+may be 0. The divisions below are each guarded where the other quantity stays finite.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+X = Float[Array, "..."]
+
+
+def _divide(numerator, denominator):
+  """numerator / denominator, and 0 (in gradients, too) where the denominator is 0."""
+  safe = jnp.where(denominator == 0, 1, denominator)
+  return jnp.where(denominator == 0, 0, numerator / safe)
+
+
+def eps_to_x0(x: X, eps: X, alpha: X, sigma: X) -> X:
+  """x_0 = (x_t - sigma eps) / alpha; 0, the prior's mean, where alpha is 0."""
+  return _divide(x - sigma * eps, alpha)
+
+
+def x0_to_eps(x: X, x0: X, alpha: X, sigma: X) -> X:
+  """eps = (x_t - alpha x_0) / sigma; 0, the prior's mean, where sigma is 0."""
+  return _divide(x - alpha * x0, sigma)
+
+
+def v_to_x0(x: X, v: X, alpha: X, sigma: X) -> X:
+  """x_0 = alpha x_t - sigma v."""
+  return alpha * x - sigma * v
+
+
+def v_to_eps(x: X, v: X, alpha: X, sigma: X) -> X:
+  """eps = sigma x_t + alpha v."""
+  return sigma * x + alpha * v
+
+
+def to_v(x0: X, eps: X, alpha: X, sigma: X) -> X:
+  """v = alpha eps - sigma x_0."""
+  return alpha * eps - sigma * x0
+
+
+def score_to_eps(score: X, sigma: X) -> X:
+  """eps = -sigma score."""
+  return -sigma * score
+
+
+def eps_to_score(eps: X, sigma: X) -> X:
+  """score = -eps / sigma; 0 where sigma is 0, where no score exists."""
+  return -_divide(eps, sigma)

@@ -1,0 +1,163 @@
+"""The loop along a path, and how a network becomes a denoiser.
+
+A denoiser maps `(x, t)`, dicts of modalities and of their times, to the pair of dicts
+(E[x_0 | x], E[eps | x]). It is a `jax.tree_util.Partial` and so a pytree: new parameters, bound
+with `Partial(fn, params)`, do not recompile a jitted sampler.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from mmdiff_jax import multitime, prediction, schedules
+from mmdiff_jax.solvers.steps import Denoiser, Solver
+
+Modalities = Mapping[str, Float[Array, "..."]]
+
+
+def _eps_pair(eps, x, alpha, sigma):
+  return prediction.eps_to_x0(x, eps, alpha, sigma), eps
+
+
+def _x0_pair(x0, x, alpha, sigma):
+  return x0, prediction.x0_to_eps(x, x0, alpha, sigma)
+
+
+def _v_pair(v, x, alpha, sigma):
+  return prediction.v_to_x0(x, v, alpha, sigma), prediction.v_to_eps(x, v, alpha, sigma)
+
+
+def _score_pair(score, x, alpha, sigma):
+  return _eps_pair(prediction.score_to_eps(score, sigma), x, alpha, sigma)
+
+
+def _denoise(pair, fn, schedule, x, t):
+  predicted = fn(x, t)
+  x0, eps = {}, {}
+  for name, value in x.items():
+    own = schedules.schedule_of(schedule, name)
+    time = schedules.along(jnp.asarray(t[name]), value)
+    x0[name], eps[name] = pair(predicted[name], value, own.alpha(time), own.sigma(time))
+  return x0, eps
+
+
+def _denoiser(pair, fn, schedule):
+  fn = fn if isinstance(fn, Partial) else Partial(fn)
+  return Partial(_denoise, Partial(pair), fn, schedule)
+
+
+def from_eps(fn: Callable[..., Any], schedule: Any) -> Partial:
+  """The denoiser of a network that predicts eps.
+
+  At alpha = 0 its x0 is 0, not known: a schedule with alpha(1) = 0 wants another prediction.
+
+  Args:
+    fn: `(x, t) -> dict` shaped as `x`; a `Partial` with its parameters as arguments if it has any.
+    schedule: one schedule, or one for each modality.
+
+  Returns:
+    The denoiser.
+  """
+  return _denoiser(_eps_pair, fn, schedule)
+
+
+def from_x0(fn: Callable[..., Any], schedule: Any) -> Partial:
+  """The denoiser of a network that predicts x0; arguments as `from_eps`."""
+  return _denoiser(_x0_pair, fn, schedule)
+
+
+def from_v(fn: Callable[..., Any], schedule: Any) -> Partial:
+  """The denoiser of a network that predicts v, if alpha^2 + sigma^2 = 1; see `from_eps`."""
+  return _denoiser(_v_pair, fn, schedule)
+
+
+def from_score(fn: Callable[..., Any], schedule: Any) -> Partial:
+  """The denoiser of a network that predicts the score, -eps / sigma; arguments as `from_eps`."""
+  return _denoiser(_score_pair, fn, schedule)
+
+
+def prior(
+  key: PRNGKeyArray, schedule: Any, shapes: Mapping[str, Sequence[int]], batch_size: int
+) -> dict[str, Float[Array, "batch ..."]]:
+  """Draws every modality from the law at t = 1, N(0, sigma(1)^2 I).
+
+  Args:
+    key: randomness.
+    schedule: one schedule, or one for each modality.
+    shapes: shape of one example of each modality, without the batch axis.
+    batch_size: number of rows.
+
+  Returns:
+    The draw; replace the modalities that are given by their values.
+  """
+  zeros = {name: jnp.zeros((batch_size, *shape)) for name, shape in shapes.items()}
+  return {
+    name: schedules.schedule_of(schedule, name).sigma(jnp.ones(()))
+    * multitime.normal_like(key, name, zero)
+    for name, zero in zeros.items()
+  }
+
+
+def sample(
+  key: PRNGKeyArray,
+  denoiser: Denoiser,
+  schedule: Any,
+  x_init: Modalities,
+  path: multitime.Path,
+  *,
+  solver: Solver,
+  project: Callable[..., Any] | None = None,
+  trajectory: bool = False,
+) -> dict[str, Float[Array, "..."]]:
+  """Follows a path through multi-time with one `lax.scan`, in memory independent of its length.
+
+  Can be jitted (with `solver`, `project` and `trajectory` static), vmapped and differentiated.
+
+  Args:
+    key: randomness of the solver and of `project`.
+    denoiser: `(x, t) -> (x0, eps)`, called with one scalar time for each modality.
+    schedule: one schedule, or one for each modality.
+    x_init: where the path starts, [batch, ...] each: the values of given modalities, and a draw of
+      `prior` for all others.
+    path: the times; one vector for each modality of `x_init`.
+    solver: such as `steps.heun`; it says what a step costs.
+    project: `(key, x, s) -> x`, called after each step with the times reached, for inpainting,
+      re-noised conditions or thresholds. It may change any modality, also one that did not move.
+    trajectory: whether to return all points of the path.
+
+  Returns:
+    The end of the path, shaped as `x_init`; or with `trajectory` all its points, [points, batch,
+    ...] each, the first of which is `x_init`.
+
+  Raises:
+    ValueError: `x_init` and `path` differ in their modalities.
+  """
+  if set(x_init) != set(path.times):
+    raise ValueError(
+      f"sample: x_init has modalities {sorted(x_init)} but the path has {sorted(path.times)}; they "
+      "must be the same. An absent modality may be left out of both."
+    )
+  x_init = dict(x_init)
+  times = dict(path.times)
+
+  def step(carry, inputs):
+    x, state = carry
+    index, t, s = inputs
+    step_key, project_key = jax.random.split(jax.random.fold_in(key, index))
+    x, state = solver.step(step_key, denoiser, schedule, x, t, s, state)
+    if project is not None:
+      x = project(project_key, x, s)
+    return (x, state), x if trajectory else None
+
+  starts = {name: value[:-1] for name, value in times.items()}
+  ends = {name: value[1:] for name, value in times.items()}
+  num_steps = len(next(iter(starts.values())))
+  inputs = (jnp.arange(num_steps), starts, ends)
+  (x, _), points = jax.lax.scan(step, (x_init, solver.init(x_init)), inputs)
+  if not trajectory:
+    return x
+  return {name: jnp.concatenate([x_init[name][None], points[name]]) for name in x_init}

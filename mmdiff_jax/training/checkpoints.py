@@ -1,0 +1,357 @@
+"""Checkpoints that say when they are damaged.
+
+A stage's checkpoints lie in `workdir/checkpoints/<stage>/<step>/`, written by Orbax:
+
+  model     the trained entries, their running mean, and the stage's measured constants
+  training  the step and the optimiser's moments
+  data      where the input pipeline stands
+  meta      the config, the stage's name and the step
+
+Orbax restores a flipped bit silently, so the SHA-256 of every file of a step is kept beside it, in
+`<step>.sha256.json`, written (atomically) last of all and checked before the step is read. A step
+without its checksums is a save that was cut off.
+"""
+
+from collections.abc import Mapping
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import grain
+import jax
+from jax.experimental import multihost_utils
+import ml_collections
+import orbax.checkpoint as ocp
+
+from mmdiff_jax.errors import UserError
+from mmdiff_jax.frameworks.base import Framework, Params
+from mmdiff_jax.training.state import TrainState
+
+# Fields that two runs in one workdir need not share: they change what is shown, not the weights.
+_FREE_FIELDS = ("monitor.", "sampling.", "evaluation.", "data.data_dir")
+_KEEP = 2
+
+
+def manager(workdir: str | os.PathLike[str], stage: str) -> ocp.CheckpointManager:
+  """Orbax's manager of one stage's checkpoints. Use it in a `with`."""
+  return ocp.CheckpointManager(
+    stage_dir(workdir, stage),
+    # Not in the background, and with old steps deleted by `save` at the very end, so that a step's
+    # checksums follow it at once.
+    options=ocp.CheckpointManagerOptions(enable_async_checkpointing=False),
+    item_handlers={
+      "model": ocp.StandardCheckpointHandler(),
+      "training": ocp.StandardCheckpointHandler(),
+      "data": grain.checkpoint.CheckpointHandler(),
+      "meta": ocp.JsonCheckpointHandler(),
+    },
+  )
+
+
+def stage_dir(workdir: str | os.PathLike[str], stage: str) -> pathlib.Path:
+  """The folder of one stage's checkpoints."""
+  return pathlib.Path(workdir).absolute() / "checkpoints" / stage
+
+
+def latest_step(workdir: str | os.PathLike[str], stage: str) -> int | None:
+  """The last complete step of a stage, or None when it has no checkpoint.
+
+  Raises:
+    UserError: there are checkpoints, but none has its checksums.
+  """
+  steps = _steps(workdir, stage)
+  complete = [step for step in steps if _seal_path(step).exists()]
+  if steps and not complete:
+    verify(steps[-1])
+  return int(complete[-1].name) if complete else None
+
+
+def discard_unfinished(workdir: str | os.PathLike[str], stage: str) -> list[int]:
+  """Deletes what saves left behind that were cut off; returns their steps.
+
+  For the process that trains only: a save that is still going on looks the same.
+  """
+  unfinished = [step for step in _steps(workdir, stage) if not _seal_path(step).exists()]
+  multihost_utils.sync_global_devices(f"unfinished checkpoints of {stage}")
+  if jax.process_index() == 0:
+    for path in [*unfinished, *stage_dir(workdir, stage).glob("*.orbax-checkpoint-tmp")]:
+      shutil.rmtree(path)
+  return [int(step.name) for step in unfinished]
+
+
+def _steps(workdir: str | os.PathLike[str], stage: str) -> list[pathlib.Path]:
+  """The folders of a stage's steps, in order, complete or not."""
+  found = stage_dir(workdir, stage).glob("*")
+  return sorted((path for path in found if path.name.isdecimal()), key=lambda path: int(path.name))
+
+
+def save(
+  ckpt: ocp.CheckpointManager,
+  state: TrainState,
+  constants: Params,
+  iterator: Any,
+  meta: Mapping[str, Any],
+) -> None:
+  """Writes the checkpoint of step `state.step`, then its checksums; keeps the last two steps."""
+  step = int(state.step)
+  ckpt.save(
+    step,
+    args=ocp.args.Composite(
+      model=ocp.args.StandardSave(
+        {"params": state.params, "ema": state.ema, "constants": constants}
+      ),
+      training=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
+      data=grain.checkpoint.CheckpointSave(iterator),
+      meta=ocp.args.JsonSave(dict(meta)),
+    ),
+  )
+  ckpt.wait_until_finished()
+  directory = pathlib.Path(ckpt.directory)
+  if jax.process_index() == 0:
+    _seal(directory / str(step))
+  multihost_utils.sync_global_devices(f"checksums of {directory} {step}")
+  for old in sorted(ckpt.all_steps())[:-_KEEP]:
+    ckpt.delete(old)
+    _seal_path(directory / str(old)).unlink(missing_ok=True)
+
+
+def restore(
+  ckpt: ocp.CheckpointManager, step: int, like: TrainState, sharding: Any, iterator: Any
+) -> tuple[TrainState, Params]:
+  """Reads a checkpoint back.
+
+  Args:
+    ckpt: from `manager`.
+    step: which one.
+    like: a state (or its shapes) of the same structure.
+    sharding: where the arrays shall live, whatever devices they were saved from.
+    iterator: the input pipeline; it is set to where it stood.
+
+  Returns:
+    The state and the stage's constants.
+
+  Raises:
+    UserError: the checkpoint is damaged, or was made with networks of other shapes.
+  """
+  verify(pathlib.Path(ckpt.directory) / str(step))
+  model = _targets(ckpt.item_metadata(step)["model"], sharding)
+  params = _like(like.params, sharding)
+  if _shapes(params) != _shapes(model["params"]):
+    raise UserError(
+      f"The checkpoint {ckpt.directory}/{step} was made by networks of other shapes than those of "
+      "this program. Use the version of the program that wrote it, or another --workdir."
+    )
+  training = _like({"step": like.step, "opt_state": like.opt_state}, sharding)
+  restored = ckpt.restore(
+    step,
+    args=ocp.args.Composite(
+      model=ocp.args.StandardRestore(
+        {"params": params, "ema": params, "constants": model["constants"]}
+      ),
+      training=ocp.args.StandardRestore(training),
+      data=grain.checkpoint.CheckpointRestore(iterator),
+    ),
+  )
+  state = TrainState(
+    step=restored["training"]["step"],
+    params=restored["model"]["params"],
+    ema=restored["model"]["ema"],
+    opt_state=restored["training"]["opt_state"],
+  )
+  return state, restored["model"]["constants"]
+
+
+def load_stage(
+  workdir: str | os.PathLike[str], stage: str, *, ema: bool = True, sharding: Any = None
+) -> Params:
+  """The entries that one stage trained (or their running mean) and measured, at its last step.
+
+  Raises:
+    UserError: there is no checkpoint yet, or it is damaged.
+  """
+  step = latest_step(workdir, stage)
+  if step is None:
+    raise UserError(
+      f"Stage {stage!r} has not been trained in {workdir}: there is no checkpoint in "
+      f"{stage_dir(workdir, stage)}. Train it first: python -m experiments.train "
+      f"--config=CONFIG --workdir={workdir}"
+    )
+  verify(stage_dir(workdir, stage) / str(step))
+  sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  with manager(workdir, stage) as ckpt:
+    target = _targets(ckpt.item_metadata(step)["model"], sharding)
+    model = ckpt.restore(
+      step, args=ocp.args.Composite(model=ocp.args.StandardRestore(target))
+    )["model"]
+  return {**model["ema" if ema else "params"], **model["constants"]}
+
+
+def load_params(
+  framework: Framework, workdir: str | os.PathLike[str], *, ema: bool = True
+) -> Params:
+  """All parameters of a framework from a workdir, for sampling and evaluation.
+
+  Args:
+    framework: whose stages to read.
+    workdir: the folder given to training.
+    ema: the running means of the parameters, or else the parameters themselves.
+
+  Raises:
+    UserError: a stage has no checkpoint yet, or a damaged one.
+  """
+  params: Params = {}
+  for stage in framework.stages:
+    params |= load_stage(workdir, stage.name, ema=ema)
+  return params
+
+
+def verify(directory: pathlib.Path) -> None:
+  """Checks every file of a checkpoint against its checksum.
+
+  Raises:
+    UserError: a file is missing, too many or altered, or the checksums themselves are unreadable.
+  """
+  fault = _fault(directory)
+  if fault:
+    raise UserError(
+      f"The checkpoint {directory} is damaged or was not written to the end: {fault}. Delete that "
+      "folder and start again with the same command: training goes on from the checkpoint before "
+      f"it in {directory.parent}, or from the start of the stage when there is none."
+    )
+
+
+def _fault(directory: pathlib.Path) -> str | None:
+  """What is wrong with a checkpoint, or None."""
+  seal = _seal_path(directory)
+  if not seal.exists():
+    return f"its checksums {seal} are missing"
+  try:
+    expected = json.loads(seal.read_text())
+  except ValueError:
+    return f"its checksums {seal} cannot be read"
+  found = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
+  for name in sorted(found ^ set(expected)):
+    return f"{directory / name} is " + ("missing" if name in expected else "not part of it")
+  for name, digest in expected.items():
+    if _sha256(directory / name) != digest:
+      return f"{directory / name} has changed since it was written"
+  return None
+
+
+def _seal(directory: pathlib.Path) -> None:
+  """Writes the checksums of a complete step."""
+  files = sorted(path for path in directory.rglob("*") if path.is_file())
+  write_atomically(
+    _seal_path(directory),
+    json.dumps({str(path.relative_to(directory)): _sha256(path) for path in files}, indent=1),
+  )
+
+
+def _seal_path(directory: pathlib.Path) -> pathlib.Path:
+  return directory.parent / f"{directory.name}.sha256.json"
+
+
+def _sha256(path: pathlib.Path) -> str:
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+  """Writes a file so that a reader sees the old text or the new, never a part."""
+  temporary = path.with_name(path.name + ".tmp")
+  with temporary.open("w") as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  temporary.replace(path)
+
+
+def claim_workdir(workdir: str | os.PathLike[str], config: ml_collections.ConfigDict) -> None:
+  """Writes `workdir/config.json`, or checks that the one there would train the same weights.
+
+  Raises:
+    UserError: the workdir was made with another config; names the fields that differ.
+  """
+  path = pathlib.Path(workdir) / "config.json"
+  text = json.dumps(config.to_dict(), indent=2)
+  if path.exists():
+    # Through JSON, so that tuples and lists compare as equal.
+    old, new = _flat(_read_config(path)), _flat(json.loads(text))
+    differing = [
+      f"{name} was {_shown(old, name)}, now {_shown(new, name)}"
+      for name in sorted(old.keys() | new.keys())
+      if not name.startswith(_FREE_FIELDS) and _shown(old, name) != _shown(new, name)
+    ]
+    if differing:
+      raise UserError(
+        f"The workdir {workdir} was made with another config: {'; '.join(differing)}. Give the "
+        "same fields to go on with it, or choose another --workdir."
+      )
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if jax.process_index() == 0:
+    write_atomically(path, text)
+
+
+def load_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
+  """The config that a workdir was made with.
+
+  Raises:
+    UserError: the folder holds no training run.
+  """
+  path = pathlib.Path(workdir) / "config.json"
+  if not path.exists():
+    raise UserError(
+      f"{workdir} holds no training run: there is no {path}. Train first: python -m "
+      f"experiments.train --config=CONFIG --workdir={workdir}"
+    )
+  return ml_collections.ConfigDict(_tuples(_read_config(path)))
+
+
+def _read_config(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    raise UserError(
+      f"{path} cannot be read as JSON ({error}). Restore it from a checkpoint's meta item, or "
+      "choose another --workdir."
+    ) from error
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Nested dicts as one dict with dotted names."""
+  flat = {}
+  for name, value in tree.items():
+    flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+  return flat
+
+
+def _shown(flat: Mapping[str, Any], name: str) -> str:
+  return json.dumps(flat[name]) if name in flat else "not there"
+
+
+def _tuples(tree: Any) -> Any:
+  """JSON has lists only; configs have tuples only."""
+  if isinstance(tree, dict):
+    return {name: _tuples(value) for name, value in tree.items()}
+  return tuple(_tuples(value) for value in tree) if isinstance(tree, list) else tree
+
+
+def _like(tree: Any, sharding: Any) -> Any:
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+  )
+
+
+def _targets(metadata: Any, sharding: Any) -> Any:
+  """Restore targets from what a checkpoint says of itself."""
+  return _like(metadata.tree if hasattr(metadata, "tree") else metadata, sharding)
+
+
+def _shapes(tree: Any) -> dict[str, Any]:
+  return {
+    jax.tree_util.keystr(path): (tuple(x.shape), str(x.dtype))
+    for path, x in jax.tree_util.tree_leaves_with_path(tree)
+  }

@@ -1,0 +1,180 @@
+"""What a person sees of a training run: lines on screen, `metrics.jsonl`, TensorBoard.
+
+TensorFlow, which the TensorBoard writer needs, is imported only when a monitor is made, and is kept
+off the accelerators. Where it is not installed the run goes on without TensorBoard.
+"""
+
+from collections.abc import Mapping, Sequence
+import json
+import math
+import os
+import pathlib
+import time
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from mmdiff_jax import modalities as modalities_lib
+from mmdiff_jax.frameworks.base import Params, Stage
+from mmdiff_jax.modalities import Modality
+from mmdiff_jax.training.checkpoints import write_atomically
+
+_LINE_EVERY = 5.0  # Seconds between two lines on screen.
+_NUM_ROWS = 32  # Rows of the test split in a report.
+_COLUMNS = 8  # Pictures in a row of a report.
+_NUM_CLIPS = 8  # Of these, how many are turned into sound.
+
+
+def report_rows(test_data: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Rows of the test split that reports show: the same ones every time, spread over the split."""
+  size = len(next(iter(test_data.values())))
+  index = np.linspace(0, size - 1, min(size, _NUM_ROWS)).astype(int)
+  return {name: np.asarray(x)[index] for name, x in test_data.items()}
+
+
+class Monitor:
+  """Writes down what happens in training; a context manager, to be left when the run ends.
+
+  Only the first process writes. Times a step leave out compilation, checkpoints and reports.
+  """
+
+  def __init__(
+    self,
+    workdir: str | os.PathLike[str],
+    modalities: Sequence[Modality],
+    config: ml_collections.ConfigDict,
+  ):
+    """Opens the files in `workdir` and writes down the config."""
+    self._active = jax.process_index() == 0
+    self._modalities = {modality.name: modality for modality in modalities}
+    self._path = pathlib.Path(workdir) / "metrics.jsonl"
+    self._writer = self._tensorboard(workdir) if self._active else None
+    if self._writer:
+      text = json.dumps(config.to_dict(), indent=2)
+      self._writer.write_texts(0, {"config": f"```json\n{text}\n```"})
+
+  def __enter__(self) -> "Monitor":
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    if self._writer:
+      self._writer.close()
+
+  def say(self, line: str) -> None:
+    """Prints one line."""
+    if self._active:
+      print(line, flush=True)
+
+  def start(self, stage: Stage, step: int, params: Params) -> None:
+    """Begins a stage at `step`; drops the metrics that an interrupted run wrote after it."""
+    self._stage, self._steps = stage.name, stage.settings.steps
+    self._began = self._last_line = time.monotonic()
+    size = sum(x.size for x in jax.tree.leaves(params))
+    since = f" from step {step:,}" if step else ""
+    self.say(f"{stage.name}: {self._steps:,} steps{since}, {size:,} parameters; compiling")
+    if self._active:
+      self._truncate(step)
+    if self._writer:
+      from clu import parameter_overview
+
+      table = parameter_overview.get_parameter_overview(params, include_stats=False)
+      self._writer.write_texts(step, {f"{stage.name}/parameters": f"```\n{table}\n```"})
+
+  def compiled(self, step: int) -> None:
+    """Says that the first dispatch has run; `step` steps are done and the clock starts here."""
+    self.say(f"{self._stage}: compiled and started in {time.monotonic() - self._began:.1f} s")
+    self.restart_clock(step)
+
+  def restart_clock(self, step: int) -> None:
+    """Leaves all time since the last metrics out of the step time."""
+    self._clock = (step, time.monotonic())
+
+  def metrics(self, step: int, values: Mapping[str, float]) -> None:
+    """Writes the means since the last call, of the steps up to and without `step`."""
+    if not self._active:
+      return
+    now, (since, then) = time.monotonic(), self._clock
+    seconds = (now - then) / (step - since) if step > since else math.nan
+    self.restart_clock(step)
+    values = dict(values)
+    if step > since:
+      values["ms_per_step"] = 1e3 * seconds
+    with self._path.open("a") as file:
+      file.write(json.dumps({"stage": self._stage, "step": step, **values}) + "\n")
+    if self._writer:
+      self._writer.write_scalars(step, {f"{self._stage}/{name}": x for name, x in values.items()})
+    if now - self._last_line > _LINE_EVERY or step == self._steps:
+      self._last_line = now
+      self.say(self._line(step, values, seconds))
+
+  def report(self, step: int, media: Mapping[str, Mapping[str, Any]]) -> None:
+    """Shows model views to a person.
+
+    Args:
+      step: steps done.
+      media: `{tag: {modality: array [rows, ...]}}`, as a stage's `report` makes them.
+    """
+    if not self._writer:
+      return
+    for tag, views in media.items():
+      for name, view in views.items():
+        self._show(step, f"{self._stage}/{tag}/{name}", self._modalities[name], np.asarray(view))
+
+  def _show(self, step: int, tag: str, modality: Modality, view: np.ndarray) -> None:
+    if modality.kind in ("image", "audio"):
+      pictures = [modalities_lib.picture(modality, x) for x in view]
+      self._writer.write_images(step, {tag: modalities_lib.grid(pictures, _COLUMNS)[None]})
+    if modality.kind == "audio":
+      waves = [modality.show(x) for x in view[:_NUM_CLIPS]]
+      length = max(len(wave) for wave in waves)
+      clips = np.stack([np.pad(wave, (0, length - len(wave))) for wave in waves])
+      clips = np.clip(clips, -1.0, 1.0).astype(np.float32)[..., None]
+      self._writer.write_audios(step, {tag: clips}, sample_rate=modality.sample_rate)
+    if modality.kind in ("text", "label"):
+      lines = [f"{i}. `{modality.show(x)}`" for i, x in enumerate(view, 1)]
+      self._writer.write_texts(step, {tag: "\n".join(lines)})
+
+  def _line(self, step: int, values: Mapping[str, float], seconds: float) -> str:
+    parts = [
+      f"{name.removeprefix('loss_')} {value:.4g}"
+      for name, value in values.items()
+      if name.startswith("loss_")
+    ]
+    losses = f"loss {values['loss']:.4g}" + (f" ({', '.join(parts)})" if parts else "")
+    line = f"{self._stage}: {step:,}/{self._steps:,}  {losses}"
+    if math.isnan(seconds):
+      return line
+    left = round((self._steps - step) * seconds)
+    return f"{line}  {1e3 * seconds:.2f} ms/step  {left // 60}:{left % 60:02d} left"
+
+  def _truncate(self, step: int) -> None:
+    """Drops this stage's lines after `step`, and one that was cut off in the middle."""
+    if not self._path.exists():
+      return
+    kept = []
+    for line in self._path.read_text().splitlines(keepends=True):
+      try:
+        row = json.loads(line)
+      except ValueError:
+        continue
+      if row["stage"] != self._stage or row["step"] <= step:
+        kept.append(line)
+    write_atomically(self._path, "".join(kept))
+
+  def _tensorboard(self, workdir: str | os.PathLike[str]) -> Any:
+    """A writer that works in a thread of its own, or None where TensorFlow is missing."""
+    # TensorFlow only writes files here; its own lines on screen would bury ours.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    try:
+      from clu import metric_writers
+      import tensorflow as tf
+    except ImportError as error:
+      self.say(f"No TensorBoard ({error}): metrics go to {self._path} only.")
+      return None
+    tf.config.set_visible_devices([], "GPU")
+    tf.config.set_visible_devices([], "TPU")
+    logdir = pathlib.Path(workdir) / "tensorboard"
+    return metric_writers.AsyncWriter(metric_writers.SummaryWriter(os.fspath(logdir)))

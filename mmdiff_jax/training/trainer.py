@@ -1,0 +1,278 @@
+"""Trains the stages of a framework, one after the other, and goes on where it was stopped."""
+
+from collections.abc import Callable, Mapping
+import os
+from typing import NamedTuple
+import zlib
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
+import ml_collections
+import numpy as np
+import optax
+
+from mmdiff_jax.data import pipeline
+from mmdiff_jax.frameworks.base import Batch, Framework, Params, Stage
+from mmdiff_jax.training import checkpoints, monitoring, parallel, state as state_lib
+from mmdiff_jax.training.state import TrainState
+
+
+class DivergedError(FloatingPointError):
+  """A loss or a gradient is not finite. The last good checkpoint has been kept."""
+
+
+class Meter(NamedTuple):
+  """Sums on the device, so that the host need not look at every step.
+
+  Attributes:
+    totals: sum of each metric since the host last looked.
+    count: number of steps in the sums.
+    bad_step: the first step with a metric that is not finite, or -1.
+    bad: which metrics were not finite at that step.
+  """
+
+  totals: Float[Array, " metrics"]
+  count: Int[Array, ""]
+  bad_step: Int[Array, ""]
+  bad: Bool[Array, " metrics"]
+
+
+def train(
+  framework: Framework,
+  config: ml_collections.ConfigDict,
+  workdir: str | os.PathLike[str],
+  train_data: Mapping[str, np.ndarray],
+  test_data: Mapping[str, np.ndarray],
+) -> Params:
+  """Trains all stages that `workdir` does not hold already.
+
+  A run that was stopped and started again is the same run, bit for bit: the key of step n is folded
+  from the seed, the stage's name and n, and the input pipeline's position is in the checkpoint.
+
+  Args:
+    framework: what to train.
+    config: `seed` and `monitor.{log_every, report_every, checkpoint_every}` (in steps) are read
+      here; all of it is kept in the workdir.
+    workdir: takes the checkpoints, `config.json`, `metrics.jsonl` and TensorBoard's files.
+    train_data: the training split, arrays whose first axis is the example.
+    test_data: the test split; some of its rows are shown in reports.
+
+  Returns:
+    All parameters: the running means of the trained entries, and the measured ones.
+
+  Raises:
+    UserError: the workdir belongs to another config, or a checkpoint is damaged.
+    DivergedError: a loss or a gradient is not finite.
+  """
+  checkpoints.claim_workdir(workdir, config)
+  mesh = parallel.data_mesh()
+  rows = monitoring.report_rows(test_data)
+  params: Params = {}
+  with monitoring.Monitor(workdir, framework.modalities, config) as monitor:
+    for stage in framework.stages:
+      if (checkpoints.latest_step(workdir, stage.name) or 0) < stage.settings.steps:
+        _train_stage(stage, params, config, workdir, mesh, monitor, train_data, rows)
+      else:
+        monitor.say(f"{stage.name}: trained already")
+      sharding = parallel.replicated(mesh)
+      params |= checkpoints.load_stage(workdir, stage.name, sharding=sharding)
+  return params
+
+
+def _train_stage(
+  stage: Stage,
+  earlier: Params,
+  config: ml_collections.ConfigDict,
+  workdir: str | os.PathLike[str],
+  mesh: Mesh,
+  monitor: monitoring.Monitor,
+  train_data: Mapping[str, np.ndarray],
+  rows: Batch,
+) -> None:
+  """Trains one stage to its end; `earlier` are the entries that stay as they are."""
+  settings = stage.settings
+  parallel.check_batch_size(mesh, settings.batch_size)
+  grouped = settings.steps_per_dispatch > 1
+  # Keyed by name, so that a stage put before this one does not change it.
+  key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(stage.name.encode()))
+  init_key, step_key, report_key = jax.random.split(key, 3)
+
+  monitor.say(f"{stage.name}: preparing")
+  constants, examples = stage.prepare(earlier, train_data)
+  constants = parallel.replicate(mesh, constants)
+  batches = pipeline.batches(
+    examples, settings.batch_size, seed=config.seed, group=settings.steps_per_dispatch
+  )
+  sample_batch = {name: x[: settings.batch_size] for name, x in examples.items()}
+
+  tx = state_lib.optimizer(settings)
+  frozen = {**earlier, **constants}
+  init = jax.jit(stage.init)
+  like = jax.eval_shape(
+    lambda: state_lib.create(stage.init(init_key, frozen, sample_batch), tx)
+  )
+  start = checkpoints.latest_step(workdir, stage.name) or 0
+  for unfinished in checkpoints.discard_unfinished(workdir, stage.name):
+    monitor.say(f"{stage.name}: dropped the checkpoint of step {unfinished}, cut off in its saving")
+  with checkpoints.manager(workdir, stage.name) as ckpt:
+    if start:
+      state, constants = checkpoints.restore(
+        ckpt, start, like, parallel.replicated(mesh), batches
+      )
+      frozen = {**earlier, **constants}
+    else:
+      state = state_lib.create(init(init_key, frozen, sample_batch), tx)
+      state = parallel.replicate(mesh, state)
+    _check_entries(stage, state.params)
+    names, train_step = make_train_step(stage, tx, mesh, state.params, frozen, sample_batch)
+    monitor.start(stage, start, state.params)
+
+    every_log, every_save, every_report = (
+      config.monitor[name] for name in ("log_every", "checkpoint_every", "report_every")
+    )
+    meter, step = new_meter(mesh, names), start
+    while step < settings.steps:
+      batch = next(batches)
+      group = min(settings.steps_per_dispatch, settings.steps - step)
+      if grouped and group < settings.steps_per_dispatch:
+        batch = {name: x[:group] for name, x in batch.items()}
+      batch = parallel.shard_batch(mesh, batch, grouped=grouped)
+      state, meter = train_step(state, meter, frozen, step_key, batch)
+      before, step = step, step + group
+      if before == start:
+        jax.block_until_ready(meter)
+        monitor.compiled(step)
+
+      log, save, report = (
+        step == settings.steps or step // every > before // every
+        for every in (every_log, every_save, every_report)
+      )
+      if log or save or report:
+        monitor.metrics(step, _read(meter, names, stage.name, workdir))
+        meter = new_meter(mesh, names)
+      if save:
+        meta = {"config": config.to_dict(), "stage": stage.name, "step": step}
+        checkpoints.save(ckpt, state, constants, batches, meta)
+      if report:
+        shown = {**frozen, **state.ema}
+        monitor.report(step, stage.report(shown, jax.random.fold_in(report_key, step), rows))
+      if save or report:
+        monitor.restart_clock(step)
+
+
+def make_train_step(
+  stage: Stage,
+  tx: optax.GradientTransformation,
+  mesh: Mesh,
+  params: Params,
+  frozen: Params,
+  batch: Batch,
+) -> tuple[tuple[str, ...], Callable[..., tuple[TrainState, Meter]]]:
+  """Compiles the step of a stage.
+
+  Args:
+    stage: what to train.
+    tx: the optimiser.
+    mesh: the devices.
+    params: the trained entries, of which only the shapes matter here.
+    frozen: all other entries; likewise.
+    batch: one batch; likewise.
+
+  Returns:
+    The names of the metrics, in the meter's order, and the function `(state, meter, frozen, key,
+    batch) -> (state, meter)`, which overwrites the state and the meter that it gets. The batch has
+    a leading axis [steps] when the stage takes several steps a dispatch.
+  """
+  grouped = stage.settings.steps_per_dispatch > 1
+  rate = state_lib.learning_rate(stage.settings)
+
+  def gradients(
+    params: Params, frozen: Params, key: Array, batch: Batch
+  ) -> tuple[dict[str, Array], Params]:
+    def loss(params: Params) -> tuple[Array, dict[str, Array]]:
+      return stage.loss(params, frozen, key, batch)
+
+    (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    return {"loss": value, **metrics, "grad_norm": optax.tree.norm(grads)}, grads
+
+  key = jax.random.key(0)
+  shapes, _ = jax.eval_shape(gradients, params, frozen, key, batch)
+  names = (*shapes, "learning_rate")
+
+  def one(
+    state: TrainState, meter: Meter, frozen: Params, key: Array, batch: Batch
+  ) -> tuple[TrainState, Meter]:
+    key = jax.random.fold_in(key, state.step)
+    metrics, grads = gradients(state.params, frozen, key, batch)
+    metrics["learning_rate"] = rate(state.step)
+    values = jnp.stack([jnp.asarray(metrics[name], jnp.float32) for name in names])
+    first = ~jnp.isfinite(values).all() & (meter.bad_step < 0)
+    meter = Meter(
+      totals=meter.totals + values,
+      count=meter.count + 1,
+      bad_step=jnp.where(first, state.step, meter.bad_step),
+      bad=jnp.where(first, ~jnp.isfinite(values), meter.bad),
+    )
+    state = state_lib.apply_gradients(state, grads, tx, stage.settings.ema)
+    return state, meter
+
+  def dispatch(
+    state: TrainState, meter: Meter, frozen: Params, key: Array, batch: Batch
+  ) -> tuple[TrainState, Meter]:
+    if not grouped:
+      return one(state, meter, frozen, key, batch)
+    carry, _ = jax.lax.scan(
+      lambda carry, row: (one(*carry, frozen, key, row), None), (state, meter), batch
+    )
+    return carry
+
+  return names, parallel.compile_step(mesh, dispatch, grouped=grouped)
+
+
+def new_meter(mesh: Mesh, names: tuple[str, ...]) -> Meter:
+  """A meter that has seen nothing."""
+  return parallel.replicate(
+    mesh,
+    Meter(
+      totals=np.zeros(len(names), np.float32),
+      count=np.zeros((), np.int32),
+      bad_step=np.full((), -1, np.int32),
+      bad=np.zeros(len(names), bool),
+    ),
+  )
+
+
+def _read(
+  meter: Meter, names: tuple[str, ...], stage: str, workdir: str | os.PathLike[str]
+) -> dict[str, float]:
+  """The means since the last reading; waits for the device.
+
+  Raises:
+    DivergedError: something was not finite at some step since the last reading.
+  """
+  meter = jax.device_get(meter)
+  if meter.bad_step >= 0:
+    bad = [name for name, is_bad in zip(names, meter.bad, strict=True) if is_bad]
+    parts = [name.removeprefix("loss_") for name in bad if name.startswith("loss_")]
+    where = f"of {', '.join(parts)} " if parts else ""
+    raise DivergedError(
+      f"Training stopped in stage {stage!r} at step {meter.bad_step}: the loss or gradient {where}"
+      f"is not finite (not finite: {', '.join(bad)}). The last good checkpoint in "
+      f"{checkpoints.stage_dir(workdir, stage)} is untouched. Lower the stage's learning rate or "
+      "its clip, or look for values in the data that are not finite, and start again in another "
+      "workdir."
+    )
+  return {
+    name: float(total / meter.count) for name, total in zip(names, meter.totals, strict=True)
+  }
+
+
+def _check_entries(stage: Stage, params: Params) -> None:
+  """A stage must create what it says it trains: no more, no less."""
+  if set(params) != set(stage.trainable):
+    raise ValueError(
+      f"Stage {stage.name!r} is to train {sorted(stage.trainable)} but its init made "
+      f"{sorted(params)}. Make them equal in the framework."
+    )

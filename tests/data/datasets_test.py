@@ -1,0 +1,52 @@
+import functools
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mmdiff_jax.data import datasets, digits
+from mmdiff_jax.errors import UserError
+
+
+def test_data_set_is_found_by_its_name():
+  assert datasets.modalities("digits") is digits.MODALITIES
+
+
+@pytest.mark.parametrize("name", ["digit", "rendering", "pipeline", "../digits", "digits.load", ""])
+def test_unknown_name_is_refused_and_the_known_ones_are_said(name):
+  with pytest.raises(UserError, match=r"known ones are: digits\."):
+    datasets.modalities(name)
+  with pytest.raises(UserError, match="no data set named"):
+    datasets.load(name, "train")
+
+
+def test_missing_folder_is_refused_and_not_made(tmp_path):
+  missing = tmp_path / "missing"
+  with pytest.raises(UserError, match="missing.*does not exist"):
+    datasets.load("digits", "train", str(missing))
+  assert not missing.exists()
+
+
+def test_load_prepares_once_and_returns_the_whole_split(few_draws, monkeypatch):
+  def never(*args):
+    raise AssertionError("it is prepared already")
+
+  drawn = few_draws.builder_config
+  monkeypatch.setattr(digits, "Digits", functools.partial(digits.Digits, config=drawn))
+  monkeypatch.setattr(digits.rendering, "captions", never)
+  folder = str(few_draws.data_path.parents[2])
+  for split, size in (("train", 2 * 1437), ("test", 360)):
+    view = datasets.load("digits", split, folder)
+    assert {len(column) for column in view.values()} == {size}
+    chunks = [digits.model_view(chunk) for chunk in digits.read(few_draws, split)]
+    for name, column in view.items():
+      np.testing.assert_array_equal(column, np.concatenate([chunk[name] for chunk in chunks]))
+
+
+def test_rendering_and_modalities_are_light():
+  program = (
+    "import sys, mmdiff_jax.data.rendering, mmdiff_jax.data.datasets, mmdiff_jax.modalities\n"
+    "assert not {'tensorflow', 'tensorflow_datasets', 'grain', 'sklearn', 'jax'} & set(sys.modules)"
+  )
+  subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

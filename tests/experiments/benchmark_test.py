@@ -1,0 +1,78 @@
+"""Tests of the benchmark, at sizes that say nothing about speed."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import benchmark
+from mmdiff_jax.errors import UserError
+from mmdiff_jax.networks.mlp import ScoreMLP
+
+SIZES = benchmark.Sizes(
+  latents={"a": 3, "b": 5},
+  width=16,
+  batch_size=8,
+  rows=6,
+  burst=2,
+  solver_steps=3,
+  euler_steps=4,
+)
+
+
+def test_measures_our_own_side_and_shows_it():
+  results = benchmark.run(SIZES, against=None, rounds=2)
+  assert set(results["median_ms"]) == {"step", "evaluation", "samples", "euler_samples"}
+  assert all(value > 0 for value in results["median_ms"].values())
+  assert len(results["ms"]["step"]) == 2
+  assert "ratios" not in results
+  shown = benchmark.table(results)
+  assert "training step" in shown
+  assert "PyTorch" not in shown
+
+
+def test_measures_the_counterpart_and_its_outputs_are_ours():
+  pytest.importorskip("torch", reason="PyTorch (extra `benchmark`) is not installed")
+  results = benchmark.run(SIZES, against="torch", rounds=1)
+  assert 0 < results["difference"] <= 1e-4
+  median, ratios = results["median_ms"], results["ratios"]
+  assert ratios["step"] == pytest.approx(median["step"] / median["torch_step"])
+  assert ratios["evaluation"] == pytest.approx(median["evaluation"] / median["torch_evaluation"])
+  assert ratios["samples"] == pytest.approx(median["samples"] / 2410 / median["torch_evaluation"])
+  assert "Ratios of medians" in benchmark.table(results)
+
+
+def test_the_counterparts_step_is_the_same_method():
+  """The same gradient where nothing is random: the loss as a function of the prediction."""
+  torch = pytest.importorskip("torch", reason="PyTorch (extra `benchmark`) is not installed")
+  from experiments import torch_counterpart
+
+  torch.manual_seed(0)
+  rng = np.random.default_rng(0)
+  data = {n: rng.standard_normal((64, d), np.float32) for n, d in SIZES.latents.items()}
+  x = {name: value[:2] for name, value in data.items()}
+  params = ScoreMLP(width=16).init(jax.random.key(0), x, dict.fromkeys(x, jnp.float32(0.5)))
+  network = torch_counterpart.ScoreMLP(SIZES.latents, 16)
+  torch_counterpart.load(network, params["params"])
+  trainer = torch_counterpart.Trainer(
+    network, data, batch_size=32, learning_rate=1e-2, decay=0.5, beta_min=0.1, beta_max=20.0
+  )
+  # The output starts at 0 and the noise has variance 1: the loss is the share of what is diffused,
+  # 1/2 * 1 + 1/2 * 1/2 of two modalities.
+  with torch.no_grad():
+    losses = [trainer.loss().item() for _ in range(200)]
+  assert np.mean(losses) == pytest.approx(0.75, abs=0.02)
+  before = [p.detach().clone() for p in trainer.params]
+  trainer.step()
+  last, mean = trainer.params[-1].detach(), trainer.ema[-1]
+  moved = (last - before[-1]).abs()
+  np.testing.assert_allclose(moved[moved > 0], 1e-2, rtol=1e-2)  # Adam's first step
+  np.testing.assert_allclose(mean, 0.5 * (before[-1] + last), atol=1e-6)
+
+
+def test_says_what_to_do_without_pytorch(monkeypatch):
+  monkeypatch.setitem(sys.modules, "torch", None)
+  with pytest.raises(UserError, match="pip install torch"):
+    benchmark.run(SIZES, against="torch", rounds=1)

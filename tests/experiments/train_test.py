@@ -1,0 +1,113 @@
+"""The entry point as a user meets it: a process, its exit code and what it says."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+TOY = pathlib.Path(__file__).parents[1] / "training" / "conftest.py"
+
+CONFIG = """
+  import ml_collections
+
+  def get_config(dataset="toy"):
+    return ml_collections.ConfigDict({
+      "framework": "toy", "seed": 3, "rate": 0.05,
+      "modalities": ("image", "sound", "words"),
+      "data": {"name": dataset, "data_dir": ml_collections.config_dict.placeholder(str)},
+      "monitor": {"log_every": 2, "report_every": 6, "checkpoint_every": 4},
+    })
+"""
+
+# The toy framework in place of the real ones, and no TensorFlow, which takes seconds to load.
+MAIN = f"""
+  import importlib.util, sys
+  sys.modules["tensorflow"] = None
+  from experiments import setup, train
+  from mmdiff_jax.data import datasets
+
+  def toy():
+    spec = importlib.util.spec_from_file_location("toy", {str(TOY)!r})
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+  setup.build = lambda config: toy().framework(learning_rate=config.rate)
+  datasets.load = lambda name, split, data_dir: toy().data(48 if split == "train" else 8)
+  setup.run(train.main, required=("config", "workdir"))
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+  (tmp_path / "config.py").write_text(textwrap.dedent(CONFIG))
+
+  def run(*arguments, code=MAIN):
+    return subprocess.run(
+      [sys.executable, "-c", textwrap.dedent(code), *arguments],
+      env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla")},
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+
+  return run
+
+
+def flags(tmp_path, *more):
+  return [f"--config={tmp_path / 'config.py'}:toy", f"--workdir={tmp_path / 'run'}", *more]
+
+
+def says(result, code, *words):
+  """The process ended with the code and one paragraph that has these words."""
+  assert result.returncode == code, result.stderr
+  paragraph = result.stderr.strip().splitlines()[-1]
+  assert "Traceback" not in result.stderr
+  for word in words:
+    assert word in paragraph
+
+
+def test_trains_goes_on_and_refuses_another_config(run, tmp_path):
+  first = run(*flags(tmp_path))
+  assert first.returncode == 0, first.stderr
+  assert "second_stage: 12/12  loss" in first.stdout
+  assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 12
+  assert json.loads((tmp_path / "run" / "config.json").read_text())["rate"] == 0.05
+  assert any((tmp_path / "xla").iterdir())
+
+  again = run(*flags(tmp_path, "--config.monitor.log_every=1"))
+  assert again.returncode == 0, again.stderr
+  assert "second_stage: trained already" in again.stdout
+
+  other = run(*flags(tmp_path, "--config.rate=0.1"))
+  says(other, 2, "rate was 0.05, now 0.1", "--workdir")
+
+
+def test_loss_that_is_not_finite(run, tmp_path):
+  result = run(*flags(tmp_path, f"--config.rate={np.float32(1e38)}"))
+  says(result, 3, "'first_stage' at step", "sound")
+
+
+@pytest.mark.parametrize(
+  ("argument", "words"),
+  [
+    ("--config.data.nme=x", ("no key 'data.nme'", "--config.data.name")),
+    ("--config.sed=1", ("no key 'sed'", "--config.seed")),
+    ("--config.seed=many", ("seed",)),
+    ("--confg=x", ("confg",)),
+    ("digits", ("'digits'", "--NAME=VALUE")),
+  ],
+)
+def test_bad_arguments(run, tmp_path, argument, words):
+  says(run(*flags(tmp_path, argument)), 2, *words)
+  assert not (tmp_path / "run").exists()
+
+
+def test_missing_arguments(run, tmp_path):
+  says(run(f"--workdir={tmp_path / 'run'}"), 2, "--config")
+  says(run("--config=no_such_file.py", "--workdir=x"), 2, "no config file 'no_such_file.py'")

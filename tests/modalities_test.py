@@ -1,0 +1,71 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from mmdiff_jax import modalities
+from mmdiff_jax.modalities import Modality
+
+_IMAGE = Modality("page", "image", (2, 3, 1), "gaussian", modalities.image_picture)
+_AUDIO = Modality("tone", "audio", (4, 3), "gaussian", lambda mel: mel.ravel(), sample_rate=8000)
+_LABEL = Modality("label", "label", (), "categorical", str, num_classes=10)
+
+
+def test_grey_and_colour_images_become_pictures():
+  grey = np.array([[0.0, 0.5, 1.0], [-1.0, 2.0, 0.2]], np.float32)[..., None]
+  picture = modalities.picture(_IMAGE, grey)
+  assert picture.dtype == np.uint8
+  np.testing.assert_array_equal(picture[..., 0], [[0, 128, 255], [0, 255, 51]])
+  np.testing.assert_array_equal(picture, picture[..., :1].repeat(3, -1))
+  colour = np.array([[[1.0, 0.0, 0.2]]], np.float32)
+  np.testing.assert_array_equal(modalities.image_picture(colour), [[[255, 0, 51]]])
+
+
+def test_spectrogram_has_time_to_the_right_pitch_upwards_and_loud_is_bright():
+  spectrogram = np.zeros((4, 3), np.float32)
+  spectrogram[1, 2] = 1.0  # Second frame, highest band.
+  brightness = modalities.picture(_AUDIO, spectrogram).astype(int).sum(-1)
+  assert brightness.shape == (3, 4)
+  assert np.unravel_index(brightness.argmax(), (3, 4)) == (0, 1)
+  ramp = modalities.spectrogram_picture(np.linspace(0, 1, 30, dtype=np.float32)[:, None])
+  luminance = ramp[0] @ np.array([0.299, 0.587, 0.114])
+  assert (np.diff(luminance) > 0).all()
+
+
+def test_grid_places_pictures_in_rows_with_white_between():
+  tiles = [np.full((2, 3, 3), value, np.uint8) for value in (10, 20, 30)]
+  sheet = modalities.grid(tiles, 2)
+  assert sheet.shape == (7, 9, 3)
+  np.testing.assert_array_equal(sheet[1:3, 1:4], tiles[0])
+  np.testing.assert_array_equal(sheet[1:3, 5:8], tiles[1])
+  np.testing.assert_array_equal(sheet[4:6, 1:4], tiles[2])
+  sheet[1:3, 1:4] = sheet[1:3, 5:8] = sheet[4:6, 1:4] = 255
+  assert (sheet == 255).all()
+  np.testing.assert_array_equal(
+    modalities.grid(tiles, 2, zoom=3)[::3, ::3], modalities.grid(tiles, 2)
+  )
+
+
+def test_what_is_read_is_not_drawn():
+  with pytest.raises(ValueError, match="is a label"):
+    modalities.picture(_LABEL, np.zeros((), np.float32))
+
+
+@pytest.mark.parametrize(
+  "modality, change, complaint",
+  [
+    (_IMAGE, {"likelihood": "poisson"}, "poisson"),
+    (_IMAGE, {"kind": "smell"}, "smell"),
+    (_IMAGE, {"num_classes": 3}, "num_classes=3"),
+    (_IMAGE, {"sample_rate": 8000}, "sample_rate=8000"),
+    (_AUDIO, {"sample_rate": 0}, "sample_rate=0"),
+    (_LABEL, {"num_classes": 0}, "num_classes=0"),
+  ],
+)
+def test_contradiction_is_refused(modality, change, complaint):
+  with pytest.raises(ValueError, match=complaint):
+    dataclasses.replace(modality, **change)
+
+
+def test_modality_can_be_a_static_argument():
+  assert hash(_IMAGE) == hash(dataclasses.replace(_IMAGE)) and dataclasses.replace(_IMAGE) == _IMAGE

@@ -1,0 +1,132 @@
+"""Tests of the draws of times in training, and of paths."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmdiff_jax import multitime, schedules
+
+NAMES = ("a", "b", "c")
+ROWS = 40_000
+
+
+def states(draw):
+  """For each example g, d or x (given, diffused, absent) of each modality."""
+  t = np.stack([draw.t[name] for name in NAMES], axis=1)
+  return np.where(t == 0, "g", np.where(t == 1, "x", "d"))
+
+
+def masked_law(given_prob, absent_prob):
+  """The probability of every state, by enumeration."""
+  law = dict.fromkeys(map("".join, itertools.product("gdx", repeat=3)), 0.0)
+  for given in itertools.product((False, True), repeat=3):
+    share = 1 - given_prob if not any(given) else 0.0 if all(given) else given_prob / 6
+    rest = [i for i in range(3) if not given[i]]
+    for absent in itertools.product((False, True), repeat=len(rest)):
+      p = share * np.prod([absent_prob if a else 1 - absent_prob for a in absent])
+      for keep in rest if all(absent) else [None]:
+        gone = {i for i, a in zip(rest, absent, strict=True) if a and i != keep}
+        state = "".join("g" if given[i] else "x" if i in gone else "d" for i in range(3))
+        if rest:
+          law[state] += p / (len(rest) if all(absent) else 1)
+  return law
+
+
+@pytest.mark.parametrize(("given_prob", "absent_prob"), [(0.5, 0.0), (0.6, 0.4), (1.0, 1.0)])
+def test_masked_law(given_prob, absent_prob):
+  draw = multitime.draw_masked(
+    jax.random.key(0), ROWS, NAMES, given_prob=given_prob, absent_prob=absent_prob
+  )
+  got = states(draw)
+  rows = ["".join(row) for row in got]
+  for state, p in masked_law(given_prob, absent_prob).items():
+    bound = 4.5 * (p * (1 - p) / ROWS) ** 0.5
+    assert rows.count(state) / ROWS == pytest.approx(p, abs=bound + 1e-12), state
+  for i, name in enumerate(NAMES):
+    np.testing.assert_array_equal(draw.diffused[name], got[:, i] == "d")
+
+
+def test_diffused_modalities_share_one_uniform_time():
+  draw = multitime.draw_masked(
+    jax.random.key(0), ROWS, NAMES, draw_t=multitime.uniform_time(t_min=0.2)
+  )
+  t, diffused = (np.stack([part[name] for name in NAMES], axis=1) for part in draw[:2])
+  shared = np.where(diffused, t, -1).max(axis=1)
+  np.testing.assert_array_equal(np.where(diffused, t, shared[:, None]), shared[:, None] + 0 * t)
+  deciles = np.quantile(shared, np.linspace(0, 1, 11))
+  np.testing.assert_allclose(deciles, np.linspace(0.2, 1, 11), atol=0.01)
+  np.testing.assert_array_equal(draw.weight, 1)
+
+
+def test_one_modality_is_never_given():
+  draw = multitime.draw_masked(jax.random.key(0), 100, ("a",), given_prob=1.0, absent_prob=1.0)
+  assert np.all(draw.diffused["a"])
+
+
+def test_joint_and_independent_times():
+  joint = multitime.draw_joint(jax.random.key(0), ROWS, NAMES)
+  np.testing.assert_array_equal(joint.t["a"], joint.t["b"])
+  free = multitime.draw_independent(jax.random.key(0), ROWS, NAMES)
+  assert abs(np.corrcoef(free.t["a"], free.t["b"])[0, 1]) < 0.02
+
+
+@pytest.mark.parametrize("schedule", [schedules.VPLinear(), schedules.VPCosine()])
+def test_importance_is_unbiased_and_follows_its_density(schedule):
+  t, weight = multitime.importance_time(schedule, 0.01)(jax.random.key(0), 200_000)
+  np.testing.assert_allclose(weight.mean(), 1, rtol=0.02)
+  uniform = np.linspace(0.01, schedule.t_max, 100_001)
+  for f in (np.square, np.cos):
+    np.testing.assert_allclose(np.mean(weight * f(t)), f(uniform).mean(), rtol=0.03)
+  middle = float(schedule.time(schedule.log_snr(jnp.array([0.01, schedule.t_max])).mean()))
+  assert float((t < middle).mean()) == pytest.approx(0.5, abs=0.01)
+  density = (schedule.diffusion(uniform) / schedule.sigma(uniform)) ** 2
+  assert density[uniform < middle].sum() / density.sum() == pytest.approx(0.5, abs=0.01)
+
+
+def test_paths():
+  grid = multitime.uniform_grid(4)
+  path = multitime.staggered(NAMES, 2, 4, grid=grid)
+  np.testing.assert_array_equal(path.times["a"], [1, 0.75, 0.5, 0.25, 0, 0, 0, 0, 0])
+  np.testing.assert_array_equal(path.times["b"], [1, 1, 1, 0.75, 0.5, 0.25, 0, 0, 0])
+  groups = multitime.sequential(["a", ("b",)], 2, given=("c",), absent=("d",))
+  np.testing.assert_array_equal(groups.times["a"], [1, 0.25, 0, 0, 0])
+  np.testing.assert_array_equal(groups.times["b"], [1, 1, 1, 0.25, 0])
+  np.testing.assert_array_equal(groups.times["c"], 0)
+  np.testing.assert_array_equal(groups.times["d"], 1)
+  np.testing.assert_array_equal(multitime.conditional(NAMES, ("b",), 3).times["b"], 0)
+  np.testing.assert_array_equal(multitime.marginal(NAMES, ("b",), 3).times["a"], 1)
+
+
+def test_log_snr_grid():
+  for schedule in (schedules.VPLinear(), schedules.RectifiedFlow()):
+    grid = multitime.log_snr_grid(schedule, 8)
+    assert grid.shape == (9,)
+    assert grid[0] == 1 and grid[-1] == 0
+    inner = schedule.log_snr(grid[grid > 0][schedule.t_max < 1 :])
+    np.testing.assert_allclose(np.diff(inner), np.diff(inner).mean(), rtol=1e-2)
+
+
+def test_errors_name_the_modality():
+  good = jnp.array([1.0, 0.0])
+  for times in ({}, {"b": good[None]}, {"b": good[:1]}):
+    with pytest.raises(ValueError, match="'b'|empty"):
+      multitime.Path(times)
+  with pytest.raises(ValueError, match="'b'.*outside"):
+    multitime.Path({"a": good, "b": 2 * good})
+  with pytest.raises(ValueError, match="'b': 3"):
+    multitime.Path({"a": good, "b": jnp.zeros(3)})
+  with pytest.raises(ValueError, match="unknown|not among"):
+    multitime.conditional(NAMES, ("z",), 3)
+  with pytest.raises(ValueError, match="'a'.*twice"):
+    multitime.sequential(NAMES, 3, given=("a",))
+  with pytest.raises(ValueError, match="grid"):
+    multitime.joint(NAMES, 3, grid=good)
+  with pytest.raises(ValueError, match="lag"):
+    multitime.staggered(NAMES, -1, 3)
+
+
+def test_path_is_checked_where_concrete_only():
+  jax.jit(lambda t: multitime.Path({"a": t}))(jnp.array([2.0, 0.0]))

@@ -1,0 +1,41 @@
+"""Tests of the converters: each cycle returns, and the ends give no NaN."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmdiff_jax import prediction
+
+X0, EPS = jnp.array([0.3, -1.2, 2.0]), jnp.array([1.1, 0.4, -0.7])
+
+
+def test_cycles():
+  for angle in (0.1, 0.8, 1.4):
+    alpha, sigma = jnp.cos(angle), jnp.sin(angle)
+    x = alpha * X0 + sigma * EPS
+    v = prediction.to_v(X0, EPS, alpha, sigma)
+    score = prediction.eps_to_score(EPS, sigma)
+    for got, expected in (
+      (prediction.eps_to_x0(x, EPS, alpha, sigma), X0),
+      (prediction.x0_to_eps(x, X0, alpha, sigma), EPS),
+      (prediction.v_to_x0(x, v, alpha, sigma), X0),
+      (prediction.v_to_eps(x, v, alpha, sigma), EPS),
+      (prediction.score_to_eps(score, sigma), EPS),
+    ):
+      np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_v_turns_with_the_angle():
+  # v = dx / d(angle) for x = cos(angle) x0 + sin(angle) eps.
+  rate = jax.jvp(lambda a: jnp.cos(a) * X0 + jnp.sin(a) * EPS, (0.7,), (1.0,))[1]
+  got = prediction.to_v(X0, EPS, jnp.cos(0.7), jnp.sin(0.7))
+  np.testing.assert_allclose(got, rate, atol=1e-6)
+
+
+def test_the_ends_give_no_nan():
+  for convert, scales in ((prediction.eps_to_x0, (0.0, 1.0)), (prediction.x0_to_eps, (1.0, 0.0))):
+    value, gradient = jax.value_and_grad(
+      lambda x, other, scales, convert=convert: convert(x, other, *scales).sum(), (0, 1, 2)
+    )(X0, EPS, scales)
+    assert value == 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))

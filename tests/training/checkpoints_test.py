@@ -1,0 +1,175 @@
+import json
+import shutil
+
+import jax
+import ml_collections
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from mmdiff_jax.errors import UserError
+from mmdiff_jax.training import checkpoints, trainer
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  return tmp_path_factory.mktemp("finished")
+
+
+@pytest.fixture
+def workdir(toy, finished, tmp_path):
+  """A finished run, of which the test may break its own copy."""
+  if not (finished / "run").exists():
+    trainer.train(toy.framework(), toy.config(), finished / "run", toy.data(), toy.data(8))
+  shutil.copytree(finished / "run", tmp_path / "run")
+  return tmp_path / "run"
+
+
+def train(toy, workdir, **fields):
+  return trainer.train(toy.framework(), toy.config(**fields), workdir, toy.data(), toy.data(8))
+
+
+def test_keeps_the_last_two_and_their_checksums(workdir):
+  names = {path.name for path in (workdir / "checkpoints" / "second_stage").iterdir()}
+  assert names == {"8", "8.sha256.json", "12", "12.sha256.json"}
+
+
+def test_load_params_merges_stages_and_constants(toy, workdir):
+  params = checkpoints.load_params(toy.framework(), workdir)
+  assert set(params) == {"first", "second", "mean"}
+  np.testing.assert_allclose(params["mean"], toy.data()["image"].reshape(-1, 16).mean(0))
+  raw = checkpoints.load_params(toy.framework(), workdir, ema=False)
+  assert not np.array_equal(params["second"]["w"], raw["second"]["w"])
+  np.testing.assert_array_equal(params["mean"], raw["mean"])
+
+
+def test_load_params_of_an_untrained_stage(toy, workdir):
+  shutil.rmtree(workdir / "checkpoints" / "second_stage")
+  with pytest.raises(UserError, match=r"'second_stage' has not been trained .*experiments\.train"):
+    checkpoints.load_params(toy.framework(), workdir)
+
+
+def test_one_flipped_bit_in_any_file_is_found(workdir):
+  step = workdir / "checkpoints" / "first_stage" / "12"
+  checkpoints.verify(step)
+  files = [path for path in step.rglob("*") if path.is_file() and path.stat().st_size]
+  assert len(files) > 5
+  for path in files:
+    good = path.read_bytes()
+    bad = bytearray(good)
+    bad[len(bad) // 2] ^= 1
+    path.write_bytes(bad)
+    with pytest.raises(UserError, match="has changed since") as error:
+      checkpoints.verify(step)
+    assert str(path) in str(error.value)
+    path.write_bytes(good)
+  checkpoints.verify(step)
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "half checksums", "extra"])
+def test_damage_is_named_and_the_checkpoint_before_takes_over(toy, workdir, damage):
+  before = checkpoints.load_params(toy.framework(), workdir)
+  step = workdir / "checkpoints" / "second_stage" / "12"
+  seal = step.with_name("12.sha256.json")
+  largest = max((p for p in step.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+  match damage:
+    case "cut":
+      largest.write_bytes(largest.read_bytes()[:-1])
+    case "missing":
+      largest.unlink()
+    case "half checksums":
+      seal.write_text(seal.read_text()[:50])
+    case "extra":
+      largest = step / "model" / "more"
+      largest.write_text("more")
+  with pytest.raises(UserError, match="Delete that folder") as error:
+    train(toy, workdir)
+  assert str(seal if "checksums" in damage else largest) in str(error.value)
+  assert "\n" not in str(error.value)
+  with pytest.raises(UserError, match="Delete that folder"):
+    checkpoints.load_params(toy.framework(), workdir)
+
+  shutil.rmtree(step)
+  after = train(toy, workdir)
+  jax.tree.map(np.testing.assert_array_equal, before, after)
+  checkpoints.verify(step)
+
+
+def test_damage_is_found_before_training_goes_on(toy, workdir):
+  steps = workdir / "checkpoints" / "second_stage"
+  shutil.rmtree(steps / "12")
+  file = next(path for path in (steps / "8" / "training").rglob("d/*"))
+  file.write_bytes(bytes(file.stat().st_size))
+  with pytest.raises(UserError, match="has changed since") as error:
+    train(toy, workdir)
+  assert str(file) in str(error.value)
+
+
+@pytest.mark.parametrize("killed", ["while writing", "before the checksums"])
+def test_a_save_that_was_killed_does_not_count(toy, workdir, killed, capsys):
+  before = checkpoints.load_params(toy.framework(), workdir)
+  step = workdir / "checkpoints" / "second_stage" / "12"
+  step.with_name("12.sha256.json").unlink()
+  if killed == "while writing":
+    step.rename(step.with_name("12.orbax-checkpoint-tmp"))
+  assert checkpoints.latest_step(workdir, "second_stage") == 8
+  jax.tree.map(np.testing.assert_array_equal, before, train(toy, workdir))
+  assert ("cut off" in capsys.readouterr().out) == (killed == "before the checksums")
+  checkpoints.verify(step)
+  assert not list(step.parent.glob("*tmp*"))
+
+
+def test_a_copy_without_any_checksums_is_refused_rather_than_dropped(toy, workdir):
+  for seal in workdir.rglob("second_stage/*.sha256.json"):
+    seal.unlink()
+  with pytest.raises(UserError, match=r"12\.sha256\.json are missing"):
+    train(toy, workdir)
+  assert (workdir / "checkpoints" / "second_stage" / "12").exists()
+
+
+def test_a_checkpoint_of_other_shapes(toy, workdir):
+  shutil.rmtree(workdir / "checkpoints" / "first_stage" / "12")
+  data = {**toy.data(), "sound": toy.data()["sound"][:, :1]}
+  with pytest.raises(UserError, match="other shapes"):
+    trainer.train(toy.framework(), toy.config(), workdir, data, data)
+
+
+def test_meta_says_what_was_trained(toy, workdir):
+  with checkpoints.manager(workdir, "second_stage") as ckpt:
+    meta = ckpt.restore(12, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+  assert meta["stage"] == "second_stage"
+  assert meta["step"] == 12
+  assert meta["config"]["seed"] == toy.config().seed
+
+
+def test_another_config_is_refused_and_changes_nothing(toy, workdir):
+  before = (workdir / "config.json").read_text()
+  with pytest.raises(UserError) as error:
+    train(toy, workdir, seed=4, extra=1, data={"name": "other", "data_dir": None})
+  for words in ("data.name was \"toy\", now \"other\"", "seed was 3, now 4",
+                "extra was not there, now 1", "--workdir"):  # fmt: skip
+    assert words in str(error.value)
+  assert (workdir / "config.json").read_text() == before
+
+
+def test_fields_that_do_not_change_training_may_differ(tmp_path):
+  def config(value, modalities):
+    fields = {name: {"x": value} for name in ("monitor", "sampling", "evaluation")}
+    return ml_collections.ConfigDict(
+      {**fields, "data": {"name": "toy", "data_dir": value}, "modalities": modalities}
+    )
+
+  checkpoints.claim_workdir(tmp_path, config("a", ("image", "words")))
+  checkpoints.claim_workdir(tmp_path, config("b", ("image", "words")))
+  # The newest one counts, and tuples come back as tuples.
+  assert checkpoints.load_config(tmp_path) == config("b", ("image", "words"))
+  with pytest.raises(UserError, match="modalities was"):
+    checkpoints.claim_workdir(tmp_path, config("b", ("image",)))
+
+
+def test_load_config_of_no_run(tmp_path):
+  with pytest.raises(UserError, match="no training run"):
+    checkpoints.load_config(tmp_path)
+  (tmp_path / "config.json").write_text(json.dumps({"a": 1})[:-1])
+  with pytest.raises(UserError, match="cannot be read"):
+    checkpoints.load_config(tmp_path)

@@ -1,0 +1,92 @@
+import dataclasses
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmdiff_jax.training import monitoring, trainer
+
+
+def train(toy, workdir):
+  framework = toy.only_first(toy.framework())
+  return trainer.train(framework, toy.config(), workdir, toy.data(), toy.data(8))
+
+
+def test_report_rows_are_spread_over_the_split(toy):
+  rows = monitoring.report_rows({"x": np.arange(1000), "y": np.arange(1000) * 2})
+  assert len(rows["x"]) == 32
+  assert rows["x"][0] == 0
+  assert rows["x"][-1] == 999
+  np.testing.assert_array_equal(rows["y"], 2 * rows["x"])
+  assert len(monitoring.report_rows(toy.data(8))["image"]) == 8
+
+
+def test_event_files_hold_what_a_person_looks_at(toy, tmp_path):
+  event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+  pytest.importorskip("tensorflow")
+  train(toy, tmp_path)
+  events = event_accumulator.EventAccumulator(
+    str(tmp_path / "tensorboard"), size_guidance={"tensors": 0, "images": 0, "audio": 0}
+  ).Reload()
+  tags = {tag: events.Tensors(tag) for tag in events.Tags()["tensors"]}
+  assert {"config", "first_stage/parameters", "first_stage/loss", "first_stage/loss_sound",
+          "first_stage/grad_norm", "first_stage/learning_rate", "first_stage/ms_per_step"
+          } <= set(tags)  # fmt: skip
+
+  def last(name):
+    (*_, event) = tags[f"first_stage/samples/{name}"]
+    assert event.step == 12
+    return event.tensor_proto.string_val
+
+  assert b'"seed": 3' in tags["config"][0].tensor_proto.string_val[0]
+  # A picture: width, height, PNG. Eight of 4 pixels and the lines between make 41.
+  assert last("image")[:2] == [b"41", b"6"]
+  assert last("image")[2].startswith(b"\x89PNG")
+  assert b"1. `" in last("words")[0]
+  # Sound and its spectrogram share a tag in different plugins' name spaces.
+  assert any(b"RIFF" in x for tag, found in tags.items() if "samples/sound" in tag
+             for event in found for x in event.tensor_proto.string_val)  # fmt: skip
+
+
+def test_without_tensorflow_says_so_once_and_goes_on(toy, tmp_path, monkeypatch, capsys):
+  monkeypatch.setitem(sys.modules, "tensorflow", None)
+  train(toy, tmp_path)
+  assert capsys.readouterr().out.count("No TensorBoard") == 1
+  assert [row["step"] for row in toy.rows(tmp_path)] == [2, 4, 6, 8, 10, 12]
+  assert not (tmp_path / "tensorboard").exists()
+
+
+def test_screen_tells_the_stage_the_step_and_the_time_left(toy, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(monitoring, "_LINE_EVERY", 0.0)
+  train(toy, tmp_path)
+  lines = [line for line in capsys.readouterr().out.splitlines() if "ms/step" in line]
+  assert len(lines) == 6
+  for word in ("first_stage: 10/12", "loss ", "(sound ", " left"):
+    assert word in lines[4]
+
+
+def test_start_drops_later_lines_of_the_stage_and_a_torn_one(toy, tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "tensorflow", None)
+  path = tmp_path / "metrics.jsonl"
+  kept = ['{"stage": "other", "step": 9}', '{"stage": "first_stage", "step": 4}']
+  path.write_text("\n".join([*kept, '{"stage": "first_stage", "step": 6}', '{"stage": "fir']))
+  stage = toy.framework().stages[0]
+  with monitoring.Monitor(tmp_path, toy.modalities, toy.config()) as monitor:
+    monitor.start(stage, 4, {"w": jnp.ones(3)})
+  assert path.read_text().splitlines() == kept
+
+
+def test_step_time_leaves_out_what_is_not_training(toy, tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "tensorflow", None)
+  now = iter([0.0, 50.0, 50.0, 51.0, 51.0, 90.0, 92.0])
+  monkeypatch.setattr(monitoring.time, "monotonic", lambda: next(now, 92.0))
+  stage = toy.framework().stages[0]
+  stage = dataclasses.replace(stage, settings=dataclasses.replace(stage.settings, steps=1000))
+  with monitoring.Monitor(tmp_path, toy.modalities, toy.config()) as monitor:
+    monitor.start(stage, 0, {"w": jnp.ones(3)})
+    monitor.compiled(1)
+    monitor.metrics(11, {"loss": 1.0})
+    monitor.restart_clock(11)
+    monitor.metrics(31, {"loss": 1.0})
+  assert [row["ms_per_step"] for row in toy.rows(tmp_path)] == pytest.approx([100.0, 100.0])

@@ -1,0 +1,137 @@
+import dataclasses
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from mmdiff_jax.data import pipeline
+from mmdiff_jax.training import checkpoints, trainer
+
+
+class StoppedError(Exception):
+  """What a test raises in the middle of a run, as a signal would."""
+
+
+def equal(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    np.testing.assert_array_equal(x, y)
+
+
+def train(toy, workdir, framework=None, data=None, **fields):
+  return trainer.train(
+    framework or toy.framework(),
+    toy.config(**fields),
+    workdir,
+    toy.data() if data is None else data,
+    toy.data(8, seed=1),
+  )
+
+
+def stopping(framework, stage, call):
+  """The framework, interrupted at the given call of a stage's report."""
+  calls = iter(range(100))
+
+  def report(*args):
+    if next(calls) == call:
+      raise StoppedError
+    return framework.stages[stage].report(*args)
+
+  stages = list(framework.stages)
+  stages[stage] = dataclasses.replace(stages[stage], report=report)
+  return dataclasses.replace(framework, stages=tuple(stages))
+
+
+def test_learns_both_stages_and_keeps_what_is_frozen(toy, tmp_path):
+  framework = toy.framework(steps=300, learning_rate=0.1, weight_decay=0.0)
+  monitor = {"log_every": 50, "report_every": 1000, "checkpoint_every": 1000}
+  params = train(toy, tmp_path, framework, monitor=monitor)
+  assert set(params) == {"first", "mean", "second"}
+  losses = {(row["stage"], row["step"]): row["loss"] for row in toy.rows(tmp_path)}
+  assert losses["first_stage", 300] < 0.1 * losses["first_stage", 50]
+  equal(
+    {name: params[name] for name in ("first", "mean")},
+    checkpoints.load_stage(tmp_path, "first_stage"),
+  )
+
+
+@pytest.mark.parametrize("group", [1, 2])
+@pytest.mark.parametrize("stage", [0, 1])
+def test_resumed_run_is_the_same_run(toy, tmp_path, group, stage):
+  framework = toy.framework(steps_per_dispatch=group)
+  whole = train(toy, tmp_path / "whole", framework)
+  with pytest.raises(StoppedError):
+    train(toy, tmp_path / "parts", stopping(framework, stage, call=0))
+  assert checkpoints.latest_step(tmp_path / "parts", framework.stages[stage].name) == 4
+  parts = train(toy, tmp_path / "parts", framework)
+  equal(whole, parts)
+  raw = [checkpoints.load_params(framework, tmp_path / d, ema=False) for d in ("whole", "parts")]
+  equal(*raw)
+  assert not np.array_equal(raw[0]["first"]["w"], whole["first"]["w"])
+  # Neither a line twice nor one too few.
+  for a, b in zip(toy.rows(tmp_path / "whole"), toy.rows(tmp_path / "parts"), strict=True):
+    assert {**a, "ms_per_step": 0} == {**b, "ms_per_step": 0}
+
+
+@pytest.mark.parametrize("group", [5])
+def test_several_steps_a_dispatch_are_the_same_steps(toy, tmp_path, group):
+  monitor = {"log_every": 4, "report_every": 1000, "checkpoint_every": 1000}
+  one = train(toy, tmp_path / "one", toy.framework(steps=11), monitor=monitor)
+  framework = toy.framework(steps=11, steps_per_dispatch=group)
+  many = train(toy, tmp_path / "many", framework, monitor=monitor)
+  for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
+
+
+def test_finished_stages_are_skipped(toy, tmp_path):
+  framework = toy.framework()
+  params = train(toy, tmp_path, framework)
+
+  def fail(*_):
+    raise AssertionError("a finished stage was prepared again")
+
+  stages = tuple(dataclasses.replace(stage, prepare=fail) for stage in framework.stages)
+  before = toy.rows(tmp_path)
+  equal(params, train(toy, tmp_path, dataclasses.replace(framework, stages=stages)))
+  assert toy.rows(tmp_path) == before
+
+
+@pytest.mark.parametrize("group", [1, 2])
+def test_nan_stops_and_keeps_the_last_good_checkpoint(toy, tmp_path, group):
+  framework = toy.framework(steps=16, steps_per_dispatch=group)
+  data = toy.data(400)
+  # The row that comes up in the step after the first checkpoint.
+  step = 4
+  *_, batch = itertools.islice(pipeline.batches({"row": np.arange(400)}, 8, seed=3), step + 1)
+  row = batch["row"][0]
+  data["sound"][row, 0, 0] = np.nan
+  with pytest.raises(trainer.DivergedError) as error:
+    train(toy, tmp_path, framework, data)
+  for word in ("'first_stage'", f"step {step}", "sound", "checkpoint"):
+    assert word in str(error.value)
+  assert checkpoints.latest_step(tmp_path, "first_stage") == 4
+  good = checkpoints.load_params(toy.only_first(framework), tmp_path)
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(good))
+  assert [row["step"] for row in toy.rows(tmp_path)] == [2, 4]
+
+
+def test_metrics_lines(toy, tmp_path):
+  train(toy, tmp_path, toy.framework(steps=5, learning_rate=0.5, warmup=2, final=0.2))
+  first = [row for row in toy.rows(tmp_path) if row["stage"] == "first_stage"]
+  assert [row["step"] for row in first] == [2, 4, 5]
+  assert set(first[1]) == {
+    "stage", "step", "loss", "loss_sound", "noise", "grad_norm", "learning_rate", "ms_per_step",
+  }  # fmt: skip
+  # Means over the steps since the line before: 0 and 0.25, then the cosine's first two.
+  assert first[0]["learning_rate"] == pytest.approx(0.125)
+  assert first[1]["learning_rate"] == pytest.approx((0.5 + 0.4) / 2)
+  assert len({row["noise"] for row in toy.rows(tmp_path)}) == 6
+  assert all(row["grad_norm"] > 0 and row["ms_per_step"] > 0 for row in first)
+
+
+def test_init_must_make_what_the_stage_trains(toy, tmp_path):
+  framework = toy.framework()
+  stage = dataclasses.replace(framework.stages[0], trainable=("other",))
+  with pytest.raises(ValueError, match="is to train"):
+    train(toy, tmp_path, dataclasses.replace(framework, stages=(stage,)))
