@@ -12,21 +12,19 @@ from mmdiff_jax.solvers import Denoiser
 
 
 def _guided(denoiser, strength, noise, x, t):
-  # The rows as they are, then as many with all that is given absent: one call for both.
-  num_rows = next(iter(x.values())).shape[0]
-  rows, times = {}, {}
-  for name, value in x.items():
-    time = jnp.broadcast_to(t[name], (num_rows,))
-    given = (time == 0) if name in noise else jnp.zeros_like(time, bool)
-    without = jnp.where(along(given, value), noise.get(name, value), value)
-    rows[name] = jnp.concatenate([value, without])
-    times[name] = jnp.concatenate([time, jnp.where(given, 1, time).astype(time.dtype)])
+  # Side by side on an axis of their own, not as more rows: a time that all rows share stays one.
+  without_x, without_t = dict(x), dict(t)
+  for name in noise:
+    given = t[name] == 0
+    without_x[name] = jnp.where(along(given, x[name]), noise[name], x[name])
+    without_t[name] = jnp.where(given, jnp.ones_like(t[name]), t[name])
+  both = jax.tree.map(lambda a, b: jnp.stack([a, b]), (x, t), (without_x, without_t))
 
   def combine(estimate):
-    conditional, unconditional = estimate[:num_rows], estimate[num_rows:]
+    conditional, unconditional = estimate
     return unconditional + strength * (conditional - unconditional)
 
-  return jax.tree.map(combine, denoiser(rows, times))
+  return jax.tree.map(combine, jax.vmap(denoiser)(*both))
 
 
 def guide(
@@ -52,8 +50,8 @@ def guide(
       `solvers.prior`, or zeros; shaped as the modality. Modalities without an entry stay given.
 
   Returns:
-    A denoiser. For the number 1 it is `denoiser` itself; else it calls `denoiser` once, on twice as
-    many rows, with one time for each row.
+    A denoiser. For the number 1 it is `denoiser` itself; else it calls `denoiser` once, for
+    both, under `jax.vmap`.
   """
   if not isinstance(strength, jax.Array) and strength == 1:
     return denoiser

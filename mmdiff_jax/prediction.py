@@ -5,8 +5,8 @@ With x_t = alpha x_0 + sigma eps:
   v        = alpha eps - sigma x_0        (Salimans and Ho 2022; here for alpha^2 + sigma^2 = 1)
   score    = -eps / sigma                 (the gradient of log p_t at x_t)
 
-A pair (x0, eps) is what steps work with: it needs no division by alpha(1) or sigma(0), both of which
-may be 0. The divisions below are each guarded where the other quantity stays finite.
+A pair (x0, eps) is what steps work with: it needs no division by alpha(1) or sigma(0), which may
+both be 0. The divisions below are each guarded where the other quantity stays finite.
 """
 
 import jax.numpy as jnp

@@ -45,14 +45,14 @@ def test_only_what_is_given_is_made_absent():
 
 def test_strength_one_is_the_denoiser_itself_and_others_call_it_once():
   assert guidance.guide(DENOISER, 1.0, NOISE) is DENOISER
-  rows = []
+  calls = []
 
   def counted(x, t):
-    rows.append(x["a"].shape[0])
+    calls.append(1)
     return DENOISER(x, t)
 
   guidance.guide(counted, 0.0, NOISE)(X, T)
-  assert rows == [4]
+  assert len(calls) == 1
 
 
 def test_guided_sampling_leaves_the_given_alone():

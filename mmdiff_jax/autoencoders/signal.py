@@ -23,9 +23,6 @@ class SignalAutoencoder(nn.Module):
     width: size of the hidden layers.
     depth: residual blocks on either side.
     likelihood: "gaussian" or "laplace" (of fixed scale), or "bernoulli" (whose mean is decoded).
-    robust: c in c log(1 + error / c), which the error of an example passes unless it is 0: those
-      that are hopeless to reconstruct, such as fine textures, then do not take all the latent from
-      those that are not.
   """
 
   shape: tuple[int, ...]
@@ -33,7 +30,6 @@ class SignalAutoencoder(nn.Module):
   width: int
   depth: int
   likelihood: str
-  robust: float = 0.0
 
   def setup(self):
     """Makes both halves."""
@@ -55,15 +51,11 @@ class SignalAutoencoder(nn.Module):
   def loss(
     self, x: Float[Array, "batch ..."], z: Float[Array, "batch {self.latent}"]
   ) -> Float[Array, " batch"]:
-    """Error of each example: its negative log-likelihood up to scale and constant, made robust."""
-    error = self._error(x, z)
-    return self.robust * jnp.log1p(error / self.robust) if self.robust else error
-
-  def _error(self, x, z):
+    """Error of each example: its negative log-likelihood, up to scale and constant."""
     target = x.reshape(x.shape[0], -1)
     out = self.decoder(z)
     if self.likelihood == "bernoulli":
-      # log(1 + exp(out)) - target out, the cross-entropy of a pixel that is `target` of the time on.
+      # log(1 + exp(out)) - target out: the cross-entropy of a pixel that is on with p = target.
       return jnp.sum(jax.nn.softplus(out) - target * out, axis=-1)
     error = 0.5 * (out + 1.0) - target
     if self.likelihood == "laplace":

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from mmdiff_jax.data import audio, rendering
-from mmdiff_jax.modalities import Modality, image_picture
+from mmdiff_jax.modalities import image_picture, Modality
 
 # How often each handwriting is drawn; each time with a fresh placement, partner, crop, tone and
 # caption.

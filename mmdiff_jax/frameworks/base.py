@@ -87,7 +87,7 @@ class Sampling:
     steps: number of steps from time 1 to 0.
     guidance: strength of what is given; 1 is the plain conditional law.
     order: groups of modalities that are generated one after the other, each given those before it,
-      in `steps` steps each; what it does not name joins the last group. Empty: all together.
+      in `steps` steps each; what it does not name comes last. Empty: all together.
   """
 
   solver: Solver
@@ -107,11 +107,14 @@ class Framework:
       in the model's view with `num` rows each, `targets` a tuple of names that are to be generated
       (names in neither are absent), `samples` a dict of the targets in the model's view. Can be
       jitted with `targets`, `num` and `sampling` static.
-    evaluations: `(given, targets, sampling) -> int`: network evaluations that one sample costs, both
-      given and targets as tuples of names; guidance counts twice.
+    reconstruct: `(params, data) -> data`: each modality through what stands between it and its
+      space of diffusion, and back; arrays in the model's view.
+    evaluations: `(given, targets, sampling) -> int`: network evaluations that one sample costs;
+      given and targets are tuples of names. Guidance counts twice.
   """
 
   modalities: tuple[modalities_lib.Modality, ...]
   stages: tuple[Stage, ...]
   sample: Callable[..., dict[str, Any]]
+  reconstruct: Callable[..., dict[str, Any]]
   evaluations: Callable[..., int]

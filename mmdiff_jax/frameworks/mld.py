@@ -5,16 +5,16 @@ the training set are then encoded once, standardised with its mean and deviation
 
 Stage 2 trains one score network on all latents R = (z_1, .., z_M) together. The masked forward SDE
 
-  dR = m(A_1) * [f(t) R dt + g(t) dW]                                                          (1)
+  dR = m(A_1) * [f(t) R dt + g(t) dW]                                                       (1)
 
-diffuses the modalities of A_1 and leaves those of A_2 as they are. In multi-time that is t_m = t for
-m in A_1 and t_m = 0 in A_2, and the law of each latent at its time is known in closed form:
-z_m(t_m) = alpha(t_m) z_m + sigma(t_m) eps. A_1 is drawn anew for each example. Beyond the paper some
-modalities may be absent (t_m = 1), which is what guidance and generation without them need.
+diffuses the modalities of A_1 and leaves those of A_2 as they are. In multi-time that is t_m = t
+for m in A_1 and t_m = 0 in A_2, and the law of each latent at its time has a closed form:
+z_m(t_m) = alpha(t_m) z_m + sigma(t_m) eps. A_1 is drawn anew for each example. Beyond the paper
+some modalities may be absent (t_m = 1): what guidance and generation without them need.
 
 Sampling integrates the reverse of (1) from noise, the given latents held at time 0,
 
-  dR = m(A_1) * [(-f(t') R + g(t')^2 score(R, t')) dt + g(t') dW],  t' = T - t,                (2)
+  dR = m(A_1) * [(-f(t') R + g(t')^2 score(R, t')) dt + g(t') dW],  t' = T - t,             (2)
 
 or its probability-flow ODE, by any solver along any path through multi-time.
 
@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmdiff_jax import guidance, multitime, schedules, solvers
+from mmdiff_jax.autoencoders.layered import LayeredAutoencoder
 from mmdiff_jax.autoencoders.signal import SignalAutoencoder
 from mmdiff_jax.autoencoders.text import TextAutoencoder
 from mmdiff_jax.errors import UserError
@@ -55,25 +56,30 @@ def build(config: Any, modalities: Sequence[Modality]) -> Framework:
     The framework: one stage an autoencoder, then the stage `score`.
 
   Raises:
-    UserError: an unknown variant, or a modality without an autoencoder.
+    UserError: an unknown variant, schedule, network or solver, or a modality without an autoencoder.
   """
   if config.variant not in VARIANTS:
     raise UserError(
       f"config.variant is {config.variant!r}; MLD has the variants {', '.join(VARIANTS)}."
     )
+  schedule_of(config)
   modalities = tuple(modalities)
   codecs = {modality.name: autoencoder(modality, config) for modality in modalities}
   stages = [_autoencoder_stage(m, codecs[m.name], config) for m in modalities]
   generate = functools.partial(sample, config, modalities, codecs)
   score = _score_stage(config, modalities, codecs, generate)
   evaluations = functools.partial(_evaluations, config)
-  return Framework(modalities, (*stages, score), generate, evaluations)
+  restore = functools.partial(reconstruct, codecs)
+  return Framework(modalities, (*stages, score), generate, restore, evaluations)
 
 
 # ---------------------------------------------------------------------------- stage 1
 
 
-def autoencoder(modality: Modality, config: Any) -> SignalAutoencoder | TextAutoencoder:
+Autoencoder = LayeredAutoencoder | SignalAutoencoder | TextAutoencoder
+
+
+def autoencoder(modality: Modality, config: Any) -> Autoencoder:
   """The autoencoder of a modality, sized by `config.autoencoder[name]`.
 
   Raises:
@@ -88,9 +94,11 @@ def autoencoder(modality: Modality, config: Any) -> SignalAutoencoder | TextAuto
   if modality.kind == "text":
     (length,) = modality.shape
     return TextAutoencoder(length, modality.num_classes, size.latent, size.width, size.depth)
-  return SignalAutoencoder(
-    modality.shape, size.latent, size.width, size.depth, modality.likelihood, size.robust
-  )
+  if "layers" in size:
+    return LayeredAutoencoder(
+      modality.shape, size.latent, width=size.width, depth=size.depth, **size.layers
+    )
+  return SignalAutoencoder(modality.shape, size.latent, size.width, size.depth, modality.likelihood)
 
 
 def _autoencoder_stage(modality: Modality, codec, config) -> Stage:
@@ -168,6 +176,20 @@ def encode(codecs: Mapping[str, Any], params: Params, data: Batch) -> dict[str, 
     )
     for name, encoder in encoders.items()
   }
+
+
+def reconstruct(codecs: Mapping[str, Any], params: Params, data: Batch) -> dict[str, np.ndarray]:
+  """Each modality through its autoencoder; arguments as `encode`."""
+  latents = encode(codecs, params, data)
+  return {
+    name: np.asarray(_decoder(codecs[name])(params[f"autoencoder_{name}"], z))
+    for name, z in latents.items()
+  }
+
+
+@functools.cache
+def _decoder(codec):
+  return jax.jit(functools.partial(codec.apply, method="decode"))
 
 
 def statistics(latents: Batch) -> dict[str, dict[str, np.ndarray]]:
@@ -301,14 +323,16 @@ def _score_stage(config, modalities, codecs, generate) -> Stage:
   settings = sampling_of(config)
   jitted = jax.jit(generate, static_argnums=(3, 4, 5))
 
+  first, *rest = names
+  rest = tuple(rest)
+
   def report(params, key, data):
-    rows = len(data[names[0]])
-    given = {names[0]: data[names[0]]}
-    rest = names[1:]
-    return {
-      "joint": jitted(params, key, {}, names, rows, settings),
-      f"from_{names[0]}": given | (jitted(params, key, given, rest, rows, settings) if rest else {}),
-    }
+    rows = len(data[first])
+    shown = {"joint": jitted(params, key, {}, names, rows, settings)}
+    if rest:
+      given = {first: data[first]}
+      shown[f"from_{first}"] = given | jitted(params, key, given, rest, rows, settings)
+    return shown
 
   stage_settings = Settings(**config.score.training)
   return Stage("score", ("score",), stage_settings, prepare, init, loss, report)
@@ -336,11 +360,8 @@ def sampling_of(config: Any) -> Sampling:
 def _groups(targets: Sequence[str], order: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
   """Targets in the order in which they are generated."""
   groups = [tuple(name for name in group if name in targets) for group in order]
-  groups = [group for group in groups if group]
   rest = tuple(name for name in targets if not any(name in group for group in groups))
-  if not groups:
-    return [rest]
-  return [*groups[:-1], groups[-1] + rest]
+  return [group for group in (*groups, rest) if group]
 
 
 def _evaluations(config, given, targets, sampling: Sampling) -> int:
@@ -385,19 +406,18 @@ def sample(
   _warn_untrained(config, absent, groups, sampling)
 
   measured = params["statistics"]
-  shapes = {name: codecs[name].latent for name in names}
   prior_key, loop_key, absent_key, known_key = jax.random.split(key, 4)
-  noise = {name: jnp.zeros((num, size)) for name, size in shapes.items()}
-  prior, other = (
-    {name: multitime.normal_like(k, name, x) for name, x in noise.items()}
-    for k in (prior_key, absent_key)
-  )
+  shapes = {name: (codecs[name].latent,) for name in names}
+  prior, other = (solvers.prior(k, schedule, shapes, num) for k in (prior_key, absent_key))
   known = {
-    name: (codecs[name].apply(params[f"autoencoder_{name}"], x, method="encode")
-           - measured[name]["mean"]) / measured[name]["std"]
+    name: (
+      codecs[name].apply(params[f"autoencoder_{name}"], x, method="encode") - measured[name]["mean"]
+    )
+    / measured[name]["std"]
     for name, x in given.items()
   }
 
+  grid = multitime.power_grid(sampling.steps, config.sampling.grid_power)
   network = score_network(config)
   predict = jax.tree_util.Partial(network.apply, params["score"])
   convert = solvers.from_eps if config.score.prediction == "eps" else solvers.from_v
@@ -405,7 +425,7 @@ def sample(
   if config.variant == "inpaint":
     # The network knows joint times only: all fall together, and what is given is put back, noised
     # to the current time, after each step.
-    path = multitime.marginal(names, [*groups[0], *known], sampling.steps)
+    path = multitime.marginal(names, [*groups[0], *known], sampling.steps, grid=grid)
 
     def project(key, x, s):
       noised = {
@@ -419,7 +439,9 @@ def sample(
   else:
     if sampling.guidance != 1.0 and (known or len(groups) > 1):
       denoiser = guidance.guide(denoiser, sampling.guidance, other)
-    path = multitime.sequential(groups, sampling.steps, given=tuple(known), absent=tuple(absent))
+    path = multitime.sequential(
+      groups, sampling.steps, given=tuple(known), absent=tuple(absent), grid=grid
+    )
     project, x_init = None, {**prior, **known}
   z = solvers.sample(
     loop_key, denoiser, schedule, x_init, path, solver=sampling.solver, project=project

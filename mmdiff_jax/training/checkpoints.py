@@ -183,9 +183,9 @@ def load_stage(
   sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   with manager(workdir, stage) as ckpt:
     target = _targets(ckpt.item_metadata(step)["model"], sharding)
-    model = ckpt.restore(
-      step, args=ocp.args.Composite(model=ocp.args.StandardRestore(target))
-    )["model"]
+    model = ckpt.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(target)))[
+      "model"
+    ]
   return {**model["ema" if ema else "params"], **model["constants"]}
 
 
@@ -340,9 +340,7 @@ def _tuples(tree: Any) -> Any:
 
 
 def _like(tree: Any, sharding: Any) -> Any:
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-  )
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 def _targets(metadata: Any, sharding: Any) -> Any:

@@ -44,9 +44,7 @@ def learning_rate(settings: Settings) -> optax.Schedule:
 
 def optimizer(settings: Settings) -> optax.GradientTransformation:
   """AdamW (Loshchilov and Hutter, 2019) on gradients whose global norm is bounded."""
-  adamw = optax.adamw(
-    learning_rate(settings), b2=settings.b2, weight_decay=settings.weight_decay
-  )
+  adamw = optax.adamw(learning_rate(settings), b2=settings.b2, weight_decay=settings.weight_decay)
   if not settings.clip:
     return adamw
   return optax.chain(optax.clip_by_global_norm(settings.clip), adamw)

@@ -110,17 +110,13 @@ def _train_stage(
   tx = state_lib.optimizer(settings)
   frozen = {**earlier, **constants}
   init = jax.jit(stage.init)
-  like = jax.eval_shape(
-    lambda: state_lib.create(stage.init(init_key, frozen, sample_batch), tx)
-  )
+  like = jax.eval_shape(lambda: state_lib.create(stage.init(init_key, frozen, sample_batch), tx))
   start = checkpoints.latest_step(workdir, stage.name) or 0
   for unfinished in checkpoints.discard_unfinished(workdir, stage.name):
     monitor.say(f"{stage.name}: dropped the checkpoint of step {unfinished}, cut off in its saving")
   with checkpoints.manager(workdir, stage.name) as ckpt:
     if start:
-      state, constants = checkpoints.restore(
-        ckpt, start, like, parallel.replicated(mesh), batches
-      )
+      state, constants = checkpoints.restore(ckpt, start, like, parallel.replicated(mesh), batches)
       frozen = {**earlier, **constants}
     else:
       state = state_lib.create(init(init_key, frozen, sample_batch), tx)
@@ -264,9 +260,7 @@ def _read(
       "its clip, or look for values in the data that are not finite, and start again in another "
       "workdir."
     )
-  return {
-    name: float(total / meter.count) for name, total in zip(names, meter.totals, strict=True)
-  }
+  return {name: float(total / meter.count) for name, total in zip(names, meter.totals, strict=True)}
 
 
 def _check_entries(stage: Stage, params: Params) -> None:

@@ -119,6 +119,35 @@ def test_order_of_convergence(name, order, kind):
   assert slope(errors, counts) == pytest.approx(order, abs=0.1)
 
 
+@pytest.mark.parametrize("name", ["heun", "dpmpp_2m"])
+def test_a_pause_costs_no_order(name):
+  """`a` stands still at 0.5 while `b` falls, then goes on: the x0 before the pause is of no use."""
+  schedule = schedules.VPLinear()
+  counts, errors = [120, 480], []
+  for count in counts:
+    first, last = jnp.linspace(1.0, 0.5, count + 1), jnp.linspace(0.5, 0.05, count + 1)
+    still = jnp.ones(count)
+    path = multitime.Path(
+      {
+        "a": jnp.concatenate([first, 0.5 * still, last[1:]]),
+        "b": jnp.concatenate([first, last[1:], 0.05 * still]),
+      }
+    )
+    got = end_covariance(SOLVERS[name], schedule, path)
+    errors.append(float(jnp.abs(got - law(schedule, times(path, -1))).max()))
+  assert slope(errors, counts) == pytest.approx(2, abs=0.1)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("name", SOLVERS)
+def test_arrival_at_zero_is_the_mean(name, schedule):
+  x = split(jax.random.normal(jax.random.key(3), (5, DIM)))
+  path = multitime.joint(NAMES, 1, grid=jnp.array([0.5, 0.0]))
+  denoise = oracle(schedule)
+  got = solvers.sample(jax.random.key(1), denoise, schedule, x, path, solver=SOLVERS[name])
+  np.testing.assert_allclose(join(got), join(denoise(x, times(path, 0))[0]), atol=1e-12)
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("name", SOLVERS)
 def test_all_paths_lead_to_the_data(name, schedule):

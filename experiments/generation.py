@@ -1,0 +1,120 @@
+"""What sampling and evaluation share: a trained run, and how to generate with it."""
+
+from collections.abc import Callable, Mapping, Sequence
+import importlib
+import time
+from typing import Any, NamedTuple
+
+from absl import flags
+import jax
+import ml_collections
+import numpy as np
+
+from experiments import setup
+from mmdiff_jax.frameworks.base import Framework, Params, Sampling
+from mmdiff_jax.training import checkpoints
+
+NUM = flags.DEFINE_integer("num", None, "How many samples.", lower_bound=1)
+SOLVER = flags.DEFINE_string("solver", None, "Solver; the config's if not given.")
+STEPS = flags.DEFINE_integer(
+  "steps", None, "Steps of the solver; the config's if not given.", lower_bound=1
+)
+GUIDANCE = flags.DEFINE_float(
+  "guidance", None, "Strength of what is given; 1 is plain, and the config's if not given."
+)
+EMA = flags.DEFINE_bool("ema", True, "Use the running mean of the last stage's parameters.")
+
+_ROWS = 1000  # Samples generated at once.
+
+
+class Trained(NamedTuple):
+  """A training run, ready to generate.
+
+  Attributes:
+    config: the run's, with the flags' settings of sampling.
+    framework: built from it.
+    params: all of its parameters.
+    sampling: how to generate.
+  """
+
+  config: ml_collections.ConfigDict
+  framework: Framework
+  params: Params
+  sampling: Sampling
+
+
+def load(workdir: str) -> Trained:
+  """The run in a workdir, to be sampled as the flags say and else as its config does.
+
+  Without `--ema` only the last stage gives its raw parameters: those before it were trained upon
+  as running means, and their raw ones would be other networks than the last stage has seen.
+
+  Raises:
+    UserError: there is no run, it is not trained or damaged, or the solver is unknown.
+  """
+  config = checkpoints.load_config(workdir)
+  for flag in (SOLVER, STEPS, GUIDANCE):
+    if flag.value is not None:
+      config.sampling[flag.name] = flag.value
+  framework = setup.build(config)
+  method = importlib.import_module(f"mmdiff_jax.frameworks.{config.framework}")
+  sampling = method.sampling_of(config)
+  params: Params = {}
+  for stage in framework.stages:
+    last = stage is framework.stages[-1]
+    params |= checkpoints.load_stage(workdir, stage.name, ema=EMA.value or not last)
+  return Trained(config, framework, params, sampling)
+
+
+class Generator(NamedTuple):
+  """A compiled sampler.
+
+  Attributes:
+    generate: `(key, given) -> samples`, dicts of NumPy arrays in the model's view.
+    seconds: what compiling took.
+  """
+
+  generate: Callable[[Any, Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+  seconds: float
+
+
+def generator(
+  trained: Trained, data: Mapping[str, np.ndarray], given: Sequence[str], targets: tuple[str, ...],
+  num: int,
+) -> Generator:
+  """Compiles one way to sample, once for all seeds, in equal parts of at most 1,000 rows.
+
+  Args:
+    trained: from `load`.
+    data: arrays whose shapes and types are those of what will be given.
+    given: the names of what will be given.
+    targets: the names of what is to be generated.
+    num: samples a call.
+
+  Returns:
+    The sampler.
+  """
+  began = time.monotonic()
+  parts = -(-num // _ROWS)
+  size = -(-num // parts)
+  like = {
+    name: jax.ShapeDtypeStruct((size, *data[name].shape[1:]), data[name].dtype) for name in given
+  }
+  sample = jax.jit(trained.framework.sample, static_argnums=(3, 4, 5))
+  lowered = sample.lower(
+    trained.params, jax.random.key(0), like, targets, size, trained.sampling
+  )
+  program = lowered.compile()
+
+  def generate(key, rows):
+    found = []
+    for part in range(parts):
+      # The last part is filled up by its last row.
+      index = np.minimum(np.arange(part * size, (part + 1) * size), num - 1)
+      own = {name: rows[name][index] for name in like}
+      found.append(program(trained.params, jax.random.fold_in(key, part), own))
+    return {
+      name: np.concatenate([np.asarray(part[name]) for part in found])[:num] for name in targets
+    }
+
+  return Generator(generate, time.monotonic() - began)

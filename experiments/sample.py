@@ -1,0 +1,230 @@
+"""Generates samples from a trained framework and writes them as pictures, sound, text and arrays.
+
+python -m experiments.sample --workdir=DIR [--given=tone,caption --targets=digit,scene --num=16
+  --solver=dpmpp_2m --steps=32 --guidance=1.5 --noema --seed=0 --given_npz=FILE --out=DIR]
+
+With nothing given all targets are generated together; with no targets, all that is not given.
+"""
+
+from collections.abc import Mapping, Sequence
+import os
+import pathlib
+import zipfile
+
+from absl import flags
+import jax
+import numpy as np
+
+from experiments import generation, setup
+from mmdiff_jax.data import datasets
+from mmdiff_jax.errors import UserError
+from mmdiff_jax.evaluation import pictures
+from mmdiff_jax.modalities import Modality
+
+_GIVEN = flags.DEFINE_list("given", [], "Modalities that are given.")
+_TARGETS = flags.DEFINE_list("targets", [], "Modalities to generate; all others if none.")
+_SEED = flags.DEFINE_integer("seed", 0, "Draws the noise, and what is given from the test split.")
+_GIVEN_NPZ = flags.DEFINE_string(
+  "given_npz", None, "NPZ file with what is given, in the model's view; else the test split."
+)
+# Other entry points may have an --out of their own, and tests load several into one process.
+_OUT = flags.DEFINE_string(
+  "out", None, "Folder for the files; DIR/samples if not given.", allow_override=True
+)
+
+_COLUMNS, _MAX_SHOWN = 8, 64
+_PAUSE = 0.1  # Seconds of silence after each sound.
+
+
+def main(argv: Sequence[str]) -> None:
+  """Generates and writes."""
+  del argv
+  workdir = setup.WORKDIR.value
+  trained = generation.load(workdir)
+  modalities = {modality.name: modality for modality in trained.framework.modalities}
+  given, targets = check_names(tuple(modalities), _GIVEN.value, _TARGETS.value)
+  if _GIVEN_NPZ.value:
+    values = read_given(_GIVEN_NPZ.value, [modalities[n] for n in given], generation.NUM.value)
+    num = len(next(iter(values.values())))
+  else:
+    num = generation.NUM.value or 16
+    values = _from_test_split(trained.config.data, given, num, _SEED.value) if given else {}
+  generator = generation.generator(trained, values, given, targets, num)
+  samples = generator.generate(jax.random.key(_SEED.value), values)
+  out = pathlib.Path(_OUT.value or pathlib.Path(workdir) / "samples")
+  stem = "joint" if set(targets) == set(modalities) else "_".join(targets)
+  stem += "_from_" + "_".join(given) if given else ""
+  for path in write(out, stem, list(modalities.values()), values, samples):
+    print(f"Wrote {path}")
+
+
+def check_names(
+  known: Sequence[str], given: Sequence[str], targets: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """The given and the target modalities in the run's order.
+
+  Args:
+    known: the run's modalities.
+    given: what is given.
+    targets: what to generate; if empty, all that is not given.
+
+  Raises:
+    UserError: an unknown name, one in both, or nothing left to generate.
+  """
+  for flag, names in (("given", given), ("targets", targets)):
+    for name in names:
+      if name not in known:
+        raise UserError(
+          f"There is no modality {name!r} (in --{flag}). This run has: {', '.join(known)}. Name "
+          "one or several of them, with commas between."
+        )
+  both = [name for name in given if name in targets]
+  if both:
+    raise UserError(
+      f"{', '.join(both)}: both given and a target. Leave it out of --given to have it generated, "
+      "or out of --targets to keep it as it is."
+    )
+  targets = targets or [name for name in known if name not in given]
+  if not targets:
+    raise UserError(
+      f"All modalities are given ({', '.join(given)}), so that nothing is left to generate. Leave "
+      "one out of --given."
+    )
+  return (
+    tuple(name for name in known if name in given),
+    tuple(name for name in known if name in targets),
+  )
+
+
+def read_given(
+  path: str, modalities: Sequence[Modality], num: int | None
+) -> dict[str, np.ndarray]:
+  """What is given, from a user's NPZ file with one array a modality, in the model's view.
+
+  Args:
+    path: the file; arrays of other names in it are left alone.
+    modalities: those that are given.
+    num: how many rows are wanted; None is as many as there are.
+
+  Returns:
+    {name: [rows, ...]}.
+
+  Raises:
+    UserError: no such file, no NPZ, an array missing, of another shape or type, with values that
+      cannot be, or rows that are not as many as those of the others or as `num`.
+  """
+  if not modalities:
+    raise UserError(f"--given_npz={path} needs --given: say which of its arrays are given.")
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      arrays = {m.name: file[m.name] for m in modalities if m.name in file.files}
+      found = file.files
+  except FileNotFoundError as error:
+    raise UserError(f"There is no file {path} (--given_npz).") from error
+  except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    raise UserError(
+      f"{path} (--given_npz) cannot be read as an NPZ file of plain arrays ({error}). Write it by "
+      "numpy.savez(FILE, NAME=ARRAY)."
+    ) from error
+  for modality in modalities:
+    if modality.name not in arrays:
+      raise UserError(
+        f"{path} (--given_npz) has no array {modality.name!r}, which --given names; it has: "
+        f"{', '.join(found) or 'nothing'}."
+      )
+    arrays[modality.name] = _checked(path, modality, arrays[modality.name])
+  rows = {name: len(x) for name, x in arrays.items()}
+  wanted = num or next(iter(rows.values()))
+  if set(rows.values()) != {wanted}:
+    counts = ", ".join(f"{name} {count}" for name, count in rows.items())
+    raise UserError(
+      f"{path} (--given_npz) has other numbers of rows than the {wanted} that are wanted: {counts}. "
+      "Give each array the same number, and leave --num out or make it that number."
+    )
+  return arrays
+
+
+def _checked(path: str, modality: Modality, x: np.ndarray) -> np.ndarray:
+  """The array in the type that the model sees, if it is what the modality is."""
+  shape = ", ".join(["rows", *map(str, modality.shape)])
+  if x.shape[1:] != modality.shape or x.ndim == 0 or len(x) == 0:
+    raise UserError(
+      f"The array {modality.name!r} in {path} (--given_npz) has shape {x.shape}; it must be "
+      f"({shape}) with at least one row."
+    )
+  kind = "iu" if modality.num_classes else "f"
+  if x.dtype.kind not in kind:
+    raise UserError(
+      f"The array {modality.name!r} in {path} (--given_npz) has type {x.dtype}; it must hold "
+      + ("integers (int32)." if modality.num_classes else "floats (float32) in [0, 1].")
+    )
+  if modality.num_classes:
+    valid, law = (x >= 0) & (x < modality.num_classes), f"integers below {modality.num_classes}"
+  else:
+    valid, law = (x >= 0) & (x <= 1), "numbers in [0, 1]"
+  if not valid.all():
+    raise UserError(
+      f"The array {modality.name!r} in {path} (--given_npz) has values that cannot be: it must "
+      f"hold {law}."
+    )
+  return x.astype(np.int32 if modality.num_classes else np.float32)
+
+
+def _from_test_split(config, given: Sequence[str], num: int, seed: int) -> dict[str, np.ndarray]:
+  """Rows of the test split, chosen by the seed, the same for each modality."""
+  test = datasets.load(config.name, "test", config.data_dir)
+  size = len(test["label"])
+  rng = np.random.default_rng(seed)
+  rows = np.concatenate([rng.permutation(size) for _ in range(-(-num // size))])[:num]
+  return {name: test[name][rows] for name in given}
+
+
+def write(
+  out: str | os.PathLike[str],
+  stem: str,
+  modalities: Sequence[Modality],
+  given: Mapping[str, np.ndarray],
+  samples: Mapping[str, np.ndarray],
+) -> list[pathlib.Path]:
+  """Writes samples for a person and as arrays.
+
+  Args:
+    out: the folder; made if need be.
+    stem: how the names of the files begin.
+    modalities: all that may be in `given` and `samples`.
+    given: arrays in the model's view; shown in the picture and kept in the NPZ.
+    samples: likewise what was generated.
+
+  Returns:
+    The files: `stem.png` with the first 64 samples, `stem.npz` with all arrays, and for what was
+    generated a `stem_NAME.wav` (16 bit, one sound after the other) and a `stem_NAME.txt` (one line
+    a sample).
+  """
+  # SciPy takes its time to import.
+  from scipy.io import wavfile
+
+  out = pathlib.Path(out)
+  out.mkdir(parents=True, exist_ok=True)
+  shown = {name: x[:_MAX_SHOWN] for name, x in {**given, **samples}.items()}
+  sheet = pictures.Panel(stem.replace("_", " "), shown, tuple(given))
+  pictures.draw(out / f"{stem}.png", modalities, pictures.panels(sheet, _COLUMNS))
+  np.savez(out / f"{stem}.npz", **given, **samples)
+  paths = [out / f"{stem}.png", out / f"{stem}.npz"]
+  for modality in modalities:
+    if modality.name not in samples:
+      continue
+    views = samples[modality.name]
+    if modality.kind == "audio":
+      pause = np.zeros(int(_PAUSE * modality.sample_rate))
+      sound = np.concatenate([part for x in views for part in (modality.show(x), pause)])
+      paths.append(out / f"{stem}_{modality.name}.wav")
+      whole = np.round(np.clip(sound, -1.0, 1.0) * 32767).astype(np.int16)
+      wavfile.write(paths[-1], modality.sample_rate, whole)
+    elif modality.kind in ("text", "label"):
+      paths.append(out / f"{stem}_{modality.name}.txt")
+      paths[-1].write_text("".join(f"{modality.show(x)}\n" for x in views))
+  return paths
+
+
+if __name__ == "__main__":
+  setup.run(main, required=("workdir",))

@@ -1,0 +1,1 @@
+"""How good generated modalities are: classifiers, coherence, Frechet distances, tables, pictures."""

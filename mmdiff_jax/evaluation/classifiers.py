@@ -1,0 +1,232 @@
+"""Classifiers that judge what was generated, one a modality, trained on the training split.
+
+They share nothing with what they judge: generators are residual MLPs with LayerNorm and SiLU,
+trained from the run's seed; these are a small convolutional network for images and a plain MLP for
+all else, with ReLU and dropout, trained from a seed of their own. So what a modality's classifier
+is depends on the data alone, and not on the run or the framework.
+"""
+
+from collections.abc import Callable, Mapping
+import functools
+import os
+import pathlib
+import time
+from typing import Any, NamedTuple
+import zipfile
+import zlib
+
+from flax import linen as nn
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+import numpy as np
+import optax
+
+from mmdiff_jax import multitime
+from mmdiff_jax.modalities import Modality
+
+_SEED = 7919  # Of the classifiers' own: no run's seed enters them.
+_BATCH = 128
+_CHUNK = 1000  # Rows classified at once.
+
+
+class _Images(nn.Module):
+  """Two convolutions and a hidden layer, for small images in [0, 1]."""
+
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x, train):
+    x = 2.0 * x - 1.0
+    x = nn.relu(nn.Conv(32, (4, 4), strides=2)(x))
+    x = nn.relu(nn.Conv(64, (3, 3), strides=2)(x))
+    x = x.reshape(x.shape[0], -1)
+    x = nn.Dropout(0.4, deterministic=not train)(x)
+    features = nn.relu(nn.Dense(256)(x))
+    x = nn.Dropout(0.3, deterministic=not train)(features)
+    return nn.Dense(self.num_classes)(x), features
+
+
+class _Vectors(nn.Module):
+  """Two hidden layers over everything at once; `vocabulary` > 0 says that the input is tokens."""
+
+  num_classes: int
+  vocabulary: int
+
+  @nn.compact
+  def __call__(self, x, train):
+    x = jax.nn.one_hot(x, self.vocabulary) if self.vocabulary else 2.0 * x - 1.0
+    x = nn.relu(nn.Dense(512)(x.reshape(x.shape[0], -1)))
+    x = nn.Dropout(0.3, deterministic=not train)(x)
+    features = nn.relu(nn.Dense(256)(x))
+    x = nn.Dropout(0.3, deterministic=not train)(features)
+    return nn.Dense(self.num_classes)(x), features
+
+
+class Classifier(NamedTuple):
+  """A trained classifier.
+
+  Attributes:
+    params: its parameters.
+    apply: `(params, x) -> (logits, features)`, jitted: x in the model's view, [batch, ...]; logits
+      [batch, classes]; features of the last hidden layer, [batch, 256], for Frechet distances.
+  """
+
+  params: Any
+  apply: Callable[..., tuple[Array, Array]]
+
+
+def _network(modality: Modality, num_classes: int) -> nn.Module:
+  if modality.kind == "image":
+    return _Images(num_classes)
+  return _Vectors(num_classes, modality.num_classes)
+
+
+def _num_steps(modality: Modality) -> int:
+  """Images are harder than spectrograms and texts of this size, and colour harder than ink."""
+  if modality.kind != "image":
+    return 400
+  return 1500 if modality.shape[-1] == 1 else 3000
+
+
+def _inference(network: nn.Module) -> Callable[..., tuple[Array, Array]]:
+  return jax.jit(functools.partial(network.apply, train=False))
+
+
+def fit(
+  modality: Modality,
+  x: np.ndarray,
+  labels: Int[np.ndarray, " examples"],
+  key: PRNGKeyArray,
+  *,
+  num_steps: int | None = None,
+  say: Callable[[str], None] = print,
+) -> Classifier:
+  """Trains the classifier of a modality with AdamW, cross-entropy and a cosine to 0.
+
+  Args:
+    modality: what it reads; its kind says which network.
+    x: the training split in the model's view, [examples, ...].
+    labels: classes from 0.
+    key: of the first weights, the dropout and the order of the examples.
+    num_steps: steps of 128 examples; None is enough for small images and short texts.
+    say: takes lines of progress.
+
+  Returns:
+    The classifier.
+  """
+  network = _network(modality, int(labels.max()) + 1)
+  num_steps = num_steps or _num_steps(modality)
+  optimiser = optax.adamw(optax.cosine_decay_schedule(1e-3, num_steps), weight_decay=1e-2)
+  init_key, dropout_key, order_key = jax.random.split(key, 3)
+  params = network.init(init_key, jnp.asarray(x[:1]), train=False)
+
+  # One step a call: gradients of convolutions are slow inside a scan on CPU.
+  @functools.partial(jax.jit, donate_argnums=(0, 1))
+  def step(params, opt_state, x, labels, index):
+    def loss(params):
+      rngs = {"dropout": jax.random.fold_in(dropout_key, index)}
+      logits, _ = network.apply(params, x, train=True, rngs=rngs)
+      return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+    value, gradient = jax.value_and_grad(loss)(params)
+    updates, opt_state = optimiser.update(gradient, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state, value
+
+  rng = np.random.default_rng(np.asarray(jax.random.bits(order_key, (4,))))
+  opt_state = optimiser.init(params)
+  began = told = time.monotonic()
+  for index in range(num_steps):
+    rows = rng.integers(len(labels), size=_BATCH)
+    params, opt_state, value = step(params, opt_state, x[rows], labels[rows], np.int32(index))
+    done, now = index + 1, time.monotonic()
+    if now - told > 5.0 or done == num_steps:
+      told = now
+      left = (now - began) * (num_steps - done) / done
+      say(
+        f"classifier of {modality.name}: {done:,}/{num_steps:,}  loss {float(value):.4f}  "
+        f"{left:.0f} s left"
+      )
+  return Classifier(params, _inference(network))
+
+
+def classify(
+  classifier: Classifier, x: np.ndarray
+) -> tuple[Int[np.ndarray, " examples"], Float[np.ndarray, "examples features"]]:
+  """The likeliest class and the features of each example, some examples at a time."""
+  parts = [classifier.apply(classifier.params, part) for part in _chunks(np.asarray(x))]
+  logits, features = (np.concatenate([np.asarray(a) for a in both]) for both in zip(*parts))
+  return logits.argmax(-1)[: len(x)], features[: len(x)]
+
+
+def _chunks(x: np.ndarray) -> list[np.ndarray]:
+  """Equal parts, the last one filled up by its last row, so that one program serves all."""
+  num = -(-len(x) // _CHUNK)
+  size = -(-len(x) // num)
+  index = np.minimum(np.arange(num * size), len(x) - 1).reshape(num, size)
+  return [x[rows] for rows in index]
+
+
+def load_or_fit(
+  modality: Modality,
+  x: np.ndarray,
+  labels: Int[np.ndarray, " examples"],
+  folder: str | os.PathLike[str],
+  *,
+  num_steps: int | None = None,
+  say: Callable[[str], None] = print,
+) -> Classifier:
+  """The classifier of a modality, from `folder/<name>.npz` where it was trained on the same data.
+
+  Args:
+    modality: what it reads.
+    x: the training split in the model's view.
+    labels: its classes.
+    folder: takes the file; made if need be.
+    num_steps: as for `fit`.
+    say: takes lines of progress.
+
+  Returns:
+    The classifier. A file of other data, or a damaged one, is replaced.
+  """
+  path = pathlib.Path(folder) / f"{modality.name}.npz"
+  # What the classifier is made of: its recipe and every byte of its data.
+  made_of = f"{_SEED} {num_steps or _num_steps(modality)}".encode()
+  for array in (x, labels):
+    made_of += zlib.crc32(np.ascontiguousarray(array)).to_bytes(4, "big")
+  made_of = np.frombuffer(made_of, np.uint8)
+  saved = _read(path)
+  if saved is not None and np.array_equal(saved.pop("made_of", None), made_of):
+    network = _network(modality, int(labels.max()) + 1)
+    return Classifier(traverse_util.unflatten_dict(saved, sep="/"), _inference(network))
+  key = multitime.modality_key(jax.random.key(_SEED), modality.name)
+  classifier = fit(modality, x, labels, key, num_steps=num_steps, say=say)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  flat = {
+    name: np.asarray(value)
+    for name, value in traverse_util.flatten_dict(classifier.params, sep="/").items()
+  }
+  temporary = path.with_suffix(".part.npz")
+  np.savez(temporary, made_of=made_of, **flat)
+  temporary.replace(path)
+  return classifier
+
+
+def _read(path: pathlib.Path) -> dict[str, np.ndarray] | None:
+  """The arrays of an NPZ file, or None when it is not there or cannot be read."""
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      return dict(file)
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    return None
+
+
+def accuracy(
+  found: Mapping[str, Classifier], data: Mapping[str, np.ndarray], labels: np.ndarray
+) -> dict[str, float]:
+  """Each classifier's accuracy on arrays in the model's view."""
+  return {
+    name: float(np.mean(classify(classifier, data[name])[0] == labels))
+    for name, classifier in found.items()
+  }

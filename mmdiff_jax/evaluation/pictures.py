@@ -1,0 +1,92 @@
+"""Sheets of samples for a person: a column a sample, its captions under its pictures."""
+
+from collections.abc import Mapping, Sequence
+import os
+import textwrap
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmdiff_jax import modalities as modalities_lib
+from mmdiff_jax.modalities import Modality
+
+_INCH = 0.8  # A column's width, and a picture's height.
+_TEXT = 0.5  # Inches that a caption takes.
+_WRAP = 13  # Letters in a line of a caption.
+
+
+class Panel(NamedTuple):
+  """Samples beside each other.
+
+  Attributes:
+    title: stands above them.
+    rows: arrays in the model's view, {modality: [samples, ...]}.
+    given: which modalities were given and not generated; they are marked.
+  """
+
+  title: str
+  rows: Mapping[str, Any]
+  given: Sequence[str] = ()
+
+
+def panels(panel: Panel, columns: int) -> list[Panel]:
+  """The panel in several of at most `columns` samples."""
+  num = len(next(iter(panel.rows.values())))
+  return [
+    panel._replace(
+      title=panel.title if start == 0 else "",
+      rows={name: x[start : start + columns] for name, x in panel.rows.items()},
+    )
+    for start in range(0, num, columns)
+  ]
+
+
+def draw(path: str | os.PathLike[str], modalities: Sequence[Modality], sheet: Sequence[Panel]):
+  """Draws panels, one above the other, and writes a PNG.
+
+  Args:
+    path: the file.
+    modalities: what is drawn, from top to bottom in each panel; a panel need not have all.
+    sheet: the panels.
+  """
+  # The object-oriented interface: no display, and no state that others may have set.
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  strips = [
+    (panel, modality) for panel in sheet for modality in modalities if modality.name in panel.rows
+  ]
+  first = {id(panel): modality.name for panel, modality in reversed(strips)}
+  columns = max(len(panel.rows[modality.name]) for panel, modality in strips)
+  heights = [
+    (_INCH if modality.kind in ("image", "audio") else _TEXT)
+    + (0.3 if first[id(panel)] == modality.name else 0.0)
+    for panel, modality in strips
+  ]
+  width, height = 1.1 + columns * _INCH, sum(heights) + 0.1
+  figure = Figure(figsize=(width, height), dpi=120, facecolor="white")
+  top = height - 0.05
+  for (panel, modality), extent in zip(strips, heights, strict=True):
+    bottom = top - extent
+    if first[id(panel)] == modality.name:
+      figure.text(0.1 / width, (top - 0.12) / height, panel.title, va="center", weight="bold")
+      top -= 0.3
+    given = modality.name in panel.given
+    label = modality.name + ("\n(given)" if given else "")
+    colour = "tab:blue" if given else "black"
+    middle = 0.5 * (top + bottom) / height
+    figure.text(0.1 / width, middle, label, va="center", size=9, color=colour)
+    rows = np.asarray(panel.rows[modality.name])
+    if modality.kind in ("image", "audio"):
+      pictures = [modalities_lib.picture(modality, x) for x in rows]
+      share = len(rows) * _INCH / width
+      axes = figure.add_axes((1.0 / width, bottom / height, share, (top - bottom) / height))
+      axes.imshow(modalities_lib.grid(pictures, len(rows)), interpolation="nearest")
+      axes.set_axis_off()
+    else:
+      for column, x in enumerate(rows):
+        text = textwrap.fill(str(modality.show(x)), _WRAP)
+        left = (1.0 + (column + 0.5) * _INCH) / width
+        figure.text(left, middle, text, ha="center", va="center", size=7, color=colour)
+    top = bottom
+  FigureCanvasAgg(figure).print_png(os.fspath(path))

@@ -1,0 +1,193 @@
+"""Results as tables for a person, and the summary that they lead with.
+
+A measurement is `{"mean": ..., "std": ..., "values": [one a sampling seed]}`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Results = Mapping[str, Any]
+
+
+def measurement(values: Sequence[float]) -> dict[str, Any]:
+  """Mean and spread (sample deviation; 0 for a single value) over sampling seeds."""
+  spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
+  return {
+    "mean": float(np.mean(values)),
+    "std": float(spread),
+    "values": [float(value) for value in values],
+  }
+
+
+def summary(results: Results) -> dict[str, dict[str, Any]]:
+  """The few numbers to compare models by, as shares: {name: measurement}.
+
+  Joint coherence; and for each modality, over all pairs of one given and one target, those that
+  lead from it, those that lead into it, and those among the others. Means over several pairs also
+  have `min`, the mean over seeds of the worst pair.
+  """
+  rows = {f"joint {name}": value for name, value in results["joint"]["coherence"].items()}
+  names = results["settings"]["modalities"]
+  pairs = {
+    (entry["given"][0], target): found["coherence"]["values"]
+    for entry in results["conditional"]
+    if len(entry["given"]) == 1
+    for target, found in entry["targets"].items()
+  }
+  for name in names:
+    others = [other for other in names if other != name]
+    within = [(a, b) for a in others for b in others if a != b]
+    if within:
+      rows[f"{', '.join(others)} from each other"] = _over_pairs(pairs, within)
+      rows[f"from {name} alone"] = _over_pairs(pairs, [(name, other) for other in others])
+      into = [(other, name) for other in others]
+      rows[f"into {name} from any other one"] = _over_pairs(pairs, into)
+  return rows
+
+
+def _over_pairs(pairs, chosen):
+  values = np.array([pairs[pair] for pair in chosen])
+  return measurement(values.mean(0)) | {"min": float(values.mean(1).min())}
+
+
+def screen(results: Results) -> str:
+  """The tables that end an evaluation: summary, one to one, and how far to trust them."""
+  return "\n\n".join(
+    [_summary_table(results), _one_to_one_table(results), _judges_table(results), _counts(results)]
+  )
+
+
+def markdown(results: Results) -> str:
+  """All results as the text of `results.md`."""
+  settings = "\n".join(f"- {name}: {_plain(x)}" for name, x in results["settings"].items())
+  classes = results["joint"]["histogram"]
+  header = ["class", *map(str, range(len(classes["data"])))]
+  histogram = _table(header, [[name, *map(_percent, law)] for name, law in classes.items()])
+  sections = {
+    "Summary: coherence in per cent, mean ± spread over sampling seeds": _summary_table(results),
+    "From one modality (row) into another (column): coherence": _one_to_one_table(results),
+    "From every subset: coherence": _subsets_table(results, "coherence", _share),
+    "Frechet distance to the test split, on the classifiers' features": "\n\n".join(
+      [
+        "The row `training split` is as many real examples: the least that one can hope for.",
+        _subsets_table(results, "frechet", _number),
+      ]
+    ),
+    "The classifiers: accuracy in per cent on the test split": _judges_table(results),
+    "Classes of joint samples, in per cent": f"{histogram}\n\n{_variation(results)}",
+    "Cost": _cost_table(results),
+    "Settings": f"{settings}\n\n{_counts(results)}",
+  }
+  return "# Results\n\n" + "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
+
+
+def _summary_table(results: Results) -> str:
+  rows = [
+    [name, _share(value), _percent(value["min"]) if "min" in value else ""]
+    for name, value in results["summary"].items()
+  ]
+  return _table(["coherence, %", "mean ± spread", "worst pair"], rows)
+
+
+def _one_to_one_table(results: Results) -> str:
+  names = results["settings"]["modalities"]
+  rows = [
+    [entry["given"][0], *_cells(entry, names, "coherence", _share)]
+    for entry in results["conditional"]
+    if len(entry["given"]) == 1
+  ]
+  return _table(["given \\ target", *names], rows)
+
+
+def _subsets_table(results: Results, quantity: str, show) -> str:
+  names = results["settings"]["modalities"]
+  rows = [
+    [" + ".join(entry["given"]), *_cells(entry, names, quantity, show)]
+    for entry in results["conditional"]
+  ]
+  if quantity == "frechet":
+    joint, real = results["joint"]["frechet"], results["frechet_of_training_split"]
+    rows.insert(0, ["(joint)", *(show(joint[name]) for name in names)])
+    rows.append(["training split", *(f"{real[name]:.2f}" for name in names)])
+  return _table(["given \\ target", *names], rows)
+
+
+def _cells(entry, names, quantity, show):
+  return [show(entry["targets"][n][quantity]) if n in entry["targets"] else "" for n in names]
+
+
+def _judges_table(results: Results) -> str:
+  names = results["settings"]["modalities"]
+  rows = [
+    [title, *(_percent(results[key][name]) for name in names)]
+    for title, key in (
+      ("on data", "classifier_accuracy"),
+      ("on reconstructions", "reconstruction_accuracy"),
+    )
+  ]
+  return _table(["classifier accuracy, %", *names], rows)
+
+
+def _cost_table(results: Results) -> str:
+  entries = [results["joint"] | {"given": ["(joint)"]}, *results["conditional"]]
+  rows = [
+    [
+      " + ".join(entry["given"]),
+      str(entry["evaluations"]),
+      f"{entry['seconds']:.2f}",
+      f"{entry['seconds_compiling']:.2f}",
+    ]
+    for entry in entries
+  ]
+  header = ["given", "network evaluations", "seconds a seed", "seconds compiling"]
+  return _table(header, rows)
+
+
+def _variation(results: Results) -> str:
+  found = results["joint"]["total_variation"]
+  parts = [f"{name} {value['mean']:.3f} ± {value['std']:.3f}" for name, value in found.items()]
+  return f"Total variation from the data's classes, of each seed's samples: {', '.join(parts)}."
+
+
+def _counts(results: Results) -> str:
+  settings = results["settings"]
+  guidance = f", guidance {settings['guidance']:g}" if settings["guidance"] != 1 else ""
+  return (
+    f"{_variation(results)}\n{len(settings['seeds'])} seeds of {settings['num']:,} samples, "
+    f"{settings['solver']} with {settings['steps']} steps{guidance}: "
+    f"{results['joint']['evaluations']} network evaluations a joint sample. "
+    f"{results['seconds']:.0f} s in all."
+  )
+
+
+def _percent(share: float) -> str:
+  return f"{100 * share:.1f}"
+
+
+def _share(value: Mapping[str, Any]) -> str:
+  return f"{100 * value['mean']:.1f} ± {100 * value['std']:.1f}"
+
+
+def _number(value: Mapping[str, Any]) -> str:
+  return f"{value['mean']:.2f} ± {value['std']:.2f}"
+
+
+def _plain(value: Any) -> str:
+  if isinstance(value, Sequence) and not isinstance(value, str):
+    return ", ".join(map(_plain, value)) or "none"
+  return str(value)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """A Markdown table whose columns are also even on a screen."""
+  columns = list(zip(header, *rows, strict=True))
+  widths = [max(map(len, column)) for column in columns]
+
+  def line(cells):
+    first, *rest = (cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+    return f"| {' | '.join([first.strip().ljust(widths[0]), *rest])} |"
+
+  rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])]) + "|"
+  return "\n".join([line(header), rule, *map(line, rows)])

@@ -1,0 +1,133 @@
+"""What holds of every autoencoder, and what each promises beyond it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mmdiff_jax.autoencoders.layered import LayeredAutoencoder
+from mmdiff_jax.autoencoders.signal import SignalAutoencoder
+from mmdiff_jax.autoencoders.text import TextAutoencoder
+
+
+def signal(likelihood):
+  return SignalAutoencoder((4, 4, 1), 8, 32, 1, likelihood)
+
+
+LAYERED = LayeredAutoencoder((8, 8, 3), 10, 6, 32, 1, grid=2, robust=2.0)
+TEXT = TextAutoencoder(length=5, vocabulary=7, latent=8, width=32, depth=1)
+
+
+def both(codec, x):
+  return lambda module: module.loss(x, module.encode(x))
+
+
+def fit(codec, x, steps=300):
+  params = codec.init(jax.random.key(0), method=both(codec, x))
+  if isinstance(codec, LayeredAutoencoder):
+    assert set(params["params"]) == {"encoder", "mask", "layers"}
+  tx = optax.adam(1e-2)
+  state = tx.init(params)
+
+  @jax.jit
+  def step(params, state):
+    def loss(params):
+      return codec.apply(params, method=both(codec, x)).mean()
+
+    value, grads = jax.value_and_grad(loss)(params)
+    updates, state = tx.update(grads, state)
+    return optax.apply_updates(params, updates), state, value
+
+  for _ in range(steps):
+    params, state, value = step(params, state)
+  return params, float(value)
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "laplace", "bernoulli"])
+def test_signal_learns_its_data(likelihood):
+  x = (jax.random.uniform(jax.random.key(1), (12, 4, 4, 1)) > 0.5).astype(jnp.float32)
+  codec = signal(likelihood)
+  params, _ = fit(codec, x)
+  z = codec.apply(params, x, method="encode")
+  back = codec.apply(params, z, method="decode")
+  assert z.shape == (12, 8)
+  assert back.shape == x.shape
+  assert ((back >= 0) & (back <= 1)).all()
+  assert np.abs(back - x).mean() < 0.05
+
+
+@pytest.mark.parametrize(
+  ("likelihood", "expected"),
+  [
+    ("gaussian", lambda x, mean: ((x - mean) ** 2).sum((1, 2, 3))),
+    ("laplace", lambda x, mean: np.abs(x - mean).sum((1, 2, 3))),
+    (
+      "bernoulli",
+      lambda x, mean: -(x * np.log(mean) + (1 - x) * np.log1p(-mean)).sum((1, 2, 3)),
+    ),
+  ],
+)
+def test_signal_loss_is_its_likelihood(likelihood, expected):
+  codec = signal(likelihood)
+  x = jax.random.uniform(jax.random.key(1), (3, 4, 4, 1))
+  params = codec.init(jax.random.key(0), method=both(codec, x))
+  # Shrunk towards its bias, so that no mean is clipped.
+  params = jax.tree.map(lambda p: 0.3 * p, params)
+  z = codec.apply(params, x, method="encode")
+  mean = np.asarray(codec.apply(params, z, method="decode"), np.float64)
+  loss = codec.apply(params, x, z, method="loss")
+  np.testing.assert_allclose(loss, expected(np.asarray(x), mean), rtol=1e-4)
+
+
+def test_text_comes_back_to_the_letter():
+  x = jax.random.randint(jax.random.key(1), (12, 5), 0, 7)
+  params, loss = fit(TEXT, x)
+  z = TEXT.apply(params, x, method="encode")
+  np.testing.assert_array_equal(TEXT.apply(params, z, method="decode"), x)
+  assert loss < 0.1
+
+
+def test_text_loss_of_an_ignorant_decoder_is_uniform():
+  x = jax.random.randint(jax.random.key(1), (3, 5), 0, 7)
+  params = TEXT.init(jax.random.key(0), method=both(TEXT, x))
+  nothing = jax.tree.map(jnp.zeros_like, params)
+  loss = TEXT.apply(nothing, x, jnp.zeros((3, 8)), method="loss")
+  np.testing.assert_allclose(loss, 5 * np.log(7), rtol=1e-5)
+
+
+def test_figure_is_drawn_by_the_shape_latent_alone():
+  """Colours change no shape: two images of one z_shape differ by layers that are nearly flat."""
+  x = jax.random.uniform(jax.random.key(1), (4, 8, 8, 3))
+  params = LAYERED.init(jax.random.key(0), method=both(LAYERED, x))
+  z = jax.random.normal(jax.random.key(2), (4, 10))
+  other_shape = z.at[:, :6].set(z[::-1, :6])
+  same = LAYERED.apply(params, z, method="decode")
+  moved = LAYERED.apply(params, other_shape, method="decode")
+  assert np.abs(same - moved).max() > 1e-3
+  # With figure and ground of one colour there is nothing to be seen of the shape.
+  layers = params["params"]["layers"]
+  last = max(name for name in layers if name.startswith("Dense"))
+  kernel, bias = layers[last]["kernel"], layers[last]["bias"]
+
+  def one_colour(p):
+    return jnp.tile(p[..., :3], 5)  # the figure's, and that of the 2 x 2 of the ground
+
+  layers = layers | {last: {"kernel": one_colour(kernel), "bias": one_colour(bias)}}
+  flat = {"params": params["params"] | {"layers": layers}}
+  np.testing.assert_allclose(
+    LAYERED.apply(flat, z, method="decode"),
+    LAYERED.apply(flat, other_shape, method="decode"),
+    atol=1e-6,
+  )
+
+
+def test_robust_error_grows_as_a_logarithm():
+  x = jax.random.uniform(jax.random.key(1), (4, 8, 8, 3))
+  params = LAYERED.init(jax.random.key(0), method=both(LAYERED, x))
+  z = LAYERED.apply(params, x, method="encode")
+  plain = LayeredAutoencoder((8, 8, 3), 10, 6, 32, 1, grid=2, robust=1e6)
+  error = plain.apply(params, x, z, method="loss")
+  np.testing.assert_allclose(
+    LAYERED.apply(params, x, z, method="loss"), 2 * np.log1p(error / 2), rtol=1e-3
+  )

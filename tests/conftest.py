@@ -1,0 +1,10 @@
+"""Checks the shapes in annotations while tests run, and keeps compiled functions between runs."""
+
+import os
+
+# Before jax is imported: tests run on the CPU wherever they run.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+install_import_hook("mmdiff_jax", "beartype.beartype")
