@@ -1,4 +1,4 @@
-# make demo: train on the embedded data set `digits`, evaluate, sample: about ten minutes on two cores
+# make demo: train on the embedded data set `digits` and evaluate, about ten minutes on two cores
 # make test: the quick tests        make lint: style and the one-way imports
 # Each makes the virtual environment .venv on first use.
 
@@ -10,9 +10,6 @@ WORKDIR := runs/demo
 demo: .venv/installed
 	$(PYTHON) -m experiments.train --config=configs/mld.py:digits --workdir=$(WORKDIR)
 	$(PYTHON) -m experiments.evaluate --workdir=$(WORKDIR)
-	$(PYTHON) -m experiments.sample --workdir=$(WORKDIR) --num=16
-	@cat $(WORKDIR)/results.md
-	@ls $(WORKDIR)/samples/*.png
 
 test: .venv/installed
 	$(PYTHON) -m pytest -q -n 2 -m "not slow"

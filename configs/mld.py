@@ -42,7 +42,7 @@ def get_config(name: str = "digits") -> ConfigDict:
   score.t_min = 1e-3
   # Probability that some modalities are given, and that each other one is absent.
   score.given_prob = 0.7
-  score.absent_prob = 0.15
+  score.absent_prob = 0.3
   # Times in proportion to g^2 / sigma^2, reweighted, instead of uniform.
   score.importance = False
   score.training = ConfigDict(
@@ -62,13 +62,15 @@ def get_config(name: str = "digits") -> ConfigDict:
   config.sampling.steps = 32
   # Times (1 - i/N)^power: 1 suits vp_cosine, 2 vp_linear.
   config.sampling.grid_power = 1.0
-  config.sampling.guidance = 2.5
+  config.sampling.guidance = 3.0
   # Groups that are generated one after the other, then the rest; () is all together.
   config.sampling.order = (("tone",),)
 
   config.evaluation = ConfigDict()
   config.evaluation.seeds = 5
   config.evaluation.num = 1000
+  # Training steps of each classifier; None is each one's own number.
+  config.evaluation.classifier_steps = ml_collections.config_dict.placeholder(int)
   config.evaluation.joint_subsets = (("digit", "scene", "tone"),)
 
   config.monitor = ConfigDict()
@@ -77,9 +79,9 @@ def get_config(name: str = "digits") -> ConfigDict:
   config.monitor.checkpoint_every = 2000
 
   if name == "digits_long":
-    for modality, steps in {"digit": 4000, "scene": 10000, "tone": 2000, "caption": 3000}.items():
+    for modality, steps in {"digit": 3000, "scene": 5000, "tone": 1500, "caption": 2000}.items():
       config.autoencoder[modality].training.steps = steps
-    score.training.steps = 40000
+    score.training.steps = 20000
   return config
 
 

@@ -110,7 +110,7 @@ def run(sizes: Sizes, *, against: str | None, rounds: int) -> dict[str, Any]:
   """
   rng = np.random.default_rng(0)
   network = ScoreMLP(width=sizes.width)
-  x = _normal(rng, sizes.latents, sizes.rows)
+  x = jax.tree.map(jnp.asarray, _normal(rng, sizes.latents, sizes.rows))
   params = network.init(jax.random.key(0), x, _shared_time(sizes))
   # Off its start, at which the output is 0 whatever the rest may be.
   params = jax.tree.map(lambda p: p + 0.03 * rng.standard_normal(p.shape, np.float32), params)
@@ -265,7 +265,7 @@ def _torch(sizes: Sizes, network: ScoreMLP, params, x, data):
   torch.set_num_threads(THREADS)
   theirs = torch_counterpart.ScoreMLP(sizes.latents, sizes.width)
   torch_counterpart.load(theirs, params["params"])
-  inputs = {name: torch.tensor(value) for name, value in x.items()}
+  inputs = {name: torch.tensor(np.asarray(value)) for name, value in x.items()}
   shared = {name: torch.full((1,), 0.3) for name in sizes.latents}
   rows = {name: torch.full((sizes.rows,), 0.3) for name in sizes.latents}
 

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import zipfile
 import zlib
 
-from flax import linen as nn
-from flax import traverse_util
+from flax import linen as nn, traverse_util
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -156,7 +155,7 @@ def classify(
 ) -> tuple[Int[np.ndarray, " examples"], Float[np.ndarray, "examples features"]]:
   """The likeliest class and the features of each example, some examples at a time."""
   parts = [classifier.apply(classifier.params, part) for part in _chunks(np.asarray(x))]
-  logits, features = (np.concatenate([np.asarray(a) for a in both]) for both in zip(*parts))
+  logits, features = (np.concatenate([np.asarray(a) for a in both]) for both in zip(*parts, strict=False))
   return logits.argmax(-1)[: len(x)], features[: len(x)]
 
 

@@ -56,7 +56,8 @@ def build(config: Any, modalities: Sequence[Modality]) -> Framework:
     The framework: one stage an autoencoder, then the stage `score`.
 
   Raises:
-    UserError: an unknown variant, schedule, network or solver, or a modality without an autoencoder.
+    UserError: an unknown variant, schedule, network or solver, or a modality that has no
+      autoencoder.
   """
   if config.variant not in VARIANTS:
     raise UserError(

@@ -52,7 +52,7 @@ def test_the_counterparts_step_is_the_same_method():
   torch.manual_seed(0)
   rng = np.random.default_rng(0)
   data = {n: rng.standard_normal((64, d), np.float32) for n, d in SIZES.latents.items()}
-  x = {name: value[:2] for name, value in data.items()}
+  x = {name: jnp.asarray(value[:2]) for name, value in data.items()}
   params = ScoreMLP(width=16).init(jax.random.key(0), x, dict.fromkeys(x, jnp.float32(0.5)))
   network = torch_counterpart.ScoreMLP(SIZES.latents, 16)
   torch_counterpart.load(network, params["params"])

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from configs import mld as mld_config
-from mmdiff_jax import modalities as modalities_lib
-from mmdiff_jax import solvers
+from mmdiff_jax import modalities as modalities_lib, solvers
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import base, mld
 
@@ -91,13 +90,13 @@ def test_latents_are_encoded_once_and_standardised_over_the_whole_set():
   config = tiny()
   framework, params = made(config)
   constants, examples = framework.stages[-1].prepare(params, data())
+  codecs = {m.name: mld.autoencoder(m, config) for m in MODALITIES}
   for name in "abc":
     z = examples[name]
     assert len(z) == 40
     np.testing.assert_allclose(z.mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(z.std(0), 1, atol=1e-4)
-    raw = mld.encode({name: mld.autoencoder(m, config) for m in MODALITIES if m.name == name},
-                     params, data())[name]  # fmt: skip
+    raw = mld.encode({name: codecs[name]}, params, data())[name]
     stats = constants["statistics"][name]
     np.testing.assert_allclose(z * stats["std"] + stats["mean"], raw, atol=1e-5)
 
