@@ -26,7 +26,7 @@ def get_config(name: str = "digits") -> ConfigDict:
   config.autoencoder = ConfigDict()
   config.autoencoder.digit = _autoencoder(latent=16, noise=0.3, penalty=0.1, steps=1500)
   scene = config.autoencoder.scene = _autoencoder(
-    latent=32, width=512, noise=0.3, penalty=0.004, steps=2500
+    latent=32, width=512, noise=0.3, penalty=0.004, steps=2000
   )
   # A figure on a ground: the first 24 components carry its shape and nothing else.
   scene.layers = ConfigDict({"shape_latent": 24, "grid": 2, "robust": 2.0})
@@ -47,7 +47,7 @@ def get_config(name: str = "digits") -> ConfigDict:
   score.importance = False
   score.training = ConfigDict(
     {
-      "steps": 7000,
+      "steps": 6000,
       "batch_size": 256,
       "learning_rate": 1e-3,
       "warmup": 200,
@@ -68,7 +68,7 @@ def get_config(name: str = "digits") -> ConfigDict:
 
   config.evaluation = ConfigDict()
   config.evaluation.seeds = 5
-  config.evaluation.num = 1000
+  config.evaluation.num = 500
   # Training steps of each classifier; None is each one's own number.
   config.evaluation.classifier_steps = ml_collections.config_dict.placeholder(int)
   config.evaluation.joint_subsets = (("digit", "scene", "tone"),)
@@ -82,6 +82,7 @@ def get_config(name: str = "digits") -> ConfigDict:
     for modality, steps in {"digit": 3000, "scene": 5000, "tone": 1500, "caption": 2000}.items():
       config.autoencoder[modality].training.steps = steps
     score.training.steps = 20000
+    config.evaluation.num = 1000
   return config
 
 

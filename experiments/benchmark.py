@@ -206,9 +206,7 @@ def _ours(sizes: Sizes, network: ScoreMLP, params, x, data) -> dict[str, Contest
     grads, _ = jax.grad(loss, has_aux=True)(state.params)
     return state_lib.apply_gradients(state, grads, tx, settings.ema), None
 
-  dispatch = jax.jit(
-    lambda state, batches: jax.lax.scan(one, state, batches)[0], donate_argnums=0
-  )
+  dispatch = jax.jit(lambda state, batches: jax.lax.scan(one, state, batches)[0], donate_argnums=0)
   # Copies, which the donation may eat.
   state = state_lib.create(jax.tree.map(jnp.array, params), tx)
   batches = {

@@ -171,7 +171,7 @@ def _settings(trained, names, num, seeds) -> dict[str, Any]:
     "modalities": list(names),
     "num": num,
     "seeds": list(seeds),
-    "ema": generation.EMA.value,
+    "ema": trained.ema,
     "solver": trained.config.sampling.solver,
     "steps": trained.sampling.steps,
     "guidance": trained.sampling.guidance,

@@ -35,12 +35,14 @@ class Trained(NamedTuple):
     framework: built from it.
     params: all of its parameters.
     sampling: how to generate.
+    ema: whether the last stage gives its running mean.
   """
 
   config: ml_collections.ConfigDict
   framework: Framework
   params: Params
   sampling: Sampling
+  ema: bool
 
 
 def load(workdir: str) -> Trained:
@@ -63,7 +65,7 @@ def load(workdir: str) -> Trained:
   for stage in framework.stages:
     last = stage is framework.stages[-1]
     params |= checkpoints.load_stage(workdir, stage.name, ema=EMA.value or not last)
-  return Trained(config, framework, params, sampling)
+  return Trained(config, framework, params, sampling, EMA.value)
 
 
 class Generator(NamedTuple):
@@ -79,7 +81,10 @@ class Generator(NamedTuple):
 
 
 def generator(
-  trained: Trained, data: Mapping[str, np.ndarray], given: Sequence[str], targets: tuple[str, ...],
+  trained: Trained,
+  data: Mapping[str, np.ndarray],
+  given: Sequence[str],
+  targets: tuple[str, ...],
   num: int,
 ) -> Generator:
   """Compiles one way to sample, once for all seeds, in equal parts of at most 1,000 rows.
@@ -101,9 +106,7 @@ def generator(
     name: jax.ShapeDtypeStruct((size, *data[name].shape[1:]), data[name].dtype) for name in given
   }
   sample = jax.jit(trained.framework.sample, static_argnums=(3, 4, 5))
-  lowered = sample.lower(
-    trained.params, jax.random.key(0), like, targets, size, trained.sampling
-  )
+  lowered = sample.lower(trained.params, jax.random.key(0), like, targets, size, trained.sampling)
   program = lowered.compile()
 
   def generate(key, rows):

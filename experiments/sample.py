@@ -96,9 +96,7 @@ def check_names(
   )
 
 
-def read_given(
-  path: str, modalities: Sequence[Modality], num: int | None
-) -> dict[str, np.ndarray]:
+def read_given(path: str, modalities: Sequence[Modality], num: int | None) -> dict[str, np.ndarray]:
   """What is given, from a user's NPZ file with one array a modality, in the model's view.
 
   Args:
@@ -121,7 +119,7 @@ def read_given(
       found = file.files
   except FileNotFoundError as error:
     raise UserError(f"There is no file {path} (--given_npz).") from error
-  except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+  except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
     raise UserError(
       f"{path} (--given_npz) cannot be read as an NPZ file of plain arrays ({error}). Write it by "
       "numpy.savez(FILE, NAME=ARRAY)."
@@ -138,7 +136,7 @@ def read_given(
   if set(rows.values()) != {wanted}:
     counts = ", ".join(f"{name} {count}" for name, count in rows.items())
     raise UserError(
-      f"{path} (--given_npz) has other numbers of rows than the {wanted} that are wanted: {counts}. "
+      f"{path} (--given_npz) has other numbers of rows than the {wanted} wanted: {counts}. "
       "Give each array the same number, and leave --num out or make it that number."
     )
   return arrays

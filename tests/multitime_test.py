@@ -4,6 +4,7 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -77,7 +78,7 @@ def test_joint_and_independent_times():
 def test_importance_is_unbiased_and_follows_its_density(schedule):
   t, weight = multitime.importance_time(schedule, 0.01)(jax.random.key(0), 200_000)
   np.testing.assert_allclose(weight.mean(), 1, rtol=0.02)
-  uniform = np.linspace(0.01, schedule.t_max, 100_001)
+  uniform = jnp.linspace(0.01, schedule.t_max, 100_001)
   for f in (np.square, np.cos):
     np.testing.assert_allclose(np.mean(weight * f(t)), f(uniform).mean(), rtol=0.03)
   middle = float(schedule.time(schedule.log_snr(jnp.array([0.01, schedule.t_max])).mean()))
@@ -109,6 +110,15 @@ def test_log_snr_grid():
     np.testing.assert_allclose(np.diff(inner), np.diff(inner).mean(), rtol=1e-2)
 
 
+@pytest.fixture(name="unchecked")
+def _unchecked():
+  """Users run without the checks of annotations, which would raise before our errors do."""
+  jaxtyping.config.update("jaxtyping_disable", True)
+  yield
+  jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.usefixtures("unchecked")
 def test_errors_name_the_modality():
   good = jnp.array([1.0, 0.0])
   for times in ({}, {"b": good[None]}, {"b": good[:1]}):

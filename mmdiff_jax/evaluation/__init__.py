@@ -1,1 +1,1 @@
-"""How good generated modalities are: classifiers, coherence, Frechet distances, tables, pictures."""
+"""How good what was generated is: classifiers, coherence, Frechet distances, tables, pictures."""

@@ -155,7 +155,9 @@ def classify(
 ) -> tuple[Int[np.ndarray, " examples"], Float[np.ndarray, "examples features"]]:
   """The likeliest class and the features of each example, some examples at a time."""
   parts = [classifier.apply(classifier.params, part) for part in _chunks(np.asarray(x))]
-  logits, features = (np.concatenate([np.asarray(a) for a in both]) for both in zip(*parts, strict=False))
+  logits, features = (
+    np.concatenate([np.asarray(a) for a in both]) for both in zip(*parts, strict=True)
+  )
   return logits.argmax(-1)[: len(x)], features[: len(x)]
 
 

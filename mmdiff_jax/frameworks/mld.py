@@ -410,13 +410,7 @@ def sample(
   prior_key, loop_key, absent_key, known_key = jax.random.split(key, 4)
   shapes = {name: (codecs[name].latent,) for name in names}
   prior, other = (solvers.prior(k, schedule, shapes, num) for k in (prior_key, absent_key))
-  known = {
-    name: (
-      codecs[name].apply(params[f"autoencoder_{name}"], x, method="encode") - measured[name]["mean"]
-    )
-    / measured[name]["std"]
-    for name, x in given.items()
-  }
+  known = {name: _standardised_latent(codecs, params, name, x) for name, x in given.items()}
 
   grid = multitime.power_grid(sampling.steps, config.sampling.grid_power)
   network = score_network(config)
@@ -455,6 +449,12 @@ def sample(
     )
     for name in targets
   }
+
+
+def _standardised_latent(codecs, params, name, x):
+  measured = params["statistics"][name]
+  z = codecs[name].apply(params[f"autoencoder_{name}"], jnp.asarray(x), method="encode")
+  return (z - measured["mean"]) / measured["std"]
 
 
 def _warn_untrained(config, absent, groups, sampling: Sampling) -> None:

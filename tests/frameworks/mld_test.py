@@ -67,7 +67,7 @@ def made(config):
   params, examples = {}, data()
   for i, stage in enumerate(framework.stages):
     constants, rows = stage.prepare(params, examples)
-    batch = {name: x[:8] for name, x in rows.items()}
+    batch = {name: jnp.asarray(x[:8]) for name, x in rows.items()}
     params |= constants
     params |= stage.init(jax.random.key(i), params, batch)
   noise = jax.random.normal

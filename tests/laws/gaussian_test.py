@@ -119,6 +119,24 @@ def test_order_of_convergence(name, order, kind):
   assert slope(errors, counts) == pytest.approx(order, abs=0.1)
 
 
+def test_multistep_is_first_order_on_a_first_move_and_after_a_pause():
+  schedule, denoise = schedules.VPLinear(), oracle(schedules.VPLinear())
+  grid = {"a": [0.9, 0.8, 0.7, 0.7, 0.6], "b": [0.9, 0.9, 0.8, 0.7, 0.6]}
+  path = multitime.Path({name: jnp.array(value) for name, value in grid.items()})
+  x = split(jax.random.normal(jax.random.key(3), (5, DIM)))
+  points = solvers.sample(
+    jax.random.key(1), denoise, schedule, x, path, solver=solvers.dpmpp_2m, trajectory=True
+  )
+  for index in range(4):
+    here = {name: value[index] for name, value in points.items()}
+    single, _ = solvers.ddim(0.0).step(
+      jax.random.key(1), denoise, schedule, here, times(path, index), times(path, index + 1), ()
+    )
+    for name, first_order in (("a", (0, 2, 3)), ("b", (0, 1))):
+      same = np.allclose(points[name][index + 1], single[name], atol=1e-12)
+      assert same == (index in first_order), (name, index)
+
+
 @pytest.mark.parametrize("name", ["heun", "dpmpp_2m"])
 def test_a_pause_costs_no_order(name):
   """`a` stands still at 0.5 while `b` falls, then goes on: the x0 before the pause is of no use."""

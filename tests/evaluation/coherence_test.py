@@ -1,0 +1,43 @@
+import numpy as np
+import pytest
+
+from mmdiff_jax.evaluation import coherence
+
+CLASSES = {
+  "a": np.array([0, 1, 2, 2]),
+  "b": np.array([0, 1, 2, 0]),
+  "c": np.array([0, 1, 1, 0]),
+}
+
+
+def test_proper_subsets():
+  found = coherence.proper_subsets(("a", "b", "c"))
+  assert found == [("a",), ("b",), ("c",), ("a", "b"), ("a", "c"), ("b", "c")]
+  assert len(coherence.proper_subsets(tuple("abcd"))) == 14
+
+
+def test_joint_counts_samples_on_which_all_agree():
+  assert coherence.joint(CLASSES, ("a", "b")) == 0.75
+  assert coherence.joint(CLASSES, ("b", "c")) == 0.75
+  assert coherence.joint(CLASSES, ("a", "b", "c")) == 0.5
+  assert coherence.joint(CLASSES, ("a",)) == 1.0
+
+
+def test_conditional_counts_what_shows_the_label():
+  assert coherence.conditional(CLASSES["a"], np.array([0, 1, 2, 0])) == 0.75
+
+
+def test_majority_and_draws():
+  np.testing.assert_array_equal(coherence.majority(CLASSES, 3), [0, 1, 2, 0])
+  draw = {"a": np.array([2, 2]), "b": np.array([0, 0]), "c": np.array([1, 0])}
+  np.testing.assert_array_equal(coherence.majority(draw, 3), [2, 0])
+  two_each = {name: np.array([c]) for name, c in zip("abcd", (1, 0, 0, 1), strict=True)}
+  np.testing.assert_array_equal(coherence.majority(two_each, 3), [1])
+
+
+def test_histogram_and_total_variation():
+  law = coherence.histogram(CLASSES["a"], 4)
+  np.testing.assert_allclose(law, [0.25, 0.25, 0.5, 0.0])
+  assert coherence.total_variation(law, np.full(4, 0.25)) == pytest.approx(0.25)
+  assert coherence.total_variation(law, law) == 0.0
+  assert coherence.total_variation(np.array([1.0, 0.0]), np.array([0.0, 1.0])) == 1.0

@@ -1,0 +1,62 @@
+"""The distance against its closed forms."""
+
+import numpy as np
+import pytest
+from scipy import linalg
+
+from mmdiff_jax.evaluation import frechet
+
+
+def gaussian(mean, covariance):
+  return frechet.Gaussian(mean, covariance, np.real(linalg.sqrtm(covariance)))
+
+
+def random_covariance(rng, size):
+  factor = rng.standard_normal((size, size))
+  return factor @ factor.T + 0.1 * np.eye(size)
+
+
+def test_covariances_that_commute():
+  """Then it is |m1 - m2|^2 + sum (s1 - s2)^2 over the axes they share."""
+  rng = np.random.default_rng(0)
+  axes = linalg.qr(rng.standard_normal((5, 5)))[0]
+  s1, s2 = rng.uniform(0.1, 3.0, (2, 5))
+  m1, m2 = rng.standard_normal((2, 5))
+  a = gaussian(m1, (axes * s1**2) @ axes.T)
+  b = gaussian(m2, (axes * s2**2) @ axes.T)
+  expected = np.sum((m1 - m2) ** 2) + np.sum((s1 - s2) ** 2)
+  assert frechet.distance(a, b) == pytest.approx(expected, rel=1e-9)
+
+
+def test_covariances_that_do_not():
+  rng = np.random.default_rng(1)
+  c1, c2 = random_covariance(rng, 6), random_covariance(rng, 6)
+  zero = np.zeros(6)
+  expected = np.trace(c1 + c2 - 2 * np.real(linalg.sqrtm(c1 @ c2)))
+  found = frechet.distance(gaussian(zero, c1), gaussian(zero, c2))
+  assert found == pytest.approx(expected, rel=1e-6)
+  assert found == pytest.approx(frechet.distance(gaussian(zero, c2), gaussian(zero, c1)))
+  assert found > 0.1
+
+
+def test_fit_is_the_sample_mean_and_covariance():
+  features = np.random.default_rng(2).standard_normal((50, 3)).astype(np.float32) * [1, 2, 3] + 7
+  fitted = frechet.fit(features)
+  np.testing.assert_allclose(fitted.mean, features.mean(0))
+  np.testing.assert_allclose(fitted.covariance, np.cov(features.T))
+  np.testing.assert_allclose(fitted.root @ fitted.root, fitted.covariance, atol=1e-9)
+  assert fitted.mean.dtype == np.float64
+
+
+def test_fewer_samples_than_features():
+  """A covariance that is singular is no obstacle: the distance of a fit to itself is 0."""
+  features = np.random.default_rng(3).standard_normal((10, 40))
+  fitted = frechet.fit(features)
+  assert frechet.distance(fitted, fitted) == pytest.approx(0.0, abs=1e-6)
+  shifted = frechet.fit(features + 2.0)
+  assert frechet.distance(fitted, shifted) == pytest.approx(40 * 4.0, rel=1e-6)
+
+
+def test_one_sample_has_no_covariance():
+  with pytest.raises(ValueError, match="at least 2"):
+    frechet.fit(np.zeros((1, 3)))

@@ -1,0 +1,41 @@
+import numpy as np
+from PIL import Image
+
+from mmdiff_jax.evaluation import pictures
+from mmdiff_jax.modalities import image_picture, Modality
+
+IMAGE = Modality("image", "image", (4, 4, 1), "gaussian", image_picture)
+SOUND = Modality("sound", "audio", (5, 4), "gaussian", str, sample_rate=100)
+WORDS = Modality("words", "text", (3,), "categorical", lambda x: "w" * len(x), num_classes=5)
+
+ROWS = {
+  "image": np.full((5, 4, 4, 1), 0.5, np.float32),
+  "sound": np.full((5, 5, 4), 0.5, np.float32),
+  "words": np.zeros((5, 3), np.int32),
+}
+
+
+def drawn(tmp_path, sheet):
+  pictures.draw(tmp_path / "sheet.png", (IMAGE, SOUND, WORDS), sheet)
+  return np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
+
+
+def test_draws_what_there_is(tmp_path):
+  both = pictures.Panel("Both", ROWS, given=("words",))
+  whole = drawn(tmp_path, [both, both])
+  one = drawn(tmp_path, [both])
+  silent = drawn(tmp_path, [pictures.Panel("Image", {"image": ROWS["image"]})])
+  assert whole.shape[0] > 1.8 * one.shape[0] > 1.8 * silent.shape[0]
+  # Five pictures of half grey, each as wide as the one that is alone.
+  assert 0.2 < np.mean(np.all(silent == 128, -1)) < 0.8
+  assert np.any(np.ptp(one.astype(int), axis=-1) > 50)  # The spectrogram's colours.
+
+
+def test_panels_break_into_rows_of_columns():
+  parts = pictures.panels(pictures.Panel("All", ROWS, ("image",)), 2)
+  assert [len(part.rows["words"]) for part in parts] == [2, 2, 1]
+  assert [part.title for part in parts] == ["All", "", ""]
+  assert all(part.given == ("image",) for part in parts)
+  np.testing.assert_array_equal(
+    np.concatenate([part.rows["image"] for part in parts]), ROWS["image"]
+  )

@@ -1,0 +1,120 @@
+import re
+
+import pytest
+
+from mmdiff_jax.evaluation import coherence, tables
+
+NAMES = ("a", "b", "c")
+# Coherence of the pairs, one value a seed.
+PAIRS = {
+  ("a", "b"): (0.5, 0.7),
+  ("a", "c"): (0.9, 0.9),
+  ("b", "a"): (0.2, 0.4),
+  ("b", "c"): (0.8, 0.6),
+  ("c", "a"): (1.0, 0.8),
+  ("c", "b"): (0.1, 0.3),
+}
+
+
+@pytest.fixture
+def results():
+  one = tables.measurement([0.25, 0.75])
+  conditional = [
+    {
+      "given": list(given),
+      "targets": {
+        name: {"coherence": tables.measurement(PAIRS.get((*given, name), (1.0, 1.0)))}
+        | {"frechet": one}
+        for name in NAMES
+        if name not in given
+      },
+      "evaluations": 32,
+      "seconds": 1.5,
+      "seconds_compiling": 2.5,
+    }
+    for given in coherence.proper_subsets(NAMES)
+  ]
+  joint = {
+    "coherence": {"a+b": one, "all 3": one},
+    "frechet": dict.fromkeys(NAMES, one),
+    "histogram": {"a": [0.5, 0.5], "majority": [0.4, 0.6], "data": [0.5, 0.5]},
+    "total_variation": {"a": one, "majority": one},
+    "evaluations": 32,
+    "seconds": 1.0,
+    "seconds_compiling": 2.0,
+  }
+  settings = {
+    "modalities": list(NAMES),
+    "seeds": [0, 1],
+    "num": 1000,
+    "solver": "heun",
+    "steps": 16,
+    "guidance": 1.5,
+    "order": [["a"], ["b", "c"]],
+  }
+  share = dict.fromkeys(NAMES, 0.98765)
+  results = {
+    "settings": settings,
+    "joint": joint,
+    "conditional": conditional,
+    "classifier_accuracy": share,
+    "reconstruction_accuracy": share,
+    "frechet_of_training_split": dict.fromkeys(NAMES, 0.125),
+    "seconds": 61.0,
+  }
+  return results | {"summary": tables.summary(results)}
+
+
+def test_measurement():
+  found = tables.measurement([1.0, 2.0, 3.0])
+  assert found == {"mean": 2.0, "std": 1.0, "values": [1.0, 2.0, 3.0]}
+  assert tables.measurement([4.0])["std"] == 0.0
+
+
+def test_summary_takes_the_right_pairs(results):
+  found = results["summary"]
+  assert list(found)[:2] == ["joint a+b", "joint all 3"]
+  assert found["joint a+b"]["mean"] == 0.5
+  alone = found["from b alone"]
+  assert alone["values"] == pytest.approx([0.5, 0.5])
+  assert alone["mean"] == pytest.approx(0.5)
+  assert alone["std"] == pytest.approx(0.0, abs=1e-12)
+  assert alone["min"] == pytest.approx(0.3)
+  into = found["into b from any other one"]
+  assert into["values"] == pytest.approx([0.3, 0.5])
+  assert into["min"] == pytest.approx(0.2)
+  rest = found["a, c from each other"]
+  assert rest["values"] == pytest.approx([0.95, 0.85])
+  assert rest["min"] == pytest.approx(0.9)
+  assert len(found) == 2 + 3 * len(NAMES)
+
+
+def test_two_modalities_have_no_others(results):
+  results["settings"]["modalities"] = ["a", "b"]
+  assert list(tables.summary(results)) == ["joint a+b", "joint all 3"]
+
+
+def cells(text, row):
+  (line,) = re.findall(rf"^\| {re.escape(row)} +\|(.*)\|$", text, re.M)
+  return [cell.strip() for cell in line.split("|")]
+
+
+def test_screen_says_it_all_in_even_columns(results):
+  text = tables.screen(results)
+  assert cells(text, "from b alone") == ["50.0 ± 0.0", "30.0"]
+  assert cells(text, "joint a+b") == ["50.0 ± 35.4", ""]
+  assert cells(text, "b") == ["30.0 ± 14.1", "", "70.0 ± 14.1"]
+  assert cells(text, "on data") == ["98.8"] * 3
+  assert "2 seeds of 1,000 samples, heun with 16 steps, guidance 1.5" in text
+  for table in re.findall(r"(?:^\|.*\|\n?)+", text, re.M):
+    assert len({len(line) for line in table.strip().splitlines()}) == 1
+
+
+def test_markdown_has_every_subset_and_setting(results):
+  text = tables.markdown(results)
+  for given in coherence.proper_subsets(NAMES):
+    assert len(re.findall(rf"^\| {re.escape(' + '.join(given))} +\|", text, re.M)) >= 3
+  for line in ("- num: 1000", "- order: a, b, c", "- solver: heun"):
+    assert line in text
+  assert cells(text, "training split") == ["0.12"] * 3
+  assert cells(text, "majority") == ["40.0", "60.0"]
