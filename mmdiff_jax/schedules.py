@@ -17,7 +17,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 Time = Float[Array, "..."]
 
@@ -156,6 +156,6 @@ def schedule_of(schedule: Schedule | dict[str, Schedule], name: str) -> Schedule
   return schedule[name]
 
 
-def along(t: Float[Array, "*rows"], x: Float[Array, "..."]) -> Float[Array, "..."]:
+def along(t: Shaped[Array, "*rows"], x: Float[Array, "..."]) -> Shaped[Array, "..."]:
   """A time (or what was computed of it), scalar or one a row, with axes of 1 to multiply `x`."""
   return t if t.ndim == 0 else t.reshape(t.shape + (1,) * (x.ndim - t.ndim))

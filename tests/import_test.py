@@ -14,7 +14,7 @@ for name in [*below, *rooms]:
   module = importlib.import_module("mmdiff_jax." + name)
   for inner in pkgutil.iter_modules(getattr(module, "__path__", [])):
     importlib.import_module(module.__name__ + "." + inner.name)
-for heavy in ("tensorflow", "clu", "tensorflow_datasets", "orbax", "absl", "grain"):
+for heavy in ("tensorflow", "clu", "tensorflow_datasets", "grain"):
   assert heavy not in sys.modules, heavy
 for name in ("classifiers", "coherence", "frechet", "pictures", "tables"):
   importlib.import_module("mmdiff_jax.evaluation." + name)

@@ -10,8 +10,8 @@ import numpy as np
 from mmdiff_jax import modalities as modalities_lib
 from mmdiff_jax.modalities import Modality
 
-_INCH = 0.8  # A column's width, and a picture's height.
-_TEXT = 0.5  # Inches that a caption takes.
+_INCH = 0.8  # A column's width.
+_TEXT, _TITLE = 0.5, 0.3  # Inches that a caption and a title take.
 _WRAP = 13  # Letters in a line of a caption.
 
 
@@ -58,30 +58,30 @@ def draw(path: str | os.PathLike[str], modalities: Sequence[Modality], sheet: Se
   ]
   first = {id(panel): modality.name for panel, modality in reversed(strips)}
   columns = max(len(panel.rows[modality.name]) for panel, modality in strips)
+  grids = [_grid(modality, panel.rows[modality.name]) for panel, modality in strips]
   heights = [
-    (_INCH if modality.kind in ("image", "audio") else _TEXT)
-    + (0.3 if first[id(panel)] == modality.name else 0.0)
-    for panel, modality in strips
+    (_TEXT if tiles is None else _INCH * _height(tiles, panel.rows[modality.name]))
+    + (_TITLE if first[id(panel)] == modality.name else 0.0)
+    for (panel, modality), tiles in zip(strips, grids, strict=True)
   ]
   width, height = 1.1 + columns * _INCH, sum(heights) + 0.1
   figure = Figure(figsize=(width, height), dpi=120, facecolor="white")
   top = height - 0.05
-  for (panel, modality), extent in zip(strips, heights, strict=True):
+  for (panel, modality), tiles, extent in zip(strips, grids, heights, strict=True):
     bottom = top - extent
     if first[id(panel)] == modality.name:
       figure.text(0.1 / width, (top - 0.12) / height, panel.title, va="center", weight="bold")
-      top -= 0.3
+      top -= _TITLE
     given = modality.name in panel.given
     label = modality.name + ("\n(given)" if given else "")
     colour = "tab:blue" if given else "black"
     middle = 0.5 * (top + bottom) / height
     figure.text(0.1 / width, middle, label, va="center", size=9, color=colour)
     rows = np.asarray(panel.rows[modality.name])
-    if modality.kind in ("image", "audio"):
-      pictures = [modalities_lib.picture(modality, x) for x in rows]
+    if tiles is not None:
       share = len(rows) * _INCH / width
       axes = figure.add_axes((1.0 / width, bottom / height, share, (top - bottom) / height))
-      axes.imshow(modalities_lib.grid(pictures, len(rows)), interpolation="nearest")
+      axes.imshow(tiles, interpolation="nearest", aspect="auto")
       axes.set_axis_off()
     else:
       for column, x in enumerate(rows):
@@ -90,3 +90,15 @@ def draw(path: str | os.PathLike[str], modalities: Sequence[Modality], sheet: Se
         figure.text(left, middle, text, ha="center", va="center", size=7, color=colour)
     top = bottom
   FigureCanvasAgg(figure).print_png(os.fspath(path))
+
+
+def _grid(modality: Modality, rows: np.ndarray) -> np.ndarray | None:
+  """The samples side by side, or None for what is read."""
+  if modality.kind not in ("image", "audio"):
+    return None
+  return modalities_lib.grid([modalities_lib.picture(modality, x) for x in rows], len(rows))
+
+
+def _height(tiles: np.ndarray, rows: np.ndarray) -> float:
+  """How high a strip is, in columns, if its pixels are square."""
+  return tiles.shape[0] * len(rows) / tiles.shape[1]

@@ -49,7 +49,7 @@ def summary(results: Results) -> dict[str, dict[str, Any]]:
 
 def _over_pairs(pairs, chosen):
   values = np.array([pairs[pair] for pair in chosen])
-  return measurement(values.mean(0)) | {"min": float(values.mean(1).min())}
+  return measurement(values.mean(0).tolist()) | {"min": float(values.mean(1).min())}
 
 
 def screen(results: Results) -> str:

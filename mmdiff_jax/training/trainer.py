@@ -105,7 +105,7 @@ def _train_stage(
   batches = pipeline.batches(
     examples, settings.batch_size, seed=config.seed, group=settings.steps_per_dispatch
   )
-  sample_batch = {name: x[: settings.batch_size] for name, x in examples.items()}
+  sample_batch = {name: jnp.asarray(x[: settings.batch_size]) for name, x in examples.items()}
 
   tx = state_lib.optimizer(settings)
   frozen = {**earlier, **constants}

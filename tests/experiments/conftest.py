@@ -49,7 +49,8 @@ def trained(small_data, tmp_path_factory):
     config.autoencoder[name].training.update(short)
   config.score.network.update({"width": 16, "depth": 1, "tower_width": 8})
   config.score.training.update(short)
-  config.sampling.steps = 2
+  # Quick to compile: no guidance, all together.
+  config.sampling.update({"steps": 2, "guidance": 1.0, "order": ()})
   config.evaluation.update({"num": 30, "seeds": 2, "classifier_steps": 3})
   config.evaluation.joint_subsets = (("digit", "tone"), ("digit", "scene"))
   workdir = tmp_path_factory.mktemp("workdir") / "run"

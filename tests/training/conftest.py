@@ -105,6 +105,7 @@ def framework(steps=12, **settings):
     modalities=MODALITIES,
     stages=(stage(prepare_first, first), stage(prepare_second, second)),
     sample=lambda *_: {},
+    reconstruct=lambda *_: {},
     evaluations=lambda *_: 0,
   )
 
