@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from mmdiff_jax.errors import UserError
@@ -29,7 +29,7 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
   return jax.device_put(tree, replicated(mesh), may_alias=False)
 
 
-def check_batch_size(mesh: Mesh, batch_size: int) -> None:
+def check_batch_size(mesh: Mesh | AbstractMesh, batch_size: int) -> None:
   """Raises UserError unless every device gets the same number of examples."""
   if batch_size % mesh.size:
     raise UserError(
