@@ -39,7 +39,7 @@ def summary(results: Results) -> dict[str, dict[str, Any]]:
   for name in names:
     others = [other for other in names if other != name]
     within = [(a, b) for a in others for b in others if a != b]
-    if within:
+    if within and pairs:
       rows[f"{', '.join(others)} from each other"] = _over_pairs(pairs, within)
       rows[f"from {name} alone"] = _over_pairs(pairs, [(name, other) for other in others])
       into = [(other, name) for other in others]
@@ -54,8 +54,9 @@ def _over_pairs(pairs, chosen):
 
 def screen(results: Results) -> str:
   """The tables that end an evaluation: summary, one to one, and how far to trust them."""
+  one_to_one = [_one_to_one_table(results)] if results["conditional"] else []
   return "\n\n".join(
-    [_summary_table(results), _one_to_one_table(results), _judges_table(results), _counts(results)]
+    [_summary_table(results), *one_to_one, _judges_table(results), _counts(results)]
   )
 
 

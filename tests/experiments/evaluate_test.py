@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 
+from absl import flags
 from absl.testing import flagsaver
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 
 from experiments import evaluate, generation
 from mmdiff_jax import solvers
+from mmdiff_jax.evaluation import coherence
 from mmdiff_jax.evaluation.classifiers import Classifier
 from mmdiff_jax.frameworks.base import Framework, Sampling
 from mmdiff_jax.modalities import Modality
@@ -57,6 +59,15 @@ def test_measures_a_run(command, trained):
     "tone.npz",
     "caption.npz",
   }
+
+
+def test_joint_only_shows_and_writes_nothing(command, trained):
+  before = {path.name: path.read_bytes() for path in trained.iterdir() if path.is_file()}
+  ended = command(evaluate, f"--workdir={trained}", "--num=8", "--joint_only")
+  assert ended.code == 0, ended.err
+  assert re.search(r"^\| joint all 3 +\| .* ± ", ended.out, re.M)
+  assert "alone" not in ended.out
+  assert {p.name: p.read_bytes() for p in trained.iterdir() if p.is_file()} == before
 
 
 # A framework that knows the classes: each modality is a one-hot vector of ten, and what is
@@ -108,6 +119,7 @@ def test_what_it_says_of_a_framework_that_is_known(oracle):
     oracle,
     dict.fromkeys(NAMES, judge),
     {"train": oracle_data(5000), "test": oracle_data(700)},
+    [(), *coherence.proper_subsets(NAMES)],
     num=2001,
     seeds=(3, 4),
     say=lines.append,
@@ -150,6 +162,7 @@ def test_frechet_distance_sees_classes_that_are_missing(oracle):
     oracle,
     dict.fromkeys(NAMES, judge),
     {"train": data, "test": data},
+    [()],
     num=50,
     seeds=(0,),
     say=lambda line: None,
@@ -207,6 +220,7 @@ def test_raw_parameters_are_those_of_the_last_stage_only(trained, monkeypatch):
 
   monkeypatch.setattr(generation.checkpoints, "load_stage", load_stage)
   with flagsaver.as_parsed(ema="false"):
+    flags.FLAGS.mark_as_parsed()
     assert not generation.load(trained).ema
   assert asked == {f"autoencoder_{n}": True for n in ("digit", "tone", "caption")} | {
     "score": False
