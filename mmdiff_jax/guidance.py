@@ -1,17 +1,27 @@
-"""Guidance: denoisers made from denoisers."""
+"""Guidance and composition: denoisers made from denoisers.
 
-from collections.abc import Mapping
+What they return holds to x = alpha x0 + sigma eps. Where several eps are combined with weights that
+sum to 1, their x0 are combined in the same way, which for one x is the same statement.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
+from mmdiff_jax import prediction, schedules
 from mmdiff_jax.schedules import along
 from mmdiff_jax.solvers import Denoiser
 
 
-def _guided(denoiser, strength, noise, x, t):
+def _partial(fn: Callable[..., Any]) -> Partial:
+  return fn if isinstance(fn, Partial) else Partial(fn)
+
+
+def _guided(denoiser, strength, noise, interval, rescale, schedule, x, t):
   # Side by side on an axis of their own, not as more rows: a time that all rows share stays one.
   without_x, without_t = dict(x), dict(t)
   for name in noise:
@@ -19,18 +29,42 @@ def _guided(denoiser, strength, noise, x, t):
     without_x[name] = jnp.where(along(given, x[name]), noise[name], x[name])
     without_t[name] = jnp.where(given, jnp.ones_like(t[name]), t[name])
   both = jax.tree.map(lambda a, b: jnp.stack([a, b]), (x, t), (without_x, without_t))
+  both_x0, both_eps = jax.vmap(denoiser)(*both)
+  x0, eps = {}, {}
+  for name in x:
+    weight = strength
+    if interval is not None:
+      log_snr = schedules.schedule_of(schedule, name).log_snr(t[name])
+      weight = jnp.where((interval[0] <= log_snr) & (log_snr <= interval[1]), strength, 1.0)
+      weight = along(weight, x[name])
+    x0[name], eps[name] = (b[1] + weight * (b[0] - b[1]) for b in (both_x0[name], both_eps[name]))
+    if rescale is not None:
+      scale = _deviation(both_x0[name][0]) / jnp.maximum(_deviation(x0[name]), 1e-12)
+      x0[name] = (rescale * scale + (1 - rescale)) * x0[name]
+      eps[name] = _eps_of(schedule, name, x[name], t[name], x0[name], eps[name])
+  return x0, eps
 
-  def combine(estimate):
-    conditional, unconditional = estimate
-    return unconditional + strength * (conditional - unconditional)
 
-  return jax.tree.map(combine, jax.vmap(denoiser)(*both))
+def _deviation(x):
+  """The standard deviation of each row, over its own components."""
+  return jnp.std(x, axis=tuple(range(1, x.ndim)), keepdims=True)
+
+
+def _eps_of(schedule, name, x, t, x0, otherwise):
+  """eps of a changed x0; `otherwise` where sigma is 0."""
+  own = schedules.schedule_of(schedule, name)
+  alpha, sigma = (along(level(t), x) for level in (own.alpha, own.sigma))
+  return jnp.where(sigma == 0, otherwise, prediction.x0_to_eps(x, x0, alpha, sigma))
 
 
 def guide(
   denoiser: Denoiser,
   strength: float | Float[Array, ""],
   noise: Mapping[str, Float[Array, "batch ..."]],
+  *,
+  interval: tuple[float, float] | None = None,
+  rescale: float | Float[Array, ""] | None = None,
+  schedule: Any = None,
 ) -> Denoiser:
   """Classifier-free guidance (Ho and Salimans 2022, Eq. 6) between t = 0 and t = 1 of the given.
 
@@ -38,22 +72,140 @@ def guide(
 
     eps = eps_u + strength (eps_c - eps_u),
 
-  and x0 in the same way, which for the same x is the same statement. Strength 1 is the conditional
-  law, 0 the marginal one; above 1 the condition is pressed harder. The network must have been
-  trained with absent modalities (`multitime.draw_masked(absent_prob=...)`). The result for a given
-  modality itself means nothing, and no step reads it.
+  and x0 in the same way. Strength 1 is the conditional law, 0 the marginal one; above 1 the
+  condition is pressed harder. The network must have been trained with absent modalities
+  (`multitime.draw_masked(absent_prob=...)`). The result for a given modality itself means nothing,
+  and no step reads it.
 
   Args:
     denoiser: `(x, t) -> (x0, eps)`.
     strength: weight of the condition; a number or, to change it without compiling again, an array.
     noise: what the network sees of a modality where it is absent, such as a draw of
       `solvers.prior`, or zeros; shaped as the modality. Modalities without an entry stay given.
+    interval: the log_snr of a modality, from and to, between which it is guided; elsewhere it has
+      strength 1 (Kynkäänniemi et al. 2024). Everywhere if None.
+    rescale: share in [0, 1] by which each row of x0 is brought back to the deviation that it has
+      without guidance (Lin et al. 2023, Eq. 15-16, there for eps or v). Not at all if None.
+    schedule: one schedule, or one for each modality; for `interval` and `rescale`.
 
   Returns:
     A denoiser. For the number 1 it is `denoiser` itself; else it calls `denoiser` once, for
     both, under `jax.vmap`.
+
+  Raises:
+    ValueError: `interval` or `rescale` without a schedule.
   """
+  if (interval is not None or rescale is not None) and schedule is None:
+    raise ValueError("guide: interval and rescale need the schedule; pass schedule=...")
   if not isinstance(strength, jax.Array) and strength == 1:
     return denoiser
-  denoiser = denoiser if isinstance(denoiser, Partial) else Partial(denoiser)
-  return Partial(_guided, denoiser, strength, dict(noise))
+  return Partial(_guided, _partial(denoiser), strength, dict(noise), interval, rescale, schedule)
+
+
+def _composed(unconditional, experts, weights, x, t):
+  base = unconditional(x, t)
+  total = base
+  for expert, weight in zip(experts, weights, strict=True):
+    total = jax.tree.map(lambda s, e, b, w=weight: s + w * (e - b), total, expert(x, t), base)
+  return total
+
+
+def compose(
+  unconditional: Denoiser,
+  experts: Sequence[Denoiser],
+  weights: Sequence[float | Float[Array, ""]],
+) -> Denoiser:
+  """Experts that were trained apart, as one: eps = eps_0 + sum_i w_i (eps_i - eps_0).
+
+  With weights of 1 and conditions that are independent given x this is P(x | all conditions) at
+  t = 0 (MCDM, Eq. 12). At t > 0 it is not the score of that law noised, so that samplers end
+  elsewhere, however many steps they take: a corrector (`solvers.corrected`) leads back.
+
+  Args:
+    unconditional: the denoiser without a condition.
+    experts: one denoiser for each condition, which closes over it.
+    weights: w_i, numbers or arrays; above 1 a condition is pressed harder, below 0 it is avoided.
+
+  Returns:
+    A denoiser that calls all of them.
+
+  Raises:
+    ValueError: not as many weights as experts.
+  """
+  if len(experts) != len(weights):
+    raise ValueError(f"compose: {len(experts)} experts need as many weights, not {len(weights)}.")
+  return Partial(_composed, _partial(unconditional), tuple(map(_partial, experts)), tuple(weights))
+
+
+def _steered(denoiser, log_likelihood, schedule, x, t):
+  def value(x):
+    x0, eps = denoiser(x, t)
+    return log_likelihood(x0, t), (x0, eps)
+
+  slope, (x0, eps) = jax.grad(value, has_aux=True)(x)
+  for name in x:
+    own = schedules.schedule_of(schedule, name)
+    alpha, sigma = (along(level(t[name]), x[name]) for level in (own.alpha, own.sigma))
+    eps = eps | {name: eps[name] - sigma * slope[name]}
+    moved = prediction.eps_to_x0(x[name], eps[name], alpha, sigma)
+    x0 = x0 | {name: jnp.where(alpha == 0, x0[name], moved)}
+  return x0, eps
+
+
+def steer(
+  denoiser: Denoiser, log_likelihood: Callable[..., Float[Array, ""]], schedule: Any
+) -> Denoiser:
+  """Adds the gradient of a user's own log-likelihood of x0: inverse problems, classifiers.
+
+  The score becomes score + grad_x log p(y | x0(x, t)) (Chung et al. 2023, Eq. 7-9; there without
+  the spread of x0 given x, which `log_likelihood` may allow for, as it sees the times).
+
+  Args:
+    denoiser: `(x, t) -> (x0, eps)`, differentiable.
+    log_likelihood: `(x0, t) -> []`, the sum over rows of log p(y | x0) up to a constant; a
+      `Partial` with what it closes over as arguments if that should not compile again.
+    schedule: one schedule, or one for each modality.
+
+  Returns:
+    A denoiser that costs one evaluation and its gradient. What is given feels it, too, and no step
+    reads that.
+  """
+  return Partial(_steered, _partial(denoiser), _partial(log_likelihood), schedule)
+
+
+def _thresholded(denoiser, bounds, quantile, schedule, x, t):
+  x0, eps = denoiser(x, t)
+  for name, (low, high) in bounds.items():
+    value = x0[name]
+    if quantile is not None:
+      middle, half = 0.5 * (low + high), 0.5 * (high - low)
+      rows = jnp.abs(value - middle).reshape(len(value), -1)
+      reach = jnp.maximum(jnp.quantile(rows, quantile, axis=1) / half, 1)
+      value = middle + (value - middle) / along(reach, value)
+    value = jnp.clip(value, low, high)
+    eps = eps | {name: _eps_of(schedule, name, x[name], t[name], value, eps[name])}
+    x0 = x0 | {name: value}
+  return x0, eps
+
+
+def threshold(
+  denoiser: Denoiser,
+  schedule: Any,
+  bounds: Mapping[str, tuple[float, float]],
+  *,
+  quantile: float | None = None,
+) -> Denoiser:
+  """Keeps x0 inside its bounds, and eps true to it.
+
+  Args:
+    denoiser: `(x, t) -> (x0, eps)`.
+    schedule: one schedule, or one for each modality.
+    bounds: lowest and highest value of each modality that is to be bounded.
+    quantile: None clips (static thresholding). A number such as 0.995 first shrinks a row towards
+      the middle so that this quantile of its distances just fits (dynamic thresholding, Saharia et
+      al. 2022, Sec. 2.3).
+
+  Returns:
+    A denoiser.
+  """
+  return Partial(_thresholded, _partial(denoiser), dict(bounds), quantile, schedule)

@@ -6,9 +6,9 @@ being denoised. Every task is a path through multi-time: joint generation lets a
 together, conditional generation keeps some at 0, a marginal keeps some at 1, and a modality may
 also fall after another.
 
-Randomness: each modality has its own key, folded from its name, and each row its own, folded from
-its index. So the noise of a row depends neither on the other rows, nor on the size of the batch,
-nor on which other modalities there are, nor on the number of devices.
+Randomness: each modality has its own key, folded from its name, and each row its own noise. So the
+noise of a row depends neither on the other rows, nor on the size of the batch, nor on which other
+modalities there are, nor on the number of devices.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,14 +30,15 @@ def modality_key(key: PRNGKeyArray, name: str) -> PRNGKeyArray:
   return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
-def _row_keys(key, num_rows):
-  return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(num_rows))
-
-
 def normal_like(key: PRNGKeyArray, name: str, x: Float[Array, "batch ..."]) -> Array:
-  """Standard normal noise for one modality, shape and type of `x`, each row from its own key."""
-  keys = _row_keys(modality_key(key, name), x.shape[0])
-  return jax.vmap(lambda row: jax.random.normal(row, x.shape[1:], x.dtype))(keys)
+  """Standard normal noise for one modality, shape and type of `x`.
+
+  Each number is a function of the key, the name and its own place, counted row by row, so that a
+  row's noise does not depend on how many rows follow it, nor on how they lie on devices.
+  """
+  # JAX's default, on which the law above rests; here it cannot be switched off.
+  with jax.threefry_partitionable(True):
+    return jax.random.normal(modality_key(key, name), x.shape, x.dtype)
 
 
 # --- Times in training ---
@@ -262,23 +263,47 @@ def power_grid(num_steps: int, power: float = 2.0) -> Float[Array, " points"]:
   return jnp.asarray((1 - np.arange(num_steps + 1) / num_steps) ** power)
 
 
-def log_snr_grid(schedule: Any, num_steps: int, t_min: float = 1e-3) -> Float[Array, " points"]:
-  """Times 1, then equal steps in log_snr down to t_min, then 0.
+def _inner_grid(schedule, num_steps, t_min, level_of, log_snr_of):
+  """1, then equal steps of a function of log_snr from `t_max` to `t_min`, then 0."""
+  start = [1.0] if schedule.t_max < 1 else []
+  ends = level_of(schedule.log_snr(jnp.array([schedule.t_max, t_min])))
+  levels = jnp.linspace(ends[0], ends[1], num_steps - len(start))
+  inner = schedule.time(log_snr_of(levels)).at[0].set(schedule.t_max).at[-1].set(t_min)
+  return jnp.concatenate([jnp.array(start, inner.dtype), inner, jnp.zeros(1, inner.dtype)])
+
+
+def log_snr_grid(schedule: Any, num_steps: int, *, t_min: float = 1e-3) -> Float[Array, " points"]:
+  """Times 1, then equal steps in log_snr down to t_min, then 0; arguments as `edm_grid`."""
+  return _inner_grid(schedule, num_steps, t_min, lambda log_snr: log_snr, lambda log_snr: log_snr)
+
+
+def edm_grid(
+  schedule: Any, num_steps: int, *, rho: float = 7.0, t_min: float = 1e-3
+) -> Float[Array, " points"]:
+  """Equal steps in (sigma / alpha)^(1 / rho) from 1 to t_min, then 0 (Karras et al. 2022, Eq. 5).
 
   Args:
     schedule: one schedule. Equal steps start at its `t_max`, the first step leads from 1 to there
       if it is below 1.
     num_steps: N, at least 2 (3 if `t_max` is below 1).
+    rho: the larger, the denser towards 0.
     t_min: the last time above 0.
 
   Returns:
     N + 1 falling times.
   """
-  start = [1.0] if schedule.t_max < 1 else []
-  ends = schedule.log_snr(jnp.array([schedule.t_max, t_min]))
-  inner = schedule.time(jnp.linspace(ends[0], ends[1], num_steps - len(start)))
-  inner = inner.at[0].set(schedule.t_max).at[-1].set(t_min)
-  return jnp.concatenate([jnp.array(start, inner.dtype), inner, jnp.zeros(1, inner.dtype)])
+  return _inner_grid(
+    schedule,
+    num_steps,
+    t_min,
+    lambda log_snr: jnp.exp(-0.5 * log_snr / rho),
+    lambda level: -2.0 * rho * jnp.log(level),
+  )
+
+
+def reverse(path: Path) -> Path:
+  """The path walked backwards: a falling one becomes the upward path that encodes."""
+  return Path({name: times[::-1] for name, times in path.times.items()})
 
 
 def _check_names(constructor, names, subset, role):
@@ -400,3 +425,50 @@ def marginal(
   _check_names("marginal", names, targets, "targets")
   absent = tuple(name for name in names if name not in targets)
   return _falls([tuple(targets)], 0, num_steps, (), absent, grid)
+
+
+def repaint(
+  names: Sequence[str],
+  num_steps: int,
+  *,
+  jump: int = 10,
+  repeats: int = 10,
+  given: Sequence[str] = (),
+  grid: Array | None = None,
+) -> Path:
+  """RePaint's back and forth: each piece of `jump` steps is walked `repeats` times.
+
+  After each piece all times rise back to its start, in one move, which a solver of the SDE takes by
+  re-noising (Lugmayr et al. 2022, Alg. 1; there the way back has as many moves as the way down,
+  which is the same law). With `solvers.replace_known` for the hook this conditions a network that
+  knows joint times only.
+
+  Args:
+    names: the modalities.
+    num_steps: N, a multiple of `jump`.
+    jump: steps of a piece, at least 1.
+    repeats: walks down each piece, at least 1.
+    given: those of `names` whose times stay 0.
+    grid: the N + 1 times, from 1 to 0; `power_grid` if None.
+
+  Returns:
+    The path, of N repeats + (N / jump) (repeats - 1) steps.
+
+  Raises:
+    ValueError: `jump` does not divide N, `repeats` is below 1, `given` has an unknown name, or
+      `grid` has not N + 1 times.
+  """
+  if jump < 1 or num_steps % jump or repeats < 1:
+    raise ValueError(
+      f"repaint: jump={jump} must divide num_steps={num_steps}, and repeats={repeats} must be at "
+      "least 1."
+    )
+  _check_names("repaint", names, given, "given")
+  grid = _grid(num_steps, grid)
+  walks = [
+    range(start + (0 if repeat or not start else 1), start + jump + 1)
+    for start in range(0, num_steps, jump)
+    for repeat in range(repeats)
+  ]
+  times = grid[np.concatenate(walks)]
+  return Path({name: jnp.zeros_like(times) if name in given else times for name in names})

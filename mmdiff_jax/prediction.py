@@ -1,12 +1,13 @@
 """What a network may predict, and how each prediction gives (x0, eps).
 
-With x_t = alpha x_0 + sigma eps:
+With x_t = alpha x_0 + sigma eps, and dots for derivatives with respect to t:
 
-  v        = alpha eps - sigma x_0        (Salimans and Ho 2022; here for alpha^2 + sigma^2 = 1)
-  score    = -eps / sigma                 (the gradient of log p_t at x_t)
+  score    = -eps / sigma                       (the gradient of log p_t at x_t)
+  v        = alpha eps - sigma x_0              (Salimans and Ho 2022)
+  velocity = d(alpha)/dt x_0 + d(sigma)/dt eps  (of the probability flow; Lipman et al. 2023)
 
-A pair (x0, eps) is what steps work with: it needs no division by alpha(1) or sigma(0), which may
-both be 0. The divisions below are each guarded where the other quantity stays finite.
+Steps work with the pair (x0, eps): it needs no division by alpha(1) or sigma(0), which may both be
+0. The divisions below are each guarded where the other quantity stays finite.
 """
 
 import jax.numpy as jnp
@@ -32,13 +33,13 @@ def x0_to_eps(x: X, x0: X, alpha: X, sigma: X) -> X:
 
 
 def v_to_x0(x: X, v: X, alpha: X, sigma: X) -> X:
-  """x_0 = alpha x_t - sigma v."""
-  return alpha * x - sigma * v
+  """x_0 = (alpha x_t - sigma v) / (alpha^2 + sigma^2)."""
+  return (alpha * x - sigma * v) / (alpha**2 + sigma**2)
 
 
 def v_to_eps(x: X, v: X, alpha: X, sigma: X) -> X:
-  """eps = sigma x_t + alpha v."""
-  return sigma * x + alpha * v
+  """eps = (sigma x_t + alpha v) / (alpha^2 + sigma^2)."""
+  return (sigma * x + alpha * v) / (alpha**2 + sigma**2)
 
 
 def to_v(x0: X, eps: X, alpha: X, sigma: X) -> X:
@@ -54,3 +55,18 @@ def score_to_eps(score: X, sigma: X) -> X:
 def eps_to_score(eps: X, sigma: X) -> X:
   """score = -eps / sigma; 0 where sigma is 0, where no score exists."""
   return -_divide(eps, sigma)
+
+
+def velocity_to_x0(x: X, velocity: X, alpha: X, sigma: X, alpha_rate: X, sigma_rate: X) -> X:
+  """x_0 from the velocity; `alpha_rate` and `sigma_rate` are the derivatives, finite."""
+  return (sigma_rate * x - sigma * velocity) / (alpha * sigma_rate - alpha_rate * sigma)
+
+
+def velocity_to_eps(x: X, velocity: X, alpha: X, sigma: X, alpha_rate: X, sigma_rate: X) -> X:
+  """eps from the velocity; arguments as `velocity_to_x0`."""
+  return (alpha * velocity - alpha_rate * x) / (alpha * sigma_rate - alpha_rate * sigma)
+
+
+def to_velocity(x0: X, eps: X, alpha_rate: X, sigma_rate: X) -> X:
+  """velocity = d(alpha)/dt x_0 + d(sigma)/dt eps."""
+  return alpha_rate * x0 + sigma_rate * eps

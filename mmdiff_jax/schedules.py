@@ -13,11 +13,13 @@ They are static pytrees, so they may be closed over by a jitted function or be i
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
+import numpy as np
 
 Time = Float[Array, "..."]
 
@@ -39,27 +41,31 @@ class VPLinear:
     """The rate of the forward SDE."""
     return self.beta_min + t * (self.beta_max - self.beta_min)
 
-  def _integral(self, t):
+  def integral(self, t: Time) -> Time:
+    """B(t)."""
     return t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
+
+  def time_of_integral(self, integral: Time) -> Time:
+    """Inverse of `integral`, in the form of the root that does not cancel for small B."""
+    slope = self.beta_max - self.beta_min
+    return 2.0 * integral / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2.0 * slope * integral))
 
   def alpha(self, t: Time) -> Time:
     """Scale of the data."""
-    return jnp.exp(-0.5 * self._integral(t))
+    return jnp.exp(-0.5 * self.integral(t))
 
   def sigma(self, t: Time) -> Time:
     """Scale of the noise; `expm1` keeps its digits near t = 0."""
-    return jnp.sqrt(-jnp.expm1(-self._integral(t)))
+    return jnp.sqrt(-jnp.expm1(-self.integral(t)))
 
   def log_snr(self, t: Time) -> Time:
-    """log(alpha^2 / sigma^2) = -log(exp(B) - 1); infinite at 0."""
-    return -jnp.log(jnp.expm1(self._integral(t)))
+    """log(alpha^2 / sigma^2) = -B - log(1 - exp(-B)); infinite at 0."""
+    integral = self.integral(t)
+    return -integral - jnp.log(-jnp.expm1(-integral))
 
   def time(self, log_snr: Time) -> Time:
-    """Inverse of `log_snr`: B = log(1 + exp(-log_snr)), then the positive root for t."""
-    integral = jax.nn.softplus(-log_snr)
-    slope = self.beta_max - self.beta_min
-    # The form of the root that does not cancel for small B.
-    return 2.0 * integral / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2.0 * slope * integral))
+    """Inverse of `log_snr`: B = log(1 + exp(-log_snr))."""
+    return self.time_of_integral(jax.nn.softplus(-log_snr))
 
   def drift(self, t: Time) -> Time:
     """f(t) = -beta / 2."""
@@ -68,6 +74,85 @@ class VPLinear:
   def diffusion(self, t: Time) -> Time:
     """g(t) = sqrt(beta)."""
     return jnp.sqrt(self.beta(t))
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class SubVP:
+  """Sub-variance preserving (Song et al. 2021): alpha of `VPLinear`, sigma = 1 - exp(-B)."""
+
+  beta_min: float = 0.1
+  beta_max: float = 20.0
+  t_max: float = 1.0
+
+  @property
+  def _vp(self):
+    return VPLinear(self.beta_min, self.beta_max)
+
+  def alpha(self, t: Time) -> Time:
+    """Scale of the data."""
+    return self._vp.alpha(t)
+
+  def sigma(self, t: Time) -> Time:
+    """Scale of the noise."""
+    return -jnp.expm1(-self._vp.integral(t))
+
+  def log_snr(self, t: Time) -> Time:
+    """log(alpha^2 / sigma^2); infinite at 0."""
+    return -self._vp.integral(t) - 2.0 * jnp.log(self.sigma(t))
+
+  def time(self, log_snr: Time) -> Time:
+    """Inverse of `log_snr` = -2 log(2 sinh(B / 2))."""
+    return self._vp.time_of_integral(2.0 * jnp.arcsinh(0.5 * jnp.exp(-0.5 * log_snr)))
+
+  def drift(self, t: Time) -> Time:
+    """f(t) = -beta / 2."""
+    return self._vp.drift(t)
+
+  def diffusion(self, t: Time) -> Time:
+    """g(t)^2 = beta (1 - exp(-2 B))."""
+    return jnp.sqrt(-self._vp.beta(t) * jnp.expm1(-2.0 * self._vp.integral(t)))
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class VE:
+  """Variance exploding (Song et al. 2021): alpha = 1, the scale of the noise grows geometrically.
+
+  sigma^2 = sigma_min^2 ((sigma_max / sigma_min)^(2 t) - 1), which is 0 at t = 0.
+  """
+
+  sigma_min: float = 0.01
+  sigma_max: float = 50.0
+  t_max: float = 1.0
+
+  @property
+  def _rate(self):
+    return 2.0 * math.log(self.sigma_max / self.sigma_min)
+
+  def alpha(self, t: Time) -> Time:
+    """Scale of the data."""
+    return jnp.ones_like(t)
+
+  def sigma(self, t: Time) -> Time:
+    """Scale of the noise."""
+    return self.sigma_min * jnp.sqrt(jnp.expm1(self._rate * t))
+
+  def log_snr(self, t: Time) -> Time:
+    """-log(sigma^2); infinite at 0."""
+    return -2.0 * math.log(self.sigma_min) - jnp.log(jnp.expm1(self._rate * t))
+
+  def time(self, log_snr: Time) -> Time:
+    """Inverse of `log_snr`."""
+    return jnp.log1p(jnp.exp(-log_snr) / self.sigma_min**2) / self._rate
+
+  def drift(self, t: Time) -> Time:
+    """f(t) = 0."""
+    return jnp.zeros_like(t)
+
+  def diffusion(self, t: Time) -> Time:
+    """g(t)^2 = d(sigma^2)/dt."""
+    return self.sigma_min * math.sqrt(self._rate) * jnp.exp(0.5 * self._rate * t)
 
 
 @jax.tree_util.register_static
@@ -140,7 +225,113 @@ class RectifiedFlow:
     return jnp.sqrt(2.0 * t / (1.0 - t))
 
 
-Schedule = VPLinear | VPCosine | RectifiedFlow
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """A discrete table of DDPM, variance preserving: alpha^2 = prod (1 - beta_i) at t = n / N.
+
+  Between two entries log(alpha) is linear in t, so that f and g are steps, constant on
+  ((n - 1) / N, n / N]. `betas_linear`, `betas_scaled_linear` and `betas_cosine` are the usual ones.
+
+  Attributes:
+    betas: beta_1, ..., beta_N in (0, 1).
+    t_max: where a discretised SDE may start.
+
+  Raises:
+    ValueError: a beta is not inside (0, 1).
+  """
+
+  betas: tuple[float, ...]
+  t_max: float = 1.0
+
+  def __post_init__(self):
+    if not self.betas or not all(0 < beta < 1 for beta in self.betas):
+      raise ValueError("Table: betas must be one or more numbers, all inside (0, 1).")
+
+  @functools.cached_property
+  def _steps(self):
+    """The differences of log(alpha), in float64."""
+    return 0.5 * np.log1p(-np.array(self.betas))
+
+  @functools.cached_property
+  def _log_alphas(self):
+    return np.concatenate([[0.0], np.cumsum(self._steps)])
+
+  def _before(self, t):
+    """Which entry lies before `t`; a time that is an entry but for its rounding counts as one."""
+    last = len(self.betas) - 1
+    return jnp.clip(jnp.ceil(t * len(self.betas) - 1e-3).astype(int) - 1, 0, last)
+
+  def _log_alpha(self, t):
+    before = self._before(t)
+    share = t * len(self.betas) - before
+    values, steps = (jnp.asarray(table, t.dtype) for table in (self._log_alphas, self._steps))
+    return values[before] + share * steps[before]
+
+  def alpha(self, t: Time) -> Time:
+    """Scale of the data."""
+    return jnp.exp(self._log_alpha(t))
+
+  def sigma(self, t: Time) -> Time:
+    """Scale of the noise."""
+    return jnp.sqrt(-jnp.expm1(2.0 * self._log_alpha(t)))
+
+  def log_snr(self, t: Time) -> Time:
+    """log(alpha^2 / sigma^2); infinite at 0."""
+    log_alpha = self._log_alpha(t)
+    return 2.0 * log_alpha - jnp.log(-jnp.expm1(2.0 * log_alpha))
+
+  def time(self, log_snr: Time) -> Time:
+    """Inverse of `log_snr`."""
+    log_alpha = -0.5 * jax.nn.softplus(-log_snr)
+    values, steps = (
+      jnp.asarray(table, log_alpha.dtype) for table in (self._log_alphas, self._steps)
+    )
+    before = jnp.clip(jnp.searchsorted(-values, -log_alpha) - 1, 0, len(self.betas) - 1)
+    return (before + (log_alpha - values[before]) / steps[before]) / len(self.betas)
+
+  def drift(self, t: Time) -> Time:
+    """f(t) = N log(1 - beta_n) / 2."""
+    return len(self.betas) * jnp.asarray(self._steps, t.dtype)[self._before(t)]
+
+  def diffusion(self, t: Time) -> Time:
+    """g(t)^2 = -N log(1 - beta_n)."""
+    return jnp.sqrt(-2.0 * self.drift(t))
+
+
+def betas_linear(
+  num: int = 1000, *, beta_min: float = 1e-4, beta_max: float = 0.02
+) -> tuple[float, ...]:
+  """Betas in equal steps (Ho et al. 2020), for `Table`."""
+  return tuple(np.linspace(beta_min, beta_max, num).tolist())
+
+
+def betas_scaled_linear(
+  num: int = 1000, *, beta_min: float = 0.00085, beta_max: float = 0.012
+) -> tuple[float, ...]:
+  """Betas whose roots are in equal steps (Rombach et al. 2022), for `Table`."""
+  return tuple((np.linspace(beta_min**0.5, beta_max**0.5, num) ** 2).tolist())
+
+
+def betas_cosine(
+  num: int = 1000, *, offset: float = 0.008, largest: float = 0.999
+) -> tuple[float, ...]:
+  """Betas of alpha^2 = cos^2 of an angle that grows with t (Nichol and Dhariwal 2021, Eq. 17).
+
+  Args:
+    num: N.
+    offset: s of the paper, which keeps the first betas from vanishing.
+    largest: bound of each beta; without it the last one would be 1.
+
+  Returns:
+    beta_1, ..., beta_N, for `Table`.
+  """
+  angle = (np.arange(num + 1) / num + offset) / (1 + offset) * math.pi / 2
+  alpha_bar = np.cos(angle) ** 2
+  return tuple(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], largest).tolist())
+
+
+Schedule = VPLinear | SubVP | VE | VPCosine | RectifiedFlow | Table
 
 
 def schedule_of(schedule: Schedule | dict[str, Schedule], name: str) -> Schedule:

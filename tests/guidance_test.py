@@ -1,8 +1,9 @@
-"""Tests of classifier-free guidance."""
+"""Tests of guidance and composition."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mmdiff_jax import guidance, multitime, schedules, solvers
 
@@ -64,3 +65,110 @@ def test_guided_sampling_leaves_the_given_alone():
   )(guidance.guide(DENOISER, jnp.float32(2.0), NOISE))
   np.testing.assert_array_equal(got["a"], X["a"])
   assert np.isfinite(got["b"]).all()
+
+
+def test_the_interval_decides_for_each_modality_and_row():
+  conditional, unconditional = DENOISER(X, T)[1]["b"], DENOISER(X | NOISE, T | {"a": 1.0})[1]["b"]
+  expected = unconditional + 2.5 * (conditional - unconditional)
+  here = float(SCHEDULE.log_snr(T["b"]))
+  for interval, wanted in (
+    ((here - 1, here + 1), expected),
+    ((here + 0.1, 99.0), conditional),
+    ((-99.0, here - 0.1), conditional),
+  ):
+    guided = guidance.guide(DENOISER, 2.5, NOISE, interval=interval, schedule=SCHEDULE)
+    np.testing.assert_allclose(guided(X, T)[1]["b"], wanted, rtol=1e-5)
+  rows = {"a": jnp.zeros(2), "b": jnp.array([0.6, 0.1])}
+  guided = guidance.guide(DENOISER, 2.5, NOISE, interval=(-99.0, here + 0.1), schedule=SCHEDULE)
+  got = guided(X, rows)[1]["b"]
+  np.testing.assert_allclose(got[0], expected[0], rtol=1e-5)
+  np.testing.assert_allclose(got[1], DENOISER(X, rows)[1]["b"][1], rtol=1e-5)
+
+
+def test_rescaling_brings_back_each_rows_deviation():
+  wide = {"a": jnp.ones((2, 3)), "b": jax.random.normal(jax.random.key(0), (2, 3))}
+  noise = {"a": jax.random.normal(jax.random.key(1), (2, 3))}
+  plain = DENOISER(wide, T)[0]["b"]
+  guided = guidance.guide(DENOISER, 4.0, noise)(wide, T)[0]["b"]
+  for share in (1.0, 0.4):
+    rescaled = guidance.guide(DENOISER, 4.0, noise, rescale=share, schedule=SCHEDULE)
+    x0, eps = rescaled(wide, T)
+    scale = share * plain.std(axis=1) / guided.std(axis=1) + 1 - share
+    np.testing.assert_allclose(x0["b"], guided * scale[:, None], rtol=1e-5)
+    x = SCHEDULE.alpha(T["b"]) * x0["b"] + SCHEDULE.sigma(T["b"]) * eps["b"]
+    np.testing.assert_allclose(x, wide["b"], rtol=1e-4)
+  with pytest.raises(ValueError, match="schedule"):
+    guidance.guide(DENOISER, 2.0, noise, rescale=1.0)
+
+
+def test_composition():
+  def constant(value):
+    return solvers.from_eps(lambda x, t: {n: jnp.full_like(x[n], value) for n in x}, SCHEDULE)
+
+  composed = guidance.compose(constant(1.0), [constant(2.0), constant(5.0)], [0.5, -2.0])
+  x0, eps = composed(X, T)
+  np.testing.assert_allclose(eps["b"], 1 + 0.5 * 1 - 2 * 4)
+  x = SCHEDULE.alpha(T["b"]) * x0["b"] + SCHEDULE.sigma(T["b"]) * eps["b"]
+  np.testing.assert_allclose(x, X["b"], rtol=1e-5)
+  one = guidance.compose(constant(1.0), [DENOISER], [1.0])(X, T)
+  for got, expected in zip(one, DENOISER(X, T), strict=True):
+    np.testing.assert_allclose(got["b"], expected["b"], rtol=1e-5)
+  with pytest.raises(ValueError, match="2 experts.*not 1"):
+    guidance.compose(DENOISER, [DENOISER, DENOISER], [1.0])
+
+
+def test_steering_gives_the_posterior_of_a_linear_measurement():
+  """y = x + r n of a Gaussian x: with the spread of x0 given x allowed for it is exact."""
+  variance, noise, observed = 0.5, 0.3, 1.2
+  schedule = schedules.VPCosine()
+
+  def gain(t):
+    alpha, sigma = schedule.alpha(t["z"]), schedule.sigma(t["z"])
+    return alpha * variance / (alpha**2 * variance + sigma**2)
+
+  def log_likelihood(x0, t):
+    spread = variance * (1 - schedule.alpha(t["z"]) * gain(t))
+    return jnp.sum(-0.5 * (observed - x0["z"]) ** 2 / (noise**2 + spread))
+
+  denoiser = solvers.from_x0(lambda x, t: {"z": gain(t) * x["z"]}, schedule)
+  steered = guidance.steer(denoiser, log_likelihood, schedule)
+  x = solvers.prior(jax.random.key(0), schedule, {"z": (1,)}, 20_000)
+  path = multitime.joint(("z",), 200)
+  z = solvers.sample(jax.random.key(1), steered, schedule, x, path, solver=solvers.heun)["z"]
+  precision = 1 / variance + 1 / noise**2
+  np.testing.assert_allclose(z.mean(), observed / noise**2 / precision, atol=0.01)
+  np.testing.assert_allclose(z.var(), 1 / precision, rtol=0.04)
+
+
+def test_thresholds():
+  x = {"a": jnp.array([[0.1, -4.0, 1.0, 8.0], [0.1, 0.2, 0.3, 0.4]])}
+  t = {"a": jnp.float32(0.5)}
+  schedule = schedules.VPCosine()
+  denoiser = solvers.from_x0(lambda x, t: x, schedule)
+  x0, eps = guidance.threshold(denoiser, schedule, {"a": (-1.0, 2.0)})(x, t)
+  np.testing.assert_allclose(x0["a"], jnp.clip(x["a"], -1.0, 2.0))
+  whole = schedule.alpha(t["a"]) * x0["a"] + schedule.sigma(t["a"]) * eps["a"]
+  np.testing.assert_allclose(whole, x["a"], rtol=1e-5)
+  # The largest distance from the middle, 1/2, is 7.5: five times what fits.
+  x0, _ = guidance.threshold(denoiser, schedule, {"a": (-1.0, 2.0)}, quantile=1.0)(x, t)
+  np.testing.assert_allclose(x0["a"][0], 0.5 + (x["a"][0] - 0.5) / 5, rtol=1e-5)
+  np.testing.assert_allclose(x0["a"][1], x["a"][1], rtol=1e-6)
+  # Other modalities are left alone, and at time 0 eps is as it was.
+  x0, eps = guidance.threshold(denoiser, schedule, {})(x, {"a": jnp.float32(0.0)})
+  np.testing.assert_array_equal(x0["a"], x["a"])
+
+
+def test_a_new_strength_does_not_compile_again():
+  traces = []
+
+  @jax.jit
+  def run(denoiser):
+    traces.append(1)
+    return denoiser(X, T)[0]["b"]
+
+  ends = [
+    run(guidance.guide(DENOISER, jnp.float32(w), NOISE, interval=(-9.0, 9.0), schedule=SCHEDULE))
+    for w in (2.0, 3.0)
+  ]
+  assert len(traces) == 1
+  assert not np.allclose(*ends)

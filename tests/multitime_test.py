@@ -110,6 +110,42 @@ def test_log_snr_grid():
     np.testing.assert_allclose(np.diff(inner), np.diff(inner).mean(), rtol=1e-2)
 
 
+def test_edm_grid():
+  for schedule in (schedules.VE(), schedules.RectifiedFlow()):
+    grid = multitime.edm_grid(schedule, 8, rho=7.0, t_min=0.01)
+    assert grid.shape == (9,)
+    assert grid[0] == 1 and grid[-1] == 0
+    assert grid[-2] == jnp.float32(0.01)
+    inner = grid[grid > 0][schedule.t_max < 1 :]
+    assert inner[0] == jnp.float32(schedule.t_max)
+    level = (schedule.sigma(inner) / schedule.alpha(inner)) ** (1 / 7)
+    np.testing.assert_allclose(np.diff(level), np.diff(level).mean(), rtol=2e-2)
+
+
+def test_power_grid():
+  np.testing.assert_allclose(multitime.power_grid(4, 3.0), [1, 27 / 64, 1 / 8, 1 / 64, 0])
+  np.testing.assert_allclose(multitime.power_grid(2), [1, 1 / 4, 0])
+
+
+def test_reverse():
+  path = multitime.reverse(multitime.conditional(("a", "b"), ("b",), 4))
+  np.testing.assert_allclose(path.times["a"], [0, 1 / 16, 1 / 4, 9 / 16, 1])
+  np.testing.assert_array_equal(path.times["b"], 0)
+
+
+def test_repaint_walks_each_piece_again():
+  grid = multitime.uniform_grid(4)
+  path = multitime.repaint(("a", "b"), 4, jump=2, repeats=2, given=("b",), grid=grid)
+  expected = [1, 0.75, 0.5, 1, 0.75, 0.5, 0.25, 0, 0.5, 0.25, 0]
+  np.testing.assert_array_equal(path.times["a"], expected)
+  np.testing.assert_array_equal(path.times["b"], 0)
+  once = multitime.repaint(("a",), 4, jump=2, repeats=1, grid=grid)
+  np.testing.assert_array_equal(once.times["a"], grid)
+  for wrong in ({"jump": 3}, {"jump": 0}, {"repeats": 0}):
+    with pytest.raises(ValueError, match="repaint"):
+      multitime.repaint(("a",), 4, **wrong)
+
+
 @pytest.fixture(name="unchecked")
 def _unchecked():
   """Users run without the checks of annotations, which would raise before our errors do."""

@@ -10,25 +10,37 @@ X0, EPS = jnp.array([0.3, -1.2, 2.0]), jnp.array([1.1, 0.4, -0.7])
 
 
 def test_cycles():
-  for angle in (0.1, 0.8, 1.4):
-    alpha, sigma = jnp.cos(angle), jnp.sin(angle)
+  # Also where alpha^2 + sigma^2 is not 1.
+  for alpha, sigma in ((0.99, 0.1), (0.7, 0.72), (0.4, 0.6), (1.0, 20.0)):
+    alpha, sigma, alpha_rate, sigma_rate = map(jnp.float32, (alpha, sigma, -0.8, 1.3))
     x = alpha * X0 + sigma * EPS
     v = prediction.to_v(X0, EPS, alpha, sigma)
     score = prediction.eps_to_score(EPS, sigma)
+    np.testing.assert_allclose(score, -EPS / sigma, rtol=1e-6)
+    velocity = prediction.to_velocity(X0, EPS, alpha_rate, sigma_rate)
+    rates = (alpha, sigma, alpha_rate, sigma_rate)
     for got, expected in (
       (prediction.eps_to_x0(x, EPS, alpha, sigma), X0),
       (prediction.x0_to_eps(x, X0, alpha, sigma), EPS),
       (prediction.v_to_x0(x, v, alpha, sigma), X0),
       (prediction.v_to_eps(x, v, alpha, sigma), EPS),
       (prediction.score_to_eps(score, sigma), EPS),
+      (prediction.velocity_to_x0(x, velocity, *rates), X0),
+      (prediction.velocity_to_eps(x, velocity, *rates), EPS),
     ):
-      np.testing.assert_allclose(got, expected, atol=1e-5)
+      np.testing.assert_allclose(got, expected, rtol=1e-4)
 
 
 def test_v_turns_with_the_angle():
   # v = dx / d(angle) for x = cos(angle) x0 + sin(angle) eps.
   rate = jax.jvp(lambda a: jnp.cos(a) * X0 + jnp.sin(a) * EPS, (0.7,), (1.0,))[1]
   got = prediction.to_v(X0, EPS, jnp.cos(0.7), jnp.sin(0.7))
+  np.testing.assert_allclose(got, rate, atol=1e-6)
+
+
+def test_velocity_is_the_rate_of_the_interpolant():
+  rate = jax.jvp(lambda t: (1 - t) ** 2 * X0 + t**3 * EPS, (0.6,), (1.0,))[1]
+  got = prediction.to_velocity(X0, EPS, jnp.float32(-0.8), jnp.float32(1.08))
   np.testing.assert_allclose(got, rate, atol=1e-6)
 
 

@@ -7,17 +7,28 @@ import pytest
 
 from mmdiff_jax import schedules
 
-SCHEDULES = [schedules.VPLinear(), schedules.VPCosine(), schedules.RectifiedFlow()]
+TABLES = {
+  "linear": schedules.betas_linear(),
+  "scaled_linear": schedules.betas_scaled_linear(),
+  "cosine": schedules.betas_cosine(),
+}
+SCHEDULES = {
+  "vp_linear": schedules.VPLinear(),
+  "sub_vp": schedules.SubVP(),
+  "ve": schedules.VE(),
+  "vp_cosine": schedules.VPCosine(),
+  "rectified_flow": schedules.RectifiedFlow(),
+} | {name: schedules.Table(betas) for name, betas in TABLES.items()}
 
 
-@pytest.fixture(name="schedule", params=SCHEDULES, ids=lambda s: type(s).__name__)
+@pytest.fixture(name="schedule", params=SCHEDULES.values(), ids=SCHEDULES.keys())
 def _schedule(request):
   return request.param
 
 
 def test_drift_diffusion_and_log_snr_are_those_of_alpha_and_sigma(schedule):
   with jax.enable_x64(True):
-    t = jnp.linspace(0.01, 0.99, 50)
+    t = jnp.linspace(0.0105, 0.9895, 50)  # between the entries of the tables
     rate = jax.vmap(jax.grad(lambda t: jnp.log(schedule.alpha(t))))(t)
     np.testing.assert_allclose(schedule.drift(t), rate, rtol=1e-9)
     growth = jax.vmap(jax.grad(lambda t: schedule.sigma(t) ** 2))(t)
@@ -30,27 +41,92 @@ def test_drift_diffusion_and_log_snr_are_those_of_alpha_and_sigma(schedule):
     np.testing.assert_allclose(schedule.time(schedule.log_snr(t)), t, rtol=1e-9)
 
 
+def test_the_usual_definitions():
+  with jax.enable_x64(True):
+    t = jnp.linspace(0.0, 1.0, 101)
+    integral = 0.1 * t + 0.5 * 19.9 * t**2
+    for name, variance in (("vp_linear", 1 - np.exp(-integral)), ("sub_vp", None)):
+      np.testing.assert_allclose(SCHEDULES[name].alpha(t), np.exp(-integral / 2), rtol=1e-12)
+      variance = (1 - np.exp(-integral)) ** 2 if variance is None else variance
+      np.testing.assert_allclose(SCHEDULES[name].sigma(t) ** 2, variance, atol=1e-12)
+    growth = 0.01**2 * (5000 ** (2 * t) - 1)
+    np.testing.assert_allclose(SCHEDULES["ve"].sigma(t) ** 2, growth, rtol=1e-9)
+    np.testing.assert_array_equal(SCHEDULES["ve"].alpha(t), 1)
+    np.testing.assert_allclose(SCHEDULES["vp_cosine"].alpha(t), np.cos(np.pi * t / 2), atol=1e-12)
+    np.testing.assert_allclose(SCHEDULES["vp_cosine"].sigma(t), np.sin(np.pi * t / 2), atol=1e-12)
+    np.testing.assert_allclose(SCHEDULES["rectified_flow"].alpha(t), 1 - t)
+    np.testing.assert_allclose(SCHEDULES["rectified_flow"].sigma(t), t)
+
+
+@pytest.mark.parametrize(
+  ("name", "first", "last"), [("linear", 1e-4, 0.02), ("scaled_linear", 8.5e-4, 0.012)]
+)
+def test_tables_have_the_published_ends(name, first, last):
+  betas = np.array(TABLES[name])
+  assert betas.shape == (1000,)
+  np.testing.assert_allclose(betas[[0, -1]], [first, last], rtol=1e-12)
+  shape = np.sqrt(betas) if name == "scaled_linear" else betas
+  np.testing.assert_allclose(np.diff(shape, 2), 0, atol=1e-12)
+
+
+def test_cosine_table_follows_the_squared_cosine():
+  with jax.enable_x64(True):
+    alpha = SCHEDULES["cosine"].alpha(jnp.arange(1000) / 1000)  # all but the clipped last entry
+  angle = (np.arange(1000) / 1000 + 0.008) / 1.008 * np.pi / 2
+  np.testing.assert_allclose(alpha**2, (np.cos(angle) / np.cos(angle[0])) ** 2, rtol=1e-9)
+  assert TABLES["cosine"][-1] == 0.999
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_are_exact_at_their_entries(name):
+  with jax.enable_x64(True):
+    entries = jnp.arange(1, 1001) / 1000
+    product = np.cumprod(1 - np.array(TABLES[name]))
+    np.testing.assert_allclose(SCHEDULES[name].alpha(entries) ** 2, product, rtol=1e-9)
+    np.testing.assert_allclose(SCHEDULES[name].sigma(entries) ** 2, 1 - product, rtol=1e-9)
+
+
+def test_a_table_says_what_is_wrong_with_it():
+  for betas in ((), (0.1, 1.0), (0.0, 0.1)):
+    with pytest.raises(ValueError, match=r"inside \(0, 1\)"):
+      schedules.Table(betas)
+
+
 def test_ends(schedule):
   ends = jnp.array([0.0, 1.0])
   assert schedule.alpha(ends)[0] == 1 and schedule.sigma(ends)[0] == 0
   assert schedule.log_snr(ends)[0] == jnp.inf
-  np.testing.assert_allclose(schedule.sigma(ends)[1], 1, atol=1e-4)
+  expected = 50.0 if isinstance(schedule, schedules.VE) else 1.0
+  np.testing.assert_allclose(schedule.sigma(ends)[1], expected, rtol=5e-3)
   if schedule.t_max < 1:
     assert schedule.alpha(ends)[1] == 0
+  for level in (schedule.drift, schedule.diffusion):
+    assert np.isfinite(level(jnp.array([0.0, schedule.t_max]))).all()
 
 
 def test_float32_is_accurate_at_both_ends(schedule):
   near = np.array([1e-6, 1e-4, 1e-2, 0.5, 0.99, 0.999], np.float32)
-  single = [getattr(schedule, name)(jnp.array(near)) for name in ("alpha", "sigma", "log_snr")]
+  names = ("alpha", "sigma", "log_snr", "drift", "diffusion")
+  single = [getattr(schedule, name)(jnp.array(near)) for name in names]
+  assert all(value.dtype == jnp.float32 for value in single)
+  back = schedule.time(single[2])
   with jax.enable_x64(True):
     exact = jnp.array(near.astype(np.float64))
-    double = [getattr(schedule, name)(exact) for name in ("alpha", "sigma", "log_snr")]
-  for got, expected in zip(single, double, strict=True):
-    np.testing.assert_allclose(got, expected, rtol=2e-5, atol=2e-6)
+    double = [getattr(schedule, name)(exact) for name in names]
+  for name, got, expected in zip(names, single, double, strict=True):
+    np.testing.assert_allclose(got, expected, rtol=3e-5, atol=2e-6, err_msg=name)
+  # log_snr near 0 says little of times near 1 where alpha is close to its end.
+  np.testing.assert_allclose(back, near, rtol=2e-4)
+
+
+def test_steep_rates_do_not_overflow():
+  t = jnp.array([0.5, 1.0])
+  steep = schedules.VPLinear(beta_max=400.0)
+  np.testing.assert_allclose(steep.log_snr(t), -steep.integral(t), rtol=1e-5)
 
 
 def test_schedule_of_names_the_modality():
-  one = SCHEDULES[0]
+  one = SCHEDULES["vp_linear"]
   assert schedules.schedule_of(one, "a") is one
   assert schedules.schedule_of({"a": one}, "a") is one
   with pytest.raises(ValueError, match="'b'"):

@@ -351,9 +351,8 @@ def sampling_of(config: Any) -> Sampling:
   name = config.sampling.solver
   solver = solvers.ddim(0.0) if name == "ddim" else getattr(solvers, name, None)
   if not isinstance(solver, solvers.Solver):
-    raise UserError(
-      f"There is no solver {name!r}. There are: ancestral, ddim, dpmpp_2m, euler_maruyama, heun."
-    )
+    known = ["ddim", *(n for n, of in vars(solvers).items() if isinstance(of, solvers.Solver))]
+    raise UserError(f"There is no solver {name!r}. There are: {', '.join(known)}.")
   order = tuple(tuple(group) for group in config.sampling.order)
   return Sampling(solver, config.sampling.steps, config.sampling.guidance, order)
 
@@ -422,14 +421,7 @@ def sample(
     # to the current time, after each step.
     path = multitime.marginal(names, [*groups[0], *known], sampling.steps, grid=grid)
 
-    def project(key, x, s):
-      noised = {
-        name: schedule.alpha(s[name]) * z
-        + schedule.sigma(s[name]) * multitime.normal_like(key, name, z)
-        for name, z in known.items()
-      }
-      return {**x, **noised}
-
+    project = solvers.replace_known(schedule, known)
     x_init = project(known_key, prior, {name: jnp.float32(1.0) for name in names})
   else:
     if sampling.guidance != 1.0 and (known or len(groups) > 1):

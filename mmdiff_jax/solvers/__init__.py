@@ -1,22 +1,38 @@
 """Solvers of the reverse SDE and the probability-flow ODE along paths through multi-time.
 
-`steps` has the atoms, `sampling` the loop. They know nothing of frameworks, Flax or devices.
+`steps` has the atoms, `sampling` the loop, `correctors` what keeps a law, `likelihood` exact
+log-likelihoods. They know nothing of frameworks, Flax or devices.
 """
 
+from mmdiff_jax.solvers.correctors import (
+  corrected as corrected,
+  langevin as langevin,
+)
+from mmdiff_jax.solvers.likelihood import (
+  bits_per_dim as bits_per_dim,
+  log_likelihood as log_likelihood,
+)
 from mmdiff_jax.solvers.sampling import (
   from_eps as from_eps,
   from_score as from_score,
   from_v as from_v,
+  from_velocity as from_velocity,
   from_x0 as from_x0,
   prior as prior,
+  replace_known as replace_known,
   sample as sample,
+  slerp as slerp,
 )
 from mmdiff_jax.solvers.steps import (
   ancestral as ancestral,
+  ancestral_large as ancestral_large,
   ddim as ddim,
   Denoiser as Denoiser,
   dpmpp_2m as dpmpp_2m,
+  euler as euler,
   euler_maruyama as euler_maruyama,
   heun as heun,
+  sde_dpmpp_2m as sde_dpmpp_2m,
   Solver as Solver,
+  unipc as unipc,
 )

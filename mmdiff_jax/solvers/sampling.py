@@ -35,6 +35,23 @@ def _score_pair(score, x, alpha, sigma):
   return _eps_pair(prediction.score_to_eps(score, sigma), x, alpha, sigma)
 
 
+def _rate(of, t):
+  return jax.jvp(of, (t,), (jnp.ones_like(t),))[1]
+
+
+def _velocities(fn, schedule, x, t):
+  """(x0, eps) of a network that predicts the velocity."""
+  predicted = fn(x, t)
+  x0, eps = {}, {}
+  for name, value in x.items():
+    own = schedules.schedule_of(schedule, name)
+    time = schedules.along(jnp.asarray(t[name]), value)
+    terms = own.alpha(time), own.sigma(time), _rate(own.alpha, time), _rate(own.sigma, time)
+    x0[name] = prediction.velocity_to_x0(value, predicted[name], *terms)
+    eps[name] = prediction.velocity_to_eps(value, predicted[name], *terms)
+  return x0, eps
+
+
 def _denoise(pair, fn, schedule, x, t):
   predicted = fn(x, t)
   x0, eps = {}, {}
@@ -71,13 +88,23 @@ def from_x0(fn: Callable[..., Any], schedule: Any) -> Partial:
 
 
 def from_v(fn: Callable[..., Any], schedule: Any) -> Partial:
-  """The denoiser of a network that predicts v, if alpha^2 + sigma^2 = 1; see `from_eps`."""
+  """The denoiser of a network that predicts v = alpha eps - sigma x0; arguments as `from_eps`."""
   return _denoiser(_v_pair, fn, schedule)
 
 
 def from_score(fn: Callable[..., Any], schedule: Any) -> Partial:
   """The denoiser of a network that predicts the score, -eps / sigma; arguments as `from_eps`."""
   return _denoiser(_score_pair, fn, schedule)
+
+
+def from_velocity(fn: Callable[..., Any], schedule: Any) -> Partial:
+  """The denoiser of a network that predicts the velocity, d(alpha)/dt x0 + d(sigma)/dt eps.
+
+  Flow matching trains such networks. The two derivatives must be finite at both ends, as those of
+  `RectifiedFlow` (where the velocity is eps - x0) and `VPCosine` are. Arguments as `from_eps`.
+  """
+  fn = fn if isinstance(fn, Partial) else Partial(fn)
+  return Partial(_velocities, fn, schedule)
 
 
 def prior(
@@ -112,10 +139,12 @@ def sample(
   solver: Solver,
   project: Callable[..., Any] | None = None,
   trajectory: bool = False,
+  remat: bool = False,
 ) -> dict[str, Float[Array, "..."]]:
   """Follows a path through multi-time with one `lax.scan`, in memory independent of its length.
 
-  Can be jitted (with `solver`, `project` and `trajectory` static), vmapped and differentiated.
+  Can be jitted (with `solver`, `project`, `trajectory` and `remat` static), vmapped and
+  differentiated.
 
   Args:
     key: randomness of the solver and of `project`.
@@ -128,6 +157,8 @@ def sample(
     project: `(key, x, s) -> x`, called after each step with the times reached, for inpainting,
       re-noised conditions or thresholds. It may change any modality, also one that did not move.
     trajectory: whether to return all points of the path.
+    remat: whether a gradient through the sampler computes each step again instead of keeping what
+      happened in it: one point a step is kept, at the price of one more evaluation.
 
   Returns:
     The end of the path, shaped as `x_init`; or with `trajectory` all its points, [points, batch,
@@ -142,7 +173,9 @@ def sample(
       "must be the same. An absent modality may be left out of both."
     )
   x_init = dict(x_init)
-  times = dict(path.times)
+  # Samples keep their type, whatever that of the times; bfloat16 is too coarse for times.
+  precision = jnp.promote_types(jnp.result_type(*x_init.values()), jnp.float32)
+  times = {name: value.astype(precision) for name, value in path.times.items()}
 
   def step(carry, inputs):
     x, state = carry
@@ -151,8 +184,10 @@ def sample(
     x, state = solver.step(step_key, denoiser, schedule, x, t, s, state)
     if project is not None:
       x = project(project_key, x, s)
+    x = {name: value.astype(x_init[name].dtype) for name, value in x.items()}
     return (x, state), x if trajectory else None
 
+  step = jax.checkpoint(step) if remat else step
   starts = {name: value[:-1] for name, value in times.items()}
   ends = {name: value[1:] for name, value in times.items()}
   num_steps = len(next(iter(starts.values())))
@@ -161,3 +196,64 @@ def sample(
   if not trajectory:
     return x
   return {name: jnp.concatenate([x_init[name][None], points[name]]) for name in x_init}
+
+
+def replace_known(
+  schedule: Any, known: Modalities, mask: Mapping[str, Float[Array, "..."]] | None = None
+) -> Callable[..., Any]:
+  """The hook `project` of `sample` that puts back what is known, noised to the time reached.
+
+  This is replacement conditioning (Song et al. 2021, App. I.2), for networks that were trained on
+  joint times alone, and the known part in inpainting. It is biased; resampling along
+  `multitime.repaint` makes it less so, at a price.
+
+  Args:
+    schedule: one schedule, or one for each modality.
+    known: clean values, [batch, ...] each.
+    mask: 1 where a value is known and 0 where it is not, broadcast against the values; a modality
+      without an entry is known everywhere.
+
+  Returns:
+    `(key, x, s) -> x`.
+  """
+  mask = mask or {}
+
+  def project(key, x, s):
+    x = dict(x)
+    for name, value in known.items():
+      own = schedules.schedule_of(schedule, name)
+      noise = multitime.normal_like(key, name, value)
+      noised = own.alpha(s[name]) * value + own.sigma(s[name]) * noise
+      x[name] = jnp.where(mask[name], noised, x[name]) if name in mask else noised
+    return x
+
+  return project
+
+
+def slerp(begin: Modalities, end: Modalities, share: Float[Array, ""]) -> dict[str, Array]:
+  """Points between two draws of noise, on the arc of a great circle, for each row and modality.
+
+  Between encoded examples (`multitime.reverse`) these keep the norm that noise has, which points on
+  the straight line do not.
+
+  Args:
+    begin: where `share` is 0, [batch, ...] each.
+    end: where `share` is 1.
+    share: in [0, 1].
+
+  Returns:
+    The points, shaped as `begin`.
+  """
+
+  def between(a, b):
+    axes = tuple(range(1, a.ndim))
+    norm_a, norm_b = (jnp.sqrt(jnp.sum(c**2, axes, keepdims=True)) for c in (a, b))
+    cosine = jnp.sum(a * b, axes, keepdims=True) / (norm_a * norm_b)
+    angle = jnp.arccos(jnp.clip(cosine, -1, 1))
+    parallel = jnp.sin(angle) < 1e-4
+    sine = jnp.where(parallel, 1, jnp.sin(angle))
+    weight_a = jnp.where(parallel, 1 - share, jnp.sin((1 - share) * angle) / sine)
+    weight_b = jnp.where(parallel, share, jnp.sin(share * angle) / sine)
+    return weight_a * a + weight_b * b
+
+  return {name: between(begin[name], end[name]) for name in begin}

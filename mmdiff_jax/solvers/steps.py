@@ -1,15 +1,18 @@
 """The atoms: one pure step of each solver, from the times `t` to the times `s`.
 
-Each move is written for one modality and derived where it stands; `_lift` takes it to dicts and
-leaves a modality whose time does not move bit for bit as it was. A denoiser gives both x0 and eps,
+Each move is written for one modality and derived where it stands; the steps take it to dicts and
+leave a modality whose time does not move bit for bit as it was. A denoiser gives both x0 and eps,
 and with
 
   kappa = alpha / sigma,  h = log(kappa_s / kappa_t),  shrink = sigma_s / sigma_t,
   gain = alpha_s (1 - exp(-h)) = alpha_s - alpha_t shrink                                       (1)
 
-no move divides by alpha(t), which may be 0 at t = 1, or by sigma(s), which is 0 at s = 0.
+no falling move divides by alpha(t), which may be 0 at t = 1, or by sigma(s), which is 0 at s = 0.
 
-Times fall here (s <= t). Rising moves (encoding, resampling) are not among these steps yet.
+Data and noise play like parts in x = alpha x0 + sigma eps. So a rising move along the ODE (which
+encodes) is a falling one with alpha and sigma, and x0 and eps, exchanged, and needs no division by
+sigma(0) or alpha(1) either. Solvers of the SDE re-noise where times rise (RePaint): that is a draw
+from q(x_s | x_t), which is exact for moves of any length.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from mmdiff_jax import multitime, schedules
 
@@ -41,34 +44,53 @@ class Solver(NamedTuple):
   evaluations: Callable[[int], int]
 
 
-class _Coefficients(NamedTuple):
-  """alpha and sigma at the ends of a move, and what (1) makes of them."""
+class _Move(NamedTuple):
+  """One modality's move: alpha and sigma at its ends, exchanged where it rises.
+
+  Where the time stands still these are of some other move: what becomes of it is thrown away, and
+  no infinity reaches a gradient.
+  """
 
   alpha_t: Array
   sigma_t: Array
   alpha_s: Array
   sigma_s: Array
+  length: Array  # of log(kappa), negative where it rises
+  rises: Array
+  held: Array
 
   @property
   def shrink(self):
-    # sigma(t) is 0 only where the time does not move, and that move is thrown away.
-    return self.sigma_s / jnp.where(self.sigma_t == 0, 1, self.sigma_t)
+    return self.sigma_s / self.sigma_t
 
   @property
   def gain(self):
     return self.alpha_s - self.alpha_t * self.shrink
 
   @property
-  def snr_ratio(self):
-    """exp(-2 h) = SNR_t / SNR_s: 0 on the move to time 0."""
-    return (self.shrink * self.alpha_t / jnp.where(self.alpha_s == 0, 1, self.alpha_s)) ** 2
+  def fresh(self):
+    """1 - exp(-2 |h|), the share of the variance at s that is new: 1 on the move to time 0."""
+    return jnp.maximum(1 - (self.shrink * self.alpha_t / self.alpha_s) ** 2, 0)
+
+  def lead(self, x0, eps):
+    """What a step of the ODE integrates: x0 where the time falls, eps where it rises."""
+    return jnp.where(self.rises, eps, x0)
 
 
-def _coefficients(schedule, name, t, s) -> _Coefficients:
+def _move(schedule, name, t, s) -> _Move:
   own = schedules.schedule_of(schedule, name)
-  return _Coefficients(
-    own.alpha(t[name]), own.sigma(t[name]), own.alpha(s[name]), own.sigma(s[name])
-  )
+  held = t[name] == s[name]
+  begin, end = jnp.where(held, 0.6, t[name]), jnp.where(held, 0.4, s[name])
+  rises = end > begin
+  data, noise = (own.alpha(begin), own.alpha(end)), (own.sigma(begin), own.sigma(end))
+  alpha_t, alpha_s = (jnp.where(rises, n, d) for d, n in zip(data, noise, strict=True))
+  sigma_t, sigma_s = (jnp.where(rises, d, n) for d, n in zip(data, noise, strict=True))
+  length = 0.5 * (own.log_snr(end) - own.log_snr(begin))
+  return _Move(alpha_t, sigma_t, alpha_s, sigma_s, length, rises, held)
+
+
+def _moves(schedule, x: Sample, t: Times, s: Times) -> dict[str, _Move]:
+  return {name: _move(schedule, name, t, s) for name in x}
 
 
 def _keep_still(moved: Sample, x: Sample, t: Times, s: Times) -> Sample:
@@ -87,13 +109,40 @@ def _one_each(num_steps: int) -> int:
 # ---------------------------------------------------------------------------- deterministic
 
 
-def _exponential_euler(c: _Coefficients, x, x0):
-  """The probability-flow ODE with x0 held over the move.
+def _euler_step(key, denoiser, schedule, x, t, s, state):
+  """Euler's step in the angle phi = atan(sigma / alpha), where the flow is regular at both ends.
+
+  With y = x / sqrt(alpha^2 + sigma^2) it reads dy/d(phi) = cos(phi) eps - sin(phi) x0.
+  """
+  del key
+  x0, eps = denoiser(x, t)
+  moved = {}
+  for name, value in x.items():
+    own = schedules.schedule_of(schedule, name)
+    alpha, sigma = zip(
+      *((own.alpha(time), own.sigma(time)) for time in (t[name], s[name])), strict=True
+    )
+    begin, end = (jnp.arctan2(n, d) for d, n in zip(alpha, sigma, strict=True))
+    norm_t, norm_s = (jnp.hypot(d, n) for d, n in zip(alpha, sigma, strict=True))
+    slope = jnp.cos(begin) * eps[name] - jnp.sin(begin) * x0[name]
+    moved[name] = norm_s * (value / norm_t + (end - begin) * slope)
+  return _keep_still(moved, x, t, s), state
+
+
+euler = Solver(_no_history, _euler_step, _one_each)
+"""Euler's method on the probability-flow ODE: order 1, N evaluations.
+
+For `VPCosine` it is Euler's method in t. `ddim(0.0)` is as cheap and takes longer steps well.
+"""
+
+
+def _exponential_euler(move: _Move, x, lead):
+  """The probability-flow ODE with `lead` held over the move.
 
   In x / sigma it reads d(x / sigma) / d(kappa) = x0, so with x0 held
   x_s = shrink x_t + sigma_s (kappa_s - kappa_t) x0 = shrink x_t + gain x0. At s = 0 this is x0.
   """
-  return c.shrink * x + c.gain * x0
+  return move.shrink * x + move.gain * lead
 
 
 def _heun_step(key, denoiser, schedule, x, t, s, state):
@@ -103,23 +152,22 @@ def _heun_step(key, denoiser, schedule, x, t, s, state):
   when all that move arrive there, the second evaluation is left out.
   """
   del key
-  x0, _ = denoiser(x, t)
-  c = {name: _coefficients(schedule, name, t, s) for name in x}
-  guess = {name: _exponential_euler(c[name], x[name], x0[name]) for name in x}
+  moves = _moves(schedule, x, t, s)
+  x0, eps = denoiser(x, t)
+  begin = {name: move.lead(x0[name], eps[name]) for name, move in moves.items()}
+  guess = {name: _exponential_euler(moves[name], x[name], begin[name]) for name in x}
   guess = _keep_still(guess, x, t, s)
 
   def corrected():
-    end, _ = denoiser(guess, s)
-    return {
-      name: jnp.where(
-        s[name] == 0,
-        guess[name],
-        _exponential_euler(c[name], x[name], 0.5 * (x0[name] + end[name])),
-      )
-      for name in x
-    }
+    x0, eps = denoiser(guess, s)
+    result = {}
+    for name, move in moves.items():
+      mean = 0.5 * (begin[name] + move.lead(x0[name], eps[name]))
+      second = _exponential_euler(move, x[name], mean)
+      result[name] = jnp.where(move.sigma_s == 0, guess[name], second)
+    return result
 
-  goes_on = jnp.stack([(s[name] > 0) & (t[name] != s[name]) for name in x]).any()
+  goes_on = jnp.stack([(move.sigma_s != 0) & ~move.held for move in moves.values()]).any()
   moved = jax.lax.cond(goes_on, corrected, lambda: guess)
   return _keep_still(moved, x, t, s), state
 
@@ -129,12 +177,12 @@ heun = Solver(_no_history, _heun_step, lambda num_steps: 2 * num_steps - 1)
 
 
 class _History(NamedTuple):
-  """Of one modality: x0 of the step before, and that step's length in log(kappa).
+  """Of one modality: `lead` of the step before, and that step's length in log(kappa).
 
   The length is inf where there was no such step, which makes the next one first-order.
   """
 
-  x0: Array
+  lead: Array
   length: Array
 
 
@@ -142,30 +190,38 @@ def _no_steps_yet(x: Sample) -> dict[str, _History]:
   return {name: _History(jnp.zeros_like(value), jnp.array(jnp.inf)) for name, value in x.items()}
 
 
-def _dpmpp_2m_step(key, denoiser, schedule, x, t, s, state):
-  """`_exponential_euler` with x0 extrapolated to the middle of the move, linearly in log(kappa).
+def _goes_on(move: _Move, before: Array) -> Bool[Array, ""]:
+  """Whether a move has one before it of finite length and in the same direction."""
+  return jnp.isfinite(before) & (move.length * before > 0)
+
+
+def _remembered(move: _Move, length: Array) -> Array:
+  # A pause ends the history: while a modality stood still the others moved, and its x0 with them,
+  # so that the slope to its old x0 would be wrong.
+  return jnp.where(move.held, jnp.inf, move.length).astype(length.dtype)
+
+
+def _middle(move: _Move, lead, history: _History):
+  """`lead` in the middle of the move, extrapolated linearly in log(kappa), and the new history.
 
   The first move of a modality is of first order, and so is one of infinite length (to time 0, or
   from alpha = 0) and the next one after it.
   """
+  second = _goes_on(move, history.length) & jnp.isfinite(move.length)
+  ratio = jnp.where(second, move.length, 0) / jnp.where(second, history.length, 1)
+  middle = lead + 0.5 * ratio * (lead - history.lead)
+  return middle, _History(lead.astype(history.lead.dtype), _remembered(move, history.length))
+
+
+def _dpmpp_2m_step(key, denoiser, schedule, x, t, s, state):
+  """`_exponential_euler` with x0 of the middle of the move."""
   del key
-  x0, _ = denoiser(x, t)
+  x0, eps = denoiser(x, t)
   moved, history = {}, {}
   for name, value in x.items():
-    log_snr = schedules.schedule_of(schedule, name).log_snr
-    held = t[name] == s[name]
-    # Other times where the time stands still, lest inf - inf reach gradients as NaN.
-    start, end = jnp.where(held, 0.6, t[name]), jnp.where(held, 0.4, s[name])
-    length = 0.5 * (log_snr(end) - log_snr(start))
-    before = state[name].length
-    first_order = ~(jnp.isfinite(length) & jnp.isfinite(before))
-    ratio = jnp.where(first_order, 0, length) / jnp.where(first_order, 1, before)
-    middle = x0[name] + 0.5 * ratio * (x0[name] - state[name].x0)
-    moved[name] = _exponential_euler(_coefficients(schedule, name, t, s), value, middle)
-    # A pause ends the history: while a modality stood still the others moved, and its x0 with
-    # them, so that the slope to its old x0 would be wrong.
-    length = jnp.where(held, jnp.inf, length).astype(before.dtype)
-    history[name] = _History(x0[name].astype(value.dtype), length)
+    move = _move(schedule, name, t, s)
+    middle, history[name] = _middle(move, move.lead(x0[name], eps[name]), state[name])
+    moved[name] = _exponential_euler(move, value, middle)
   return _keep_still(moved, x, t, s), history
 
 
@@ -173,11 +229,95 @@ dpmpp_2m = Solver(_no_steps_yet, _dpmpp_2m_step, _one_each)
 """DPM-Solver++(2M) on the probability-flow ODE: order 2, N evaluations (Lu et al. 2022, Alg. 2)."""
 
 
+class _Prediction(NamedTuple):
+  """Of one modality: what `_unipc_step` keeps of the move before.
+
+  Attributes:
+    lead: at the move's start.
+    expected: the polynomial of the prediction, at the move's end.
+    weight: of the error in that, in the correction.
+    length: of the move in log(kappa); inf where there was none.
+  """
+
+  lead: Array
+  expected: Array
+  weight: Array
+  length: Array
+
+
+def _nothing_predicted(x: Sample) -> dict[str, _Prediction]:
+  return {
+    name: _Prediction(
+      jnp.zeros_like(value), jnp.zeros_like(value), jnp.array(0.0), jnp.array(jnp.inf)
+    )
+    for name, value in x.items()
+  }
+
+
+def _unipc_step(key, denoiser, schedule, x, t, s, state):
+  """Two-step prediction, and correction of the prediction before, with one evaluation for both.
+
+  On a move of length h the solution is x_s = shrink x_t + alpha_s int_0^h e^(u - h) x0(u) du. The
+  prediction puts the line through x0 at t and one step before, h_1 long, into the integral:
+
+    int e^(u - h) du = 1 - e^(-h),  I_1 = int u e^(u - h) du = h - (1 - e^(-h)),
+    I_2 = int u^2 e^(u - h) du = h^2 - 2 I_1.
+
+  Once x0 is known at s, too, the parabola through all three differs from the line by
+  (x0_s - line(h)) u (u + h_1) / (h (h + h_1)), so that the correction is
+
+    alpha_s (I_2 + h_1 I_1) / (h (h + h_1)) (x0_s - line(h)).
+
+  Without a step before, the same with a constant for the line: h_1 goes to infinity. That is also
+  done where some modality starts or stops, since there x0 of the others has a kink.
+  """
+  del key
+  x0, eps = denoiser(x, t)
+  moves = _moves(schedule, x, t, s)
+  kink = jnp.stack([jnp.isfinite(state[n].length) == move.held for n, move in moves.items()]).any()
+  moved, kept = {}, {}
+  for name, value in x.items():
+    move, before = moves[name], state[name]
+    lead = move.lead(x0[name], eps[name])
+    follows, finite = _goes_on(move, before.length), jnp.isfinite(move.length)
+    value = value + jnp.where(follows, before.weight, 0) * (lead - before.expected)
+    second = follows & finite & ~kink
+    h, h_1 = (
+      jnp.where(finite, jnp.abs(move.length), 1),
+      jnp.where(second, jnp.abs(before.length), 1),
+    )
+    slope = jnp.where(second, (lead - before.lead) / h_1, 0)
+    i_1 = h + jnp.expm1(-h)
+    moved[name] = _exponential_euler(move, value, lead) + move.alpha_s * i_1 * slope
+    share = jnp.where(second, (h**2 - 2 * i_1 + h_1 * i_1) / (h + h_1), i_1) / h
+    dtype = before.lead.dtype
+    kept[name] = _Prediction(
+      lead.astype(dtype),
+      (lead + h * slope).astype(dtype),
+      jnp.where(finite, move.alpha_s * share, 0).astype(before.weight.dtype),
+      _remembered(move, before.length),
+    )
+  return _keep_still(moved, x, t, s), kept
+
+
+unipc = Solver(_nothing_predicted, _unipc_step, _one_each)
+"""UniPC-2 on the probability-flow ODE: order 3, N evaluations (Zhao et al. 2023, Alg. 1 and 2).
+
+The polynomials are integrated exactly (B_2 of the paper with coefficients that vary). The point
+where a path ends is a prediction that no correction follows.
+"""
+
+
 # ---------------------------------------------------------------------------- stochastic
 
 
 def _noise(key, x: Sample) -> Sample:
   return {name: multitime.normal_like(key, name, value) for name, value in x.items()}
+
+
+def _renoised(move: _Move, x, noise):
+  """A draw from q(x_s | x_t) for a rising move (alpha and sigma are exchanged in it)."""
+  return move.shrink * x + move.alpha_s * jnp.sqrt(move.fresh) * noise
 
 
 def _euler_maruyama_step(key, denoiser, schedule, x, t, s, state):
@@ -195,14 +335,17 @@ def _euler_maruyama_step(key, denoiser, schedule, x, t, s, state):
   noise = _noise(key, x)
   moved = {}
   for name, value in x.items():
-    # From here on the time may be any where it stands still, but f and g must be finite.
-    begin = jnp.minimum(t[name], own[name].t_max)
-    span = jnp.maximum(begin - s[name], 0)
-    sigma, g = own[name].sigma(begin), own[name].diffusion(begin)
-    score = -eps[name] / jnp.where(sigma == 0, 1, sigma)
+    move = _move(schedule, name, t, s)
+    # The equation is that of a falling move; elsewhere any time serves.
+    falls = ~(move.held | move.rises)
+    begin = jnp.where(falls, jnp.minimum(t[name], own[name].t_max), 0.5)
+    span = jnp.where(falls, jnp.maximum(begin - s[name], 0), 0.25)
+    g = own[name].diffusion(begin)
+    score = -eps[name] / own[name].sigma(begin)
     drift = own[name].drift(begin) * value - g**2 * score
     step = value - span * drift + g * jnp.sqrt(span) * noise[name]
-    moved[name] = jnp.where(s[name] == 0, x0[name], step)
+    fallen = jnp.where(s[name] == 0, x0[name], step)
+    moved[name] = jnp.where(move.rises, _renoised(move, value, noise[name]), fallen)
   return _keep_still(moved, x, t, s), state
 
 
@@ -210,26 +353,36 @@ euler_maruyama = Solver(_no_history, _euler_maruyama_step, _one_each)
 """Euler-Maruyama on the reverse SDE: order 1 in law, N evaluations (Song et al. 2021, Eq. 6)."""
 
 
-def _ancestral_step(key, denoiser, schedule, x, t, s, state):
+def _posterior(move: _Move, x, x0, scale, noise):
   """A draw from q(x_s | x_t, x_0) at x_0 = x0, in steps of any length (Ho et al. 2020, Eq. 6-7).
 
-  Mean (alpha_t / alpha_s) shrink^2 x_t + alpha_s (1 - snr_ratio) x0, variance
-  btilde = sigma_s^2 (1 - snr_ratio), which is 0 at s = 0.
+  Mean (alpha_t / alpha_s) shrink^2 x_t + alpha_s (1 - exp(-2 h)) x0, and a deviation of
+  scale sqrt(1 - exp(-2 h)).
   """
+  mean = move.alpha_t / move.alpha_s * move.shrink**2 * x + move.alpha_s * move.fresh * x0
+  drawn = mean + scale * jnp.sqrt(move.fresh) * noise
+  return jnp.where(move.rises, _renoised(move, x, noise), drawn)
+
+
+def _ancestral_step(key, denoiser, schedule, x, t, s, state, *, large):
   x0, _ = denoiser(x, t)
   noise = _noise(key, x)
   moved = {}
   for name, value in x.items():
-    c = _coefficients(schedule, name, t, s)
-    fresh = 1 - c.snr_ratio
-    fall = c.alpha_t / jnp.where(c.alpha_s == 0, 1, c.alpha_s)
-    mean = fall * c.shrink**2 * value + c.alpha_s * fresh * x0[name]
-    moved[name] = mean + c.sigma_s * jnp.sqrt(fresh) * noise[name]
+    move = _move(schedule, name, t, s)
+    scale = jnp.where(move.sigma_s == 0, 0, move.sigma_t) if large else move.sigma_s
+    moved[name] = _posterior(move, value, x0[name], scale, noise[name])
   return _keep_still(moved, x, t, s), state
 
 
-ancestral = Solver(_no_history, _ancestral_step, _one_each)
-"""DDPM's ancestral sampling with variance btilde: order 1 in law, N evaluations."""
+ancestral = Solver(_no_history, functools.partial(_ancestral_step, large=False), _one_each)
+"""DDPM's ancestral sampling: order 1 in law, N evaluations.
+
+Its variance is btilde = sigma_s^2 (1 - exp(-2 h)), that of q(x_s | x_t, x_0), and 0 at s = 0.
+"""
+
+ancestral_large = Solver(_no_history, functools.partial(_ancestral_step, large=True), _one_each)
+"""`ancestral` with DDPM's other variance, beta = sigma_t^2 (1 - exp(-2 h)), but 0 at s = 0."""
 
 
 @functools.cache
@@ -246,15 +399,41 @@ def ddim(eta: float = 0.0) -> Solver:
     The solver: for one `eta` always the same object, so that it may be a static argument.
   """
 
-  def step(key, denoiser, schedule, x, t, s, state):
+  def deterministic(key, denoiser, schedule, x, t, s, state):
+    del key
     x0, eps = denoiser(x, t)
-    noise = _noise(key, x) if eta else x0  # at no weight
     moved = {}
     for name in x:
-      c = _coefficients(schedule, name, t, s)
-      share = eta**2 * (1 - c.snr_ratio)
-      direction = jnp.sqrt(1 - share) * eps[name] + jnp.sqrt(share) * noise[name]
-      moved[name] = c.alpha_s * x0[name] + c.sigma_s * direction
+      own = schedules.schedule_of(schedule, name)
+      moved[name] = own.alpha(s[name]) * x0[name] + own.sigma(s[name]) * eps[name]
     return _keep_still(moved, x, t, s), state
 
-  return Solver(_no_history, step, _one_each)
+  def stochastic(key, denoiser, schedule, x, t, s, state):
+    x0, eps = denoiser(x, t)
+    noise = _noise(key, x)
+    moved = {}
+    for name, value in x.items():
+      move = _move(schedule, name, t, s)
+      share = eta**2 * move.fresh
+      direction = jnp.sqrt(1 - share) * eps[name] + jnp.sqrt(share) * noise[name]
+      fallen = move.alpha_s * x0[name] + move.sigma_s * direction
+      moved[name] = jnp.where(move.rises, _renoised(move, value, noise[name]), fallen)
+    return _keep_still(moved, x, t, s), state
+
+  return Solver(_no_history, stochastic if eta else deterministic, _one_each)
+
+
+def _sde_dpmpp_2m_step(key, denoiser, schedule, x, t, s, state):
+  """`ancestral` with x0 of the middle of the move."""
+  x0, eps = denoiser(x, t)
+  noise = _noise(key, x)
+  moved, history = {}, {}
+  for name, value in x.items():
+    move = _move(schedule, name, t, s)
+    middle, history[name] = _middle(move, move.lead(x0[name], eps[name]), state[name])
+    moved[name] = _posterior(move, value, middle, move.sigma_s, noise[name])
+  return _keep_still(moved, x, t, s), history
+
+
+sde_dpmpp_2m = Solver(_no_steps_yet, _sde_dpmpp_2m_step, _one_each)
+"""SDE-DPM-Solver++(2M) on the reverse SDE: N evaluations (Lu et al. 2022, Sec. 5.2)."""

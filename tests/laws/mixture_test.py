@@ -5,16 +5,14 @@ import jax.numpy as jnp
 import pytest
 
 from mmdiff_jax import multitime, schedules, solvers
+from tests.laws import gaussian
 
-MEANS, WEIGHTS, VARIANCE, ROWS = (-2.0, 2.0), (0.25, 0.75), 0.1, 4000
+MEANS, WEIGHTS, VARIANCE, ROWS = (-2.0, 2.0), (0.25, 0.75), 0.1, 10_000
 
 
-@pytest.mark.parametrize(
-  "solver",
-  [solvers.euler_maruyama, solvers.ancestral, solvers.ddim(0.0), solvers.heun, solvers.dpmpp_2m],
-  ids=["euler_maruyama", "ancestral", "ddim", "heun", "dpmpp_2m"],
-)
-def test_mode_weights(solver):
+@pytest.mark.parametrize("name", [*gaussian.SOLVERS, "corrected"])
+def test_mode_weights(name):
+  solver = gaussian.SOLVERS.get(name) or solvers.corrected(solvers.ancestral, num=1, snr=0.3)
   schedule = schedules.VPLinear()
 
   def x0_fn(x, t):

@@ -1,5 +1,10 @@
 """Tests of the loop: independence of rows, cost, hooks, transformations, errors."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,6 +111,156 @@ def test_vmap_over_paths():
   got = jax.vmap(lambda path: run(x, path=path, solver=solvers.heun)["b"])(stacked)
   for i, path in enumerate(paths):
     np.testing.assert_allclose(got[i], run(x, path=path, solver=solvers.heun)["b"], rtol=1e-5)
+
+
+def test_every_prediction_makes_the_same_denoiser():
+  schedule, t = schedules.RectifiedFlow(), {"a": jnp.float32(0.3)}
+  x0, eps = jnp.array([[0.2, 1.0]]), jnp.array([[-0.5, 0.4]])
+  alpha, sigma = schedule.alpha(t["a"]), schedule.sigma(t["a"])
+  x = {"a": alpha * x0 + sigma * eps}
+  for convert, predicted in (
+    (solvers.from_eps, eps),
+    (solvers.from_x0, x0),
+    (solvers.from_v, alpha * eps - sigma * x0),
+    (solvers.from_score, -eps / sigma),
+    (solvers.from_velocity, eps - x0),
+  ):
+    got = convert(lambda x, t, predicted=predicted: {"a": predicted}, schedule)(x, t)
+    np.testing.assert_allclose(got[0]["a"], x0, rtol=1e-5, err_msg=convert.__name__)
+    np.testing.assert_allclose(got[1]["a"], eps, rtol=1e-5, err_msg=convert.__name__)
+
+
+def test_velocity_at_both_ends():
+  for schedule in (schedules.RectifiedFlow(), schedules.VPCosine()):
+    denoiser = solvers.from_velocity(lambda x, t: {"a": 0 * x["a"] + 0.5}, schedule)
+    for time in (0.0, 1.0):
+      x0, eps = denoiser({"a": jnp.ones((2, 3))}, {"a": jnp.float32(time)})
+      assert np.isfinite(x0["a"]).all() and np.isfinite(eps["a"]).all()
+
+
+def test_known_values_are_put_back_at_their_noise():
+  known = {"a": jnp.full((2000, 1), 3.0)}
+  x = {"a": jnp.zeros((2000, 1)), "b": jnp.zeros((2000, 2))}
+  s = {"a": jnp.float32(0.4), "b": jnp.float32(0.4)}
+  got = solvers.replace_known(SCHEDULE, known)(jax.random.key(0), x, s)
+  alpha, sigma = SCHEDULE.alpha(s["a"]), SCHEDULE.sigma(s["a"])
+  np.testing.assert_allclose(got["a"].mean(), 3 * alpha, atol=0.1)
+  np.testing.assert_allclose(got["a"].std(), sigma, rtol=0.1)
+  np.testing.assert_array_equal(got["b"], x["b"])
+  clean = dict.fromkeys(s, jnp.float32(0.0))
+  mask = {"b": jnp.array([1.0, 0.0])}
+  pixels = {"b": jnp.full((2000, 2), 7.0)}
+  got = solvers.replace_known(SCHEDULE, pixels, mask)(jax.random.key(0), x, clean)
+  np.testing.assert_array_equal(got["b"], jnp.broadcast_to(jnp.array([7.0, 0.0]), (2000, 2)))
+
+
+def test_slerp_follows_the_arc():
+  begin = {"a": jnp.array([[1.0, 0.0], [1.0, 1.0]])}
+  end = {"a": jnp.array([[0.0, 1.0], [1.0, 1.0]])}
+  third = solvers.slerp(begin, end, jnp.float32(1 / 3))["a"]
+  np.testing.assert_allclose(third[0], [np.cos(np.pi / 6), np.sin(np.pi / 6)], rtol=1e-5)
+  np.testing.assert_allclose(third[1], [1.0, 1.0], rtol=1e-5)
+  np.testing.assert_allclose(solvers.slerp(begin, end, jnp.float32(1.0))["a"], end["a"], atol=1e-6)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_gradients_with_and_without_remat(remat):
+  x = solvers.prior(jax.random.key(0), SCHEDULE, SHAPES, 2)
+
+  def scaled(scale, x, t):
+    del t
+    return {name: scale * jnp.tanh(value) for name, value in x.items()}
+
+  def total(scale):
+    denoiser = solvers.from_eps(jax.tree_util.Partial(scaled, scale), SCHEDULE)
+    return run(x, denoiser=denoiser, solver=solvers.heun, remat=remat)["a"].sum()
+
+  found = jax.grad(total)(jnp.float32(0.5))
+  near = [float(total(jnp.float32(0.5 + d))) for d in (-0.01, 0.01)]
+  assert float(found) == pytest.approx((near[1] - near[0]) / 0.02, rel=1e-2)
+
+
+@pytest.mark.parametrize("solver", [solvers.ancestral, solvers.dpmpp_2m, solvers.unipc])
+def test_samples_keep_their_type(solver):
+  x = {"a": jnp.ones((2, 3), jnp.bfloat16)}
+  assert run(x, solver=solver)["a"].dtype == jnp.bfloat16
+  with jax.enable_x64(True):
+    assert run({"a": jnp.ones((2, 3), jnp.float32)}, solver=solver)["a"].dtype == jnp.float32
+
+
+def test_remat_keeps_one_point_a_step():
+  x = {"a": jnp.ones((64, 32))}
+
+  def bytes_kept(remat):
+    def total(scale):
+      def fn(x, t):
+        del t
+        h = x["a"]
+        for _ in range(8):
+          h = jnp.tanh(scale * h)
+        return {"a": h}
+
+      denoiser = solvers.from_eps(fn, SCHEDULE)
+      path = multitime.joint(("a",), 100)
+      ends = solvers.sample(
+        jax.random.key(1), denoiser, SCHEDULE, x, path, solver=solvers.ddim(0.0), remat=remat
+      )
+      return ends["a"].sum()
+
+    compiled = jax.jit(jax.grad(total)).lower(jnp.float32(0.5)).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  points = 100 * x["a"].nbytes
+  assert bytes_kept(True) < 2 * points < 6 * points < bytes_kept(False)
+
+
+def test_memory_does_not_grow_with_the_number_of_steps():
+  x = {"a": jnp.ones((64, 32))}
+
+  def bytes_used(num_steps, **options):
+    sample = jax.jit(lambda x, path: run(x, path=path, **options))
+    compiled = sample.lower(x, multitime.joint(("a",), num_steps)).compile()
+    memory = compiled.memory_analysis()
+    return memory.temp_size_in_bytes + memory.output_size_in_bytes
+
+  assert bytes_used(400) < bytes_used(10) + 20_000  # the times themselves
+  assert bytes_used(400, trajectory=True) > 300 * x["a"].nbytes
+
+
+def test_noise_is_the_same_on_eight_devices(tmp_path):
+  """And the samples are, to float tolerance."""
+  program = """
+import sys
+import jax, numpy as np
+from mmdiff_jax import multitime, schedules, solvers
+schedule = schedules.VPLinear()
+num = len(jax.devices())
+mesh = jax.make_mesh((num,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+def run(key):
+  x = solvers.prior(key, schedule, {"a": (3,)}, 16)
+  x = jax.lax.with_sharding_constraint(x, rows)
+  noise = multitime.normal_like(key, "a", x["a"])
+  denoiser = solvers.from_eps(lambda x, t: {"a": 0.5 * x["a"]}, schedule)
+  path = multitime.joint(("a",), 8)
+  return noise, solvers.sample(key, denoiser, schedule, x, path, solver=solvers.ancestral)["a"]
+noise, samples = jax.jit(run, out_shardings=rows)(jax.random.key(0))
+assert len(samples.sharding.device_set) == num
+np.savez(sys.argv[1], num=num, noise=noise, samples=samples)
+"""
+  found = []
+  for num in (1, 8):
+    file = tmp_path / f"{num}.npz"
+    environment = os.environ | {
+      "JAX_PLATFORMS": "cpu",
+      "XLA_FLAGS": f"--xla_force_host_platform_device_count={num}",
+    }
+    command = [sys.executable, "-c", program, str(file)]
+    subprocess.run(command, env=environment, check=True, cwd=pathlib.Path(__file__).parents[2])
+    found.append(np.load(file))
+  assert [int(one["num"]) for one in found] == [1, 8]
+  np.testing.assert_array_equal(found[0]["noise"], found[1]["noise"])
+  np.testing.assert_allclose(found[0]["samples"], found[1]["samples"], rtol=1e-6)
 
 
 def test_a_schedule_for_each_modality():

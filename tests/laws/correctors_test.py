@@ -1,0 +1,159 @@
+"""Correctors keep the law, and lead composed experts to the true posterior."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmdiff_jax import guidance, multitime, schedules, solvers
+from tests.laws import gaussian
+from tests.laws.gaussian import join, NAMES, split
+
+SCHEDULE = schedules.VPCosine()
+BOTH = dict.fromkeys(NAMES, True)
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+  with jax.enable_x64(True):
+    yield
+
+
+@pytest.fixture(name="t")
+def _times():
+  return {"a": jnp.array(0.4), "b": jnp.array(0.6)}
+
+
+def after_one_step(t, snr, covariance):
+  """P -> A P A' + B B' of one Langevin step."""
+  key, denoise = jax.random.key(0), gaussian.oracle(SCHEDULE)
+
+  def moved(rows):
+    return join(solvers.langevin(key, denoise, SCHEDULE, split(rows), t, BOTH, snr))
+
+  zeros = jnp.zeros((3, 3))
+  linear = (moved(jnp.eye(3)) - moved(zeros)).T
+  noise = join({n: multitime.normal_like(key, n, x) for n, x in split(zeros).items()})
+  scale = (moved(zeros) / noise)[0]
+  return linear @ covariance @ linear.T + jnp.diag(scale**2)
+
+
+def test_langevin_leaves_the_law_as_its_step_goes_to_zero(t):
+  """What a step changes falls with delta^2, that is with snr^4: the drift undoes the noise."""
+  law = gaussian.law(SCHEDULE, t)
+  snrs = (0.2, 0.05)
+  changes = [float(jnp.abs(after_one_step(t, snr, law) - law).max()) for snr in snrs]
+  assert np.log(changes[0] / changes[1]) / np.log(4) == pytest.approx(4, abs=0.01)
+  # A law that is not the right one changes by delta.
+  changes = [float(jnp.abs(after_one_step(t, snr, 2 * law) - 2 * law).max()) for snr in snrs]
+  assert np.log(changes[0] / changes[1]) / np.log(4) == pytest.approx(2, abs=0.1)
+
+
+def test_langevin_leads_to_the_law_that_it_says():
+  """At one level it leaves C (I - delta / (2 C))^-1, a little wider than C, as it is."""
+  t = dict.fromkeys(NAMES, jnp.array(0.6))
+  law, delta = gaussian.law(SCHEDULE, t), (0.3 * SCHEDULE.sigma(t["a"])) ** 2
+  reached = law @ jnp.linalg.inv(jnp.eye(3) - 0.5 * delta * jnp.linalg.inv(law))
+  np.testing.assert_allclose(after_one_step(t, 0.3, reached), reached, atol=1e-12)
+
+
+def test_only_what_moves_is_corrected(t):
+  x = split(jax.random.normal(jax.random.key(3), (5, 3)))
+  moving = {"a": jnp.array(False), "b": jnp.array(True)}
+  got = solvers.langevin(jax.random.key(0), gaussian.oracle(SCHEDULE), SCHEDULE, x, t, moving, 0.1)
+  np.testing.assert_array_equal(got["a"], x["a"])
+  assert not np.any(got["b"] == x["b"])
+
+
+def test_predictor_corrector_is_the_step_then_langevin(t):
+  x = split(jax.random.normal(jax.random.key(3), (5, 3)))
+  denoise, key = gaussian.oracle(SCHEDULE), jax.random.key(1)
+  predict_key, correct_key = jax.random.split(key)
+  s = {"a": jnp.array(0.4), "b": jnp.array(0.5)}  # `a` stands still.
+  solver = solvers.corrected(solvers.ancestral, num=2, snr=0.1)
+  got, _ = solver.step(key, denoise, SCHEDULE, x, t, s, ())
+  expected, _ = solvers.ancestral.step(predict_key, denoise, SCHEDULE, x, t, s, ())
+  moving = {"a": False, "b": True}
+  for index in range(2):
+    own_key = jax.random.fold_in(correct_key, index)
+    expected = solvers.langevin(own_key, denoise, SCHEDULE, expected, s, moving, 0.1)
+  np.testing.assert_allclose(join(got), join(expected), atol=1e-12)
+  np.testing.assert_array_equal(got["a"], x["a"])
+  # At time 0 there is nothing to correct.
+  zero = dict.fromkeys(NAMES, jnp.array(0.0))
+  at_end, _ = solver.step(key, denoise, SCHEDULE, x, t, zero, ())
+  np.testing.assert_allclose(join(at_end), join(denoise(x, t)[0]), atol=1e-12)
+  assert solver.evaluations(10) == 10 + 2 * 9
+
+
+def posterior_experts(deviations, observed):
+  """Exact experts of x = z + s n for z ~ N(0, 1), and the unconditional one, composed."""
+
+  def expert(variance, mean):
+    def x0_fn(x, t):
+      alpha, sigma = SCHEDULE.alpha(t["z"]), SCHEDULE.sigma(t["z"])
+      gain = alpha * variance / (alpha**2 * variance + sigma**2)
+      return {"z": mean + gain * (x["z"] - alpha * mean)}
+
+    return solvers.from_x0(x0_fn, SCHEDULE)
+
+  experts = [expert(s**2 / (1 + s**2), observed / (1 + s**2)) for s in deviations]
+  return guidance.compose(expert(1.0, 0.0), experts, [1.0] * len(experts))
+
+
+def composed_law(solver, deviations, num_steps):
+  """Mean and variance that a solver reaches at z: the step is affine, so nothing is sampled."""
+  path = multitime.joint(("z",), num_steps)
+  denoise = posterior_experts(deviations, 1.0)
+  key = jax.random.key(0)
+
+  def step(carry, inputs):
+    mean, variance = carry
+    index, t, s = inputs
+    own_key = jax.random.fold_in(key, index)
+    # Rows: the mean, the mean moved by 1, and both once more with other noise.
+    x = {"z": jnp.stack([mean, mean + 1.0])[:, None]}
+    moved, _ = solver.step(own_key, denoise, SCHEDULE, x, {"z": t}, {"z": s}, ())
+    noise = multitime.normal_like(own_key, "z", x["z"])
+    move = 1 - jnp.exp(SCHEDULE.log_snr(t) - SCHEDULE.log_snr(s))
+    scale = SCHEDULE.sigma(s) * jnp.sqrt(move) if solver is solvers.ancestral else 0.0
+    ends = (moved["z"] - scale * noise)[:, 0]
+    slope = ends[1] - ends[0]
+    return (ends[0], slope**2 * variance + scale**2), None
+
+  start = (jnp.array(0.0), SCHEDULE.sigma(jnp.array(1.0)) ** 2)
+  times = path.times["z"]
+  inputs = (jnp.arange(num_steps), times[:-1], times[1:])
+  return jax.lax.scan(step, start, inputs)[0]
+
+
+@pytest.mark.parametrize(
+  ("deviations", "ode", "ancestral"),
+  [
+    ((1.0, 1.0), (0.811, 0.2500), (0.750, 0.2917)),
+    ((0.5, 0.5), (1.058, 0.0400), (0.960, 0.0827)),
+    ((0.5, 0.5, 0.5), (1.120, 0.0080), (0.992, 0.0500)),
+  ],
+)
+def test_composed_experts_end_elsewhere_than_the_posterior(deviations, ode, ancestral):
+  """The ODE reaches the product of the experts' variances; the SDE something between."""
+  for solver, expected in ((solvers.heun, ode), (solvers.ancestral, ancestral)):
+    mean, variance = composed_law(solver, deviations, 4000)
+    assert float(mean) == pytest.approx(expected[0], abs=1e-3)
+    assert float(variance) == pytest.approx(expected[1], abs=5e-4)
+
+
+def test_the_corrector_leads_back_to_the_posterior():
+  deviations, rows = (1.0, 1.0), 40_000
+  denoise = posterior_experts(deviations, 1.0)
+  path = multitime.joint(("z",), 60, grid=multitime.power_grid(60, 1.5))
+
+  @jax.jit
+  def run(key):
+    x = solvers.prior(key, SCHEDULE, {"z": (1,)}, rows)
+    solver = solvers.corrected(solvers.ancestral, num=16, snr=0.9)
+    return solvers.sample(key, denoise, SCHEDULE, x, path, solver=solver)["z"]
+
+  z = run(jax.random.key(0))
+  assert float(z.mean()) == pytest.approx(2 / 3, rel=0.02)
+  assert float(z.var()) == pytest.approx(1 / 3, rel=0.02)

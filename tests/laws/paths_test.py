@@ -1,0 +1,232 @@
+"""All paths lead to one law; what is given conditions it; what is absent is marginalised out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmdiff_jax import multitime, schedules, solvers
+from tests.laws import gaussian
+from tests.laws.gaussian import COVARIANCE, join, NAMES, SCHEDULES, SOLVERS, split
+
+STEPS = 1024
+# Largest error of a covariance after 1,024 steps of each modality.
+TOLERANCE = {"heun": 2e-5, "dpmpp_2m": 2e-5, "unipc": 1e-6, "sde_dpmpp_2m": 6e-5}
+FIRST_ORDER = 0.04
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+  with jax.enable_x64(True):
+    yield
+
+
+def paths():
+  """Every kind of path that ends with all modalities clean."""
+  return {
+    "joint": multitime.joint(NAMES, STEPS),
+    "staggered": multitime.staggered(NAMES, STEPS // 4, STEPS),
+    "sequential": multitime.sequential(NAMES[::-1], STEPS),
+    "given a": multitime.conditional(NAMES, ("a",), STEPS),
+    "given b": multitime.conditional(NAMES, ("b",), STEPS),
+  }
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_path_leads_to_the_data(name):
+  """Also where one modality is given: with it, the conditional law makes the joint one."""
+  for kind, path in paths().items():
+    path = gaussian.padded(path, 2 * STEPS)
+    got = gaussian.end_covariance(SOLVERS[name], SCHEDULES["vp_linear"], path)
+    tolerance = TOLERANCE.get(name, FIRST_ORDER)
+    np.testing.assert_allclose(got, COVARIANCE, atol=tolerance, err_msg=kind)
+
+
+@pytest.mark.parametrize(
+  ("schedule", "tolerance"),
+  # `power_grid` suits the last two less than the others.
+  [("vp_cosine", 2e-5), ("rectified_flow", 2e-5), ("table", 2e-5), ("sub_vp", 3e-5), ("ve", 6e-5)],
+)
+def test_every_path_leads_to_the_data_on_every_schedule(schedule, tolerance):
+  for kind, path in paths().items():
+    path = gaussian.padded(path, 2 * STEPS)
+    got = gaussian.end_covariance(solvers.heun, SCHEDULES[schedule], path)
+    np.testing.assert_allclose(got, COVARIANCE, atol=tolerance, err_msg=kind)
+
+
+@pytest.mark.parametrize("name", ["heun", "unipc"])
+def test_the_conditional_law(name):
+  schedule = SCHEDULES["vp_cosine"]  # alpha(1) = 0: noise at 1 is independent of what is given
+  path = gaussian.padded(multitime.conditional(NAMES, ("a",), STEPS), 2 * STEPS)
+  matrix = gaussian.matrix(SOLVERS[name], schedule, path)
+  np.testing.assert_allclose(matrix[2, :2], gaussian.REGRESSION, atol=1e-5)
+  np.testing.assert_allclose(matrix[2, 2] ** 2, gaussian.VARIANCE, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_held_at_one_gives_the_marginal(name):
+  path = gaussian.padded(multitime.marginal(NAMES, ("a",), STEPS), 2 * STEPS)
+  got = gaussian.end_covariance(SOLVERS[name], SCHEDULES["vp_linear"], path)
+  tolerance = TOLERANCE.get(name, FIRST_ORDER)
+  np.testing.assert_allclose(got[:2, :2], COVARIANCE[:2, :2], atol=tolerance)
+
+
+@pytest.mark.parametrize("name", gaussian.STOCHASTIC)
+def test_back_and_forth_keeps_the_law(name):
+  """Re-noising is exact, so RePaint's path has the errors of its last walk only."""
+  path = multitime.repaint(NAMES, 256, jump=64, repeats=3)
+  assert len(path.times["a"]) - 1 == 256 * 3 + 4 * 2
+  got = gaussian.end_covariance(SOLVERS[name], SCHEDULES["vp_linear"], path)
+  np.testing.assert_allclose(got, COVARIANCE, atol=0.1 if name not in TOLERANCE else 2e-3)
+
+
+@pytest.mark.parametrize("name", gaussian.STOCHASTIC)
+def test_a_rising_move_of_the_sde_is_exact(name):
+  schedule = SCHEDULES["vp_linear"]
+  path = multitime.Path({"a": jnp.array([0.0, 0.7]), "b": jnp.array([0.3, 1.0])})
+  got = gaussian.end_covariance(SOLVERS[name], schedule, path)
+  np.testing.assert_allclose(got, gaussian.law(schedule, gaussian.at(path, -1)), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+  ("name", "schedule"),
+  [("heun", "vp_linear"), ("dpmpp_2m", "vp_linear"), ("unipc", "vp_cosine"), ("heun", "ve")],
+)
+def test_encoding_and_back(name, schedule):
+  """Up the ODE from clean data to noise of the right law, and down to the same data."""
+  chosen = SCHEDULES[schedule]
+  down = gaussian.padded(multitime.joint(NAMES, STEPS), 2 * STEPS)
+  up = multitime.reverse(down)
+  encode, decode = (gaussian.matrix(SOLVERS[name], chosen, path) for path in (up, down))
+  size = float(chosen.sigma(jnp.ones(())))
+  np.testing.assert_allclose(decode @ encode, np.eye(3), atol=1e-3)
+  noise = gaussian.law(chosen, gaussian.at(down, 0))
+  np.testing.assert_allclose(encode @ COVARIANCE @ encode.T / size**2, noise / size**2, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "unipc", "sde_dpmpp_2m"])
+def test_multistep_is_first_order_on_a_first_move_and_after_a_pause(name):
+  schedule, denoise = SCHEDULES["vp_linear"], gaussian.oracle(SCHEDULES["vp_linear"])
+  grid = {"a": [0.9, 0.8, 0.7, 0.7, 0.6, 0.5], "b": [0.9, 0.9, 0.8, 0.7, 0.6, 0.5]}
+  path = multitime.Path({name: jnp.array(value) for name, value in grid.items()})
+  x = split(jax.random.normal(jax.random.key(3), (5, 3)))
+  key = jax.random.key(1)
+  points = solvers.sample(key, denoise, schedule, x, path, solver=SOLVERS[name], trajectory=True)
+  single = solvers.ancestral if name == "sde_dpmpp_2m" else solvers.ddim(0.0)
+  first_order = {"a": (0, 2, 3), "b": (0, 1)}
+  for index in range(5):
+    here = {name: value[index] for name, value in points.items()}
+    step_key, _ = jax.random.split(jax.random.fold_in(key, index))
+    alone, _ = single.step(
+      step_key, denoise, schedule, here, gaussian.at(path, index), gaussian.at(path, index + 1), ()
+    )
+    for modality in NAMES:
+      same = np.allclose(points[modality][index + 1], alone[modality], atol=1e-12)
+      assert same == (index in first_order[modality]), (modality, index)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("name", [name for name in SOLVERS if name != "euler"])
+def test_arrival_at_zero_is_the_mean(name, schedule):
+  x = split(jax.random.normal(jax.random.key(3), (5, 3)))
+  t, s = ({modality: jnp.array(time) for modality in NAMES} for time in (0.5, 0.0))
+  denoise, solver = gaussian.oracle(SCHEDULES[schedule]), SOLVERS[name]
+  got, _ = solver.step(jax.random.key(1), denoise, SCHEDULES[schedule], x, t, s, solver.init(x))
+  np.testing.assert_allclose(join(got), join(denoise(x, t)[0]), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_given_comes_out_bit_for_bit(name):
+  schedule = SCHEDULES["vp_linear"]
+  path = multitime.conditional(NAMES, ("a",), 7)
+  x = split(jax.random.normal(jax.random.key(3), (5, 3)))
+  got = solvers.sample(
+    jax.random.key(1), gaussian.oracle(schedule), schedule, x, path, solver=SOLVERS[name]
+  )
+  np.testing.assert_array_equal(got["a"], x["a"])
+  assert not np.any(got["b"] == x["b"])
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_independent_modalities_come_out_as_alone(name):
+  schedule = SCHEDULES["vp_linear"]
+  blocks = COVARIANCE * np.array([[1, 1, 0], [1, 1, 0], [0, 0, 1]])
+  x = split(jax.random.normal(jax.random.key(3), (5, 3)))
+
+  def run(path):
+    return solvers.sample(
+      jax.random.key(1), gaussian.oracle(schedule, blocks), schedule, x, path, solver=SOLVERS[name]
+    )
+
+  together = run(multitime.joint(NAMES, 20))
+  alone = run(multitime.marginal(NAMES, ("a",), 20))
+  np.testing.assert_allclose(together["a"], alone["a"], atol=1e-10)
+
+
+def test_ddim_with_all_noise_is_ancestral():
+  schedule = SCHEDULES["vp_linear"]
+  x = split(jax.random.normal(jax.random.key(3), (5, 3)))
+  path = multitime.joint(NAMES, 20)
+  ends = [
+    solvers.sample(jax.random.key(1), gaussian.oracle(schedule), schedule, x, path, solver=solver)
+    for solver in (solvers.ddim(1.0), solvers.ancestral)
+  ]
+  np.testing.assert_allclose(join(ends[0]), join(ends[1]), atol=1e-10)
+
+
+def test_large_variance_is_that_of_the_forward_process():
+  """With x0 = 0 known, a step adds noise of variance beta = sigma_t^2 (1 - SNR_t / SNR_s)."""
+  schedule = SCHEDULES["vp_linear"]
+  t, s = ({name: jnp.array(time) for name in NAMES} for time in (0.6, 0.5))
+  zeros = split(jnp.zeros((4, 3)))
+  key = jax.random.key(1)
+  moved, _ = solvers.ancestral_large.step(key, lambda x, t: (x, x), schedule, zeros, t, s, ())
+  noise = multitime.normal_like(key, "a", zeros["a"])
+  ratio = jnp.exp(schedule.log_snr(t["a"]) - schedule.log_snr(s["a"]))
+  beta = schedule.sigma(t["a"]) ** 2 * (1 - ratio)
+  np.testing.assert_allclose((moved["a"] / noise) ** 2, beta, rtol=1e-9)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_ddim_is_exponential_euler_on_the_ode(schedule):
+  """x / sigma is linear in kappa while x0 is held."""
+  chosen = SCHEDULES[schedule]
+  denoise = gaussian.oracle(chosen)
+  t, s = ({name: jnp.array(time) for name in NAMES} for time in (0.6, 0.5))
+  x = split(jax.random.normal(jax.random.key(3), (5, 3)))
+  moved, _ = solvers.ddim(0.0).step(jax.random.key(1), denoise, chosen, x, t, s, ())
+  x0, _ = denoise(x, t)
+  (alpha_t, alpha_s), (sigma_t, sigma_s) = (
+    [level(time["a"]) for time in (t, s)] for level in (chosen.alpha, chosen.sigma)
+  )
+  expected = x["a"] / sigma_t + (alpha_s / sigma_s - alpha_t / sigma_t) * x0["a"]
+  np.testing.assert_allclose(moved["a"] / sigma_s, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("schedule", ["vp_linear", "vp_cosine"])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_gradients_are_finite(name, schedule):
+  x = split(jax.random.normal(jax.random.key(3), (5, 3)))
+  chosen = SCHEDULES[schedule]
+
+  @jax.jit
+  def total(x, path):
+    ends = solvers.sample(
+      jax.random.key(1), gaussian.oracle(chosen), chosen, x, path, solver=SOLVERS[name]
+    )
+    return join(ends).sum()
+
+  for path in (multitime.conditional(NAMES, ("a",), 6), multitime.sequential(NAMES, 3)):
+    assert np.isfinite(join(jax.grad(total)(x, path))).all()
+
+
+def test_a_schedule_for_each_modality():
+  each = {"a": schedules.VPLinear(), "b": schedules.RectifiedFlow()}
+  path = multitime.joint(NAMES, STEPS)
+  denoise = gaussian.oracle(each)
+  moved = jax.jit(
+    lambda x: solvers.sample(jax.random.key(0), denoise, each, x, path, solver=solvers.heun)
+  )(split(jnp.eye(3)))
+  matrix = join(moved).T
+  got = matrix @ gaussian.law(each, gaussian.at(path, 0)) @ matrix.T
+  np.testing.assert_allclose(got, COVARIANCE, atol=2e-5)
