@@ -1,23 +1,25 @@
-"""Times the training step, the network and the sampler at the published MNIST-SVHN sizes.
+"""Benchmarks: times ours, and counterparts beside it, in turn and in one process.
 
-python -m experiments.benchmark [--against=torch] [--rounds=5] [--out=FILE.json]
+python -m experiments.benchmark [network] [--against=torch] [--rounds=5] [--out=FILE.json]
+python -m experiments.benchmark solvers [--against=diffrax] [--rounds=5] [--out=FILE.json]
 
-Latents of 16 and 64, `ScoreMLP` of width 256 (2.35 M parameters), batch 128, Adam, EMA. It runs
+`network` times the training step, the network and the sampler at the published MNIST-SVHN sizes:
+latents of 16 and 64, `ScoreMLP` of width 256 (2.35 M parameters), batch 128, Adam, EMA. It runs
 the code that training and sampling run: `mld.score_loss` (the draw of times, noise, loss),
 `state.apply_gradients` (optimiser and EMA) with several steps a dispatch, `solvers.sample`. Data
-are random latents in memory. `--against=torch` measures `torch_counterpart` beside it, in turn,
-with the same weights and as many threads; its step does the same, its evaluation is of one time a
-row, as the public reference evaluates (and of one time for all, for comparison).
+are random latents in memory. `--against=torch` measures `torch_counterpart` beside it with the same
+weights and as many threads: its step does the same, as public code writes it and again tuned, its
+evaluation is of one time a row, as the public reference evaluates (and of one time for all, for
+comparison).
+
+`solvers` is `benchmark_solvers`: the loop of `solvers.sample` without a network.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import json
-import os
 import pathlib
-import platform
-import time
 from typing import Any
 
 from absl import flags
@@ -26,7 +28,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from experiments import setup
+from experiments import benchmark_solvers, setup, timing
 from mmdiff_jax import multitime, schedules, solvers
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import mld
@@ -34,11 +36,12 @@ from mmdiff_jax.frameworks.base import Settings
 from mmdiff_jax.networks.mlp import ScoreMLP
 from mmdiff_jax.training import state as state_lib
 
-_AGAINST = flags.DEFINE_enum("against", None, ["torch"], "Also measure this counterpart.")
+_AGAINST = flags.DEFINE_enum(
+  "against", None, ["torch", "diffrax"], "Also measure this counterpart."
+)
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds, of which the median is told.", lower_bound=1)
 _OUT = flags.DEFINE_string("out", None, "JSON file for the results.")
 
-THREADS = 2
 SCHEDULE = schedules.VPLinear()
 # What `mld.score_loss` reads of a config.
 CONFIG = ml_collections.ConfigDict(
@@ -54,8 +57,6 @@ CONFIG = ml_collections.ConfigDict(
     },
   }
 )
-# Calls `()`, which return when the work is done, with how many things of their kind they do.
-Contestant = tuple[Callable[[], Any], int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,12 +86,23 @@ class Sizes:
 
 def main(argv: Sequence[str]) -> None:
   """Measures, shows a table, writes the JSON."""
-  del argv
-  # Before the first computation: JAX takes as many threads as it may use cores.
-  if hasattr(os, "sched_setaffinity"):
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
-  results = run(Sizes(), against=_AGAINST.value, rounds=_ROUNDS.value)
-  print(table(results))
+  name = argv[1] if len(argv) > 1 else "network"
+  counterparts = {"network": "torch", "solvers": "diffrax"}
+  if name not in counterparts:
+    raise UserError(f"There is no benchmark {name!r}; there are: {', '.join(counterparts)}.")
+  if _AGAINST.value not in (None, counterparts[name]):
+    raise UserError(
+      f"The benchmark {name!r} has no counterpart {_AGAINST.value!r} (--against); it has"
+      f" {counterparts[name]!r}."
+    )
+  timing.limit_threads()
+  options = {"against": _AGAINST.value, "rounds": _ROUNDS.value}
+  if name == "solvers":
+    results = benchmark_solvers.run(benchmark_solvers.Sizes(), **options)
+    print(benchmark_solvers.table(results))
+  else:
+    results = run(Sizes(), **options)
+    print(table(results))
   if _OUT.value:
     pathlib.Path(_OUT.value).write_text(json.dumps(results, indent=2) + "\n")
 
@@ -99,10 +111,10 @@ def run(sizes: Sizes, *, against: str | None, rounds: int) -> dict[str, Any]:
   """Measures all contestants in turn, `rounds` times.
 
   Returns:
-    "conditions"; "ms", for each contestant the times of all rounds in ms: `step`, `evaluation`,
-    `samples` and `euler_samples` (one round) of ours, `torch_step`, `torch_evaluation` and
-    `torch_evaluation_shared_time`; "median_ms" of these; and with a counterpart "difference", the
-    largest between the networks' outputs, and "ratios" of medians, ours to its.
+    "conditions"; "ms" and "median_ms" of `timing.measure` for `step`, `evaluation`, `samples` and
+    `euler_samples` (one round) of ours, `torch_step`, `torch_step_tuned`, `torch_evaluation` and
+    `torch_evaluation_shared_time`; and with a counterpart "difference", the largest between the
+    networks' outputs, and "ratios" of medians, ours to its.
 
   Raises:
     UserError: the counterpart is not installed.
@@ -116,27 +128,18 @@ def run(sizes: Sizes, *, against: str | None, rounds: int) -> dict[str, Any]:
   params = jax.tree.map(lambda p: p + 0.03 * rng.standard_normal(p.shape, np.float32), params)
   data = _normal(rng, sizes.latents, 10 * sizes.burst * sizes.batch_size)
   contestants = _ours(sizes, network, params, x, data)
-  results = {"conditions": _conditions(sizes, rounds)}
+  results = {"conditions": timing.conditions(sizes, rounds)}
   if against:
     theirs, results["difference"] = _torch(sizes, network, params, x, data)
     contestants |= theirs
     assert results["difference"] <= 1e-4, f"the outputs differ by {results['difference']:.1e}"
 
-  times = {name: [] for name in contestants}
-  for name, (call, _) in contestants.items():
-    if name != "euler_samples":
-      call()  # compiles what is not compiled yet, and fills the caches
-  for round_index in range(rounds):
-    for name, (call, count) in contestants.items():
-      if name != "euler_samples" or round_index == 0:
-        start = time.perf_counter()
-        call()
-        times[name].append(1e3 * (time.perf_counter() - start) / count)
-  median = {name: float(np.median(values)) for name, values in times.items()}
-  results |= {"ms": times, "median_ms": median}
+  results |= timing.measure(contestants, rounds, once=("euler_samples",))
   if against:
+    median = results["median_ms"]
     results["ratios"] = {
       "step": median["step"] / median["torch_step"],
+      "step_tuned": median["step"] / median["torch_step_tuned"],
       "evaluation": median["evaluation"] / median["torch_evaluation"],
       "samples": median["samples"] / (sizes.reference_evaluations * median["torch_evaluation"]),
     }
@@ -145,43 +148,28 @@ def run(sizes: Sizes, *, against: str | None, rounds: int) -> dict[str, Any]:
 
 def table(results: Mapping[str, Any]) -> str:
   """The results for a person to read."""
-  conditions, median, ms = results["conditions"], results["median_ms"], results["ms"]
-  sizes = conditions["sizes"]
+  sizes = results["conditions"]["sizes"]
   rows = [
-    ("training step", "step", 1.0, "ms"),
-    (f"evaluation of {sizes['rows']} rows, one time", "evaluation", 1.0, "ms"),
-    (f"{sizes['rows']} samples, dpmpp_2m, {sizes['solver_steps']} steps", "samples", 1e3, "s"),
-    (f"the same, Euler-Maruyama, {sizes['euler_steps']} steps", "euler_samples", 1e3, "s"),
-    ("PyTorch: training step", "torch_step", 1.0, "ms"),
-    ("PyTorch: evaluation, a time a row", "torch_evaluation", 1.0, "ms"),
-    ("PyTorch: evaluation, one time", "torch_evaluation_shared_time", 1.0, "ms"),
+    ("training step", "step", "ms"),
+    (f"evaluation of {sizes['rows']} rows, one time", "evaluation", "ms"),
+    (f"{sizes['rows']} samples, dpmpp_2m, {sizes['solver_steps']} steps", "samples", "s"),
+    (f"the same, Euler-Maruyama, {sizes['euler_steps']} steps", "euler_samples", "s"),
+    ("PyTorch: training step, as public code writes it", "torch_step", "ms"),
+    ("PyTorch: training step, tuned (fused Adam, foreach EMA)", "torch_step_tuned", "ms"),
+    ("PyTorch: evaluation, a time a row", "torch_evaluation", "ms"),
+    ("PyTorch: evaluation, one time", "torch_evaluation_shared_time", "ms"),
   ]
-  lines = [", ".join(f"{name} {conditions[name]}" for name in conditions if name != "sizes")]
-  for label, name, scale, unit in rows:
-    if name in median:
-      spread = f"{min(ms[name]) / scale:.2f} to {max(ms[name]) / scale:.2f}, {len(ms[name])} rounds"
-      lines.append(f"{label:<48}{median[name] / scale:9.2f} {unit:<3}({spread})")
+  lines = list(timing.lines(results, rows))
   if "ratios" in results:
     ratios = results["ratios"]
     lines += [
       f"Largest difference of the networks' outputs: {results['difference']:.1e}",
-      f"Ratios of medians, ours to PyTorch: step {ratios['step']:.2f}, evaluation"
-      f" {ratios['evaluation']:.2f}; the samples take 1/{1 / ratios['samples']:.0f} of the time of"
-      f" {sizes['reference_evaluations']} of its evaluations ({sizes['burst']} timed a round).",
+      f"Ratios of medians, ours to PyTorch: step {ratios['step']:.2f} (to the tuned one"
+      f" {ratios['step_tuned']:.2f}), evaluation {ratios['evaluation']:.2f}; the samples take"
+      f" 1/{1 / ratios['samples']:.0f} of the time of {sizes['reference_evaluations']} of its"
+      f" evaluations ({sizes['burst']} timed a round).",
     ]
   return "\n".join(lines)
-
-
-def _conditions(sizes: Sizes, rounds: int) -> dict[str, Any]:
-  return {
-    "sizes": dataclasses.asdict(sizes),
-    "threads": THREADS,
-    "rounds": rounds,
-    "machine": platform.machine(),
-    "load_before": os.getloadavg()[0],
-    "jax": jax.__version__,
-    "device": jax.devices()[0].device_kind,
-  }
 
 
 def _normal(rng: np.random.Generator, latents: Mapping[str, int], rows: int):
@@ -192,7 +180,7 @@ def _shared_time(sizes: Sizes) -> dict[str, Any]:
   return {name: jnp.float32(0.3) for name in sizes.latents}
 
 
-def _ours(sizes: Sizes, network: ScoreMLP, params, x, data) -> dict[str, Contestant]:
+def _ours(sizes: Sizes, network: ScoreMLP, params, x, data) -> dict[str, timing.Contestant]:
   """The training step, the evaluation, and the two ways to sample."""
   settings = Settings(
     steps=10**6, batch_size=sizes.batch_size, learning_rate=1e-4, warmup=0, final=1.0, clip=0.0
@@ -260,9 +248,14 @@ def _torch(sizes: Sizes, network: ScoreMLP, params, x, data):
     ) from error
   from experiments import torch_counterpart
 
-  torch.set_num_threads(THREADS)
-  theirs = torch_counterpart.ScoreMLP(sizes.latents, sizes.width)
-  torch_counterpart.load(theirs, params["params"])
+  torch.set_num_threads(timing.THREADS)
+
+  def build():
+    built = torch_counterpart.ScoreMLP(sizes.latents, sizes.width)
+    torch_counterpart.load(built, params["params"])
+    return built
+
+  theirs = build()
   inputs = {name: torch.tensor(np.asarray(value)) for name, value in x.items()}
   shared = {name: torch.full((1,), 0.3) for name in sizes.latents}
   rows = {name: torch.full((sizes.rows,), 0.3) for name in sizes.latents}
@@ -280,22 +273,27 @@ def _torch(sizes: Sizes, network: ScoreMLP, params, x, data):
   expected = network.apply(params, x, _shared_time(sizes))
   difference = max(float(np.abs(found[n].numpy() - expected[n]).max()) for n in sizes.latents)
 
-  trainer = torch_counterpart.Trainer(
-    theirs,
-    data,
-    batch_size=sizes.batch_size,
-    learning_rate=1e-4,
-    decay=0.999,
-    beta_min=SCHEDULE.beta_min,
-    beta_max=SCHEDULE.beta_max,
-  )
+  def step(tuned):
+    trainer = torch_counterpart.Trainer(
+      build(),
+      data,
+      batch_size=sizes.batch_size,
+      learning_rate=1e-4,
+      decay=0.999,
+      beta_min=SCHEDULE.beta_min,
+      beta_max=SCHEDULE.beta_max,
+      tuned=tuned,
+    )
 
-  def step():
-    for _ in range(sizes.burst):
-      trainer.step()
+    def call():
+      for _ in range(sizes.burst):
+        trainer.step()
+
+    return call
 
   contestants = {
-    "torch_step": (step, sizes.burst),
+    "torch_step": (step(tuned=False), sizes.burst),
+    "torch_step_tuned": (step(tuned=True), sizes.burst),
     "torch_evaluation": (evaluation(rows), sizes.burst),
     "torch_evaluation_shared_time": (evaluation(shared), sizes.burst),
   }
@@ -303,4 +301,4 @@ def _torch(sizes: Sizes, network: ScoreMLP, params, x, data):
 
 
 if __name__ == "__main__":
-  setup.run(main)
+  setup.run(main, positional=1)

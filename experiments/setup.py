@@ -25,7 +25,9 @@ WORKDIR = flags.DEFINE_string(
 )
 
 
-def run(main: Callable[[Sequence[str]], None], required: Iterable[str] = ()) -> None:
+def run(
+  main: Callable[[Sequence[str]], None], required: Iterable[str] = (), positional: int = 0
+) -> None:
   """Parses the flags and runs `main`; call it under `if __name__ == "__main__"`.
 
   A UserError, and anything wrong with the flags, is printed as one paragraph: exit code 2. A loss
@@ -34,9 +36,10 @@ def run(main: Callable[[Sequence[str]], None], required: Iterable[str] = ()) -> 
   Args:
     main: the entry point; gets what is left of the command line.
     required: names of the flags that must be given.
+    positional: how many arguments that are no flags `main` takes.
   """
   flags.mark_flags_as_required(required)
-  app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
+  app.run(lambda argv: _guarded(main, argv, positional), flags_parser=_parse)
 
 
 def build(config: ml_collections.ConfigDict) -> Framework:
@@ -71,15 +74,15 @@ def modalities(config: ml_collections.ConfigDict) -> tuple[Modality, ...]:
   return tuple(known[name] for name in config.modalities)
 
 
-def _guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
+def _guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str], positional: int) -> None:
   """Runs `main` with the compilation cache on and errors turned into words."""
   if not jax.config.jax_compilation_cache_dir:
     cache = pathlib.Path.home() / ".cache" / "mmdiff_jax" / "xla"
     jax.config.update("jax_compilation_cache_dir", os.fspath(cache))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
   try:
-    if len(argv) > 1:
-      raise UserError(f"Cannot read {argv[1]!r} on the command line: write --NAME=VALUE.")
+    if len(argv) > 1 + positional:
+      raise UserError(f"Cannot read {argv[-1]!r} on the command line: write --NAME=VALUE.")
     main(argv)
   except UserError as error:
     _exit(error, 2)

@@ -1,8 +1,9 @@
 """The network and the training step of `experiments.benchmark` in PyTorch, to be measured against.
 
-Written to be quick as PyTorch programs go, without a compiler: one product for all blocks' time
-shifts, the fused Adam, the EMA as one `foreach` call, the data indexed in memory, gradients freed
-rather than filled with zeros, evaluation under `inference_mode`.
+Written as public PyTorch code of such models is: each residual block has its own linear layer for
+the embedded time, `torch.optim.Adam(params, lr)`, an EMA that loops over the parameters, no
+compiler. `tuned` has the fused Adam and the EMA as one `foreach` call instead. Both index the data
+in memory.
 """
 
 from collections.abc import Mapping
@@ -17,20 +18,22 @@ from mmdiff_jax.networks import embeddings, mlp
 
 
 class ResBlock(nn.Module):
-  """The counterpart of `mlp.ResBlock`, its modules named as Flax names them."""
+  """The counterpart of `mlp.ResBlock`, its modules named as Flax names them, and of its shift."""
 
-  def __init__(self, channels: int, width: int, groups: int):
+  def __init__(self, channels: int, width: int, groups: int, embedding: int):
     super().__init__()
     self.GroupNorm_0 = nn.GroupNorm(groups, channels, eps=mlp.EPSILON)
     self.Dense_0 = nn.Linear(channels, width)
+    self.shift = nn.Linear(embedding, width)
     self.GroupNorm_1 = nn.GroupNorm(groups, width, eps=mlp.EPSILON)
     self.Dense_1 = nn.Linear(width, width)
     self.Dense_2 = nn.Linear(channels, width) if channels != width else nn.Identity()
 
-  def forward(self, x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Maps `x` [B, channels] to [B, width]; `shift` is [B, width] or [1, width]."""
+  def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+    """Maps `x` [B, channels] to [B, width]; `time` is [B, embedding] or [1, embedding]."""
     h = self.Dense_0(functional.silu(self.GroupNorm_0(x)))
-    h = self.Dense_1(functional.silu(self.GroupNorm_1(h + shift)))
+    h = h + self.shift(functional.silu(time))
+    h = self.Dense_1(functional.silu(self.GroupNorm_1(h)))
     return h + self.Dense_2(x)
 
 
@@ -45,12 +48,12 @@ class ScoreMLP(nn.Module):
     self.MultiTimeEmbedding_0 = nn.ModuleDict(
       {name: nn.Linear(features, embedding) for name in self.sizes}
     )
-    self.Dense_0 = nn.Linear(embedding, mlp.NUM_BLOCKS * width)
     self.Dense_1 = nn.Linear(total, width)
     for i in range(4):
       setattr(self, f"Dense_{i + 2}", nn.Linear(width, width))
     for i in range(mlp.NUM_BLOCKS):
-      setattr(self, f"ResBlock_{i}", ResBlock(width if i < 4 else 2 * width, width, groups))
+      channels = width if i < 4 else 2 * width
+      setattr(self, f"ResBlock_{i}", ResBlock(channels, width, groups, embedding))
     self.GroupNorm_0 = nn.GroupNorm(groups, width, eps=mlp.EPSILON)
     self.Dense_6 = nn.Linear(width, total)
     frequencies = np.geomspace(1.0, embeddings.MAX_FREQUENCY, features // 2, dtype=np.float32)
@@ -64,16 +67,15 @@ class ScoreMLP(nn.Module):
     for name, embed in self.MultiTimeEmbedding_0.items():
       angles = t[name][:, None] * self.frequencies
       time = time + embed(torch.cat([angles.cos(), angles.sin()], dim=-1))
-    shifts = self.Dense_0(functional.silu(time)).chunk(mlp.NUM_BLOCKS, dim=-1)
 
     first = self.Dense_1(torch.cat([x[name] for name in self.sizes], dim=-1))
-    skip0 = self.ResBlock_0(first, shifts[0])
-    skip1 = self.ResBlock_1(self.Dense_2(skip0), shifts[1])
-    h = self.ResBlock_2(self.Dense_3(skip1), shifts[2])
-    h = self.ResBlock_3(h, shifts[3])
-    h = self.Dense_4(self.ResBlock_4(torch.cat([h, skip1], dim=-1), shifts[4]))
-    h = self.Dense_5(self.ResBlock_5(torch.cat([h, skip0], dim=-1), shifts[5]))
-    h = self.ResBlock_6(torch.cat([h, first], dim=-1), shifts[6])
+    skip0 = self.ResBlock_0(first, time)
+    skip1 = self.ResBlock_1(self.Dense_2(skip0), time)
+    h = self.ResBlock_2(self.Dense_3(skip1), time)
+    h = self.ResBlock_3(h, time)
+    h = self.Dense_4(self.ResBlock_4(torch.cat([h, skip1], dim=-1), time))
+    h = self.Dense_5(self.ResBlock_5(torch.cat([h, skip0], dim=-1), time))
+    h = self.ResBlock_6(torch.cat([h, first], dim=-1), time)
     h = self.Dense_6(functional.silu(self.GroupNorm_0(h)))
     return dict(zip(self.sizes, h.split(list(self.sizes.values()), dim=-1), strict=True))
 
@@ -85,9 +87,13 @@ def load(network: ScoreMLP, params: Mapping) -> None:
     *modules, kind = [entry.key for entry in path]
     # A copy: PyTorch must not train in memory that JAX owns.
     value = torch.tensor(np.asarray(leaf))
-    state[".".join([*modules, "bias" if kind == "bias" else "weight"])] = (
-      value.T if kind == "kernel" else value
-    )
+    value = value.T if kind == "kernel" else value
+    kind = "bias" if kind == "bias" else "weight"
+    if modules == ["Dense_0"]:  # the shifts of all blocks
+      for i, part in enumerate(value.chunk(mlp.NUM_BLOCKS)):
+        state[f"ResBlock_{i}.shift.{kind}"] = part
+    else:
+      state[".".join([*modules, kind])] = value
   network.load_state_dict(state | {"frequencies": network.frequencies})
 
 
@@ -104,15 +110,19 @@ class Trainer:
     decay: float,
     beta_min: float,
     beta_max: float,
+    tuned: bool,
   ):
     self.network = network
     self.data = {name: torch.tensor(value) for name, value in data.items()}
     self.batch_size = batch_size
     self.decay = decay
     self.beta = beta_min, beta_max
+    self.tuned = tuned
     self.params = list(network.parameters())
     self.ema = [p.detach().clone() for p in self.params]
-    self.optimizer = torch.optim.Adam(self.params, lr=learning_rate, fused=True)
+    self.optimizer = torch.optim.Adam(
+      self.params, lr=learning_rate, **({"fused": True} if tuned else {})
+    )
     # The sets of diffused modalities: all of them first, then the proper subsets.
     count = 2 ** len(self.data) - 1
     bits = torch.arange(count, 0, -1)[:, None] >> torch.arange(len(self.data))
@@ -144,9 +154,13 @@ class Trainer:
   def step(self) -> torch.Tensor:
     """Takes one step and returns the loss."""
     loss = self.loss()
-    self.optimizer.zero_grad(set_to_none=True)
+    self.optimizer.zero_grad()
     loss.backward()
     self.optimizer.step()
     with torch.no_grad():
-      torch._foreach_lerp_(self.ema, self.params, 1.0 - self.decay)
+      if self.tuned:
+        torch._foreach_lerp_(self.ema, self.params, 1.0 - self.decay)
+      else:
+        for s, p in zip(self.ema, self.params, strict=True):
+          s.sub_((1.0 - self.decay) * (s - p))
     return loss.detach()

@@ -73,6 +73,7 @@ def test_the_interval_decides_for_each_modality_and_row():
   here = float(SCHEDULE.log_snr(T["b"]))
   for interval, wanted in (
     ((here - 1, here + 1), expected),
+    ((here, here), expected),  # both ends belong to it
     ((here + 0.1, 99.0), conditional),
     ((-99.0, here - 0.1), conditional),
   ):
@@ -154,8 +155,14 @@ def test_thresholds():
   np.testing.assert_allclose(x0["a"][0], 0.5 + (x["a"][0] - 0.5) / 5, rtol=1e-5)
   np.testing.assert_allclose(x0["a"][1], x["a"][1], rtol=1e-6)
   # Other modalities are left alone, and at time 0 eps is as it was.
-  x0, eps = guidance.threshold(denoiser, schedule, {})(x, {"a": jnp.float32(0.0)})
-  np.testing.assert_array_equal(x0["a"], x["a"])
+  two = {"a": x["a"], "b": 9 * x["a"]}
+  zero = dict.fromkeys(two, jnp.float32(0.0))
+  odd = lambda x, t: (x, {n: 7 + value for n, value in x.items()})  # noqa: E731
+  x0, eps = guidance.threshold(odd, schedule, {"a": (-1.0, 2.0)})(two, zero)
+  np.testing.assert_array_equal(x0["b"], two["b"])
+  np.testing.assert_array_equal(eps["b"], 7 + two["b"])
+  np.testing.assert_array_equal(x0["a"], jnp.clip(two["a"], -1.0, 2.0))
+  np.testing.assert_array_equal(eps["a"], 7 + two["a"])
 
 
 def test_a_new_strength_does_not_compile_again():

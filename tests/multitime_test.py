@@ -127,6 +127,17 @@ def test_power_grid():
   np.testing.assert_allclose(multitime.power_grid(2), [1, 1 / 4, 0])
 
 
+def test_defaults():
+  """The earliest times are 1/1000, and RePaint's walks are those of its paper."""
+  schedule = schedules.VPLinear()
+  for grid in (multitime.edm_grid(schedule, 8), multitime.log_snr_grid(schedule, 8)):
+    assert grid[-2] == jnp.float32(1e-3)
+  for draw in (multitime.uniform_time(), multitime.importance_time(schedule)):
+    t, _ = draw(jax.random.key(0), 200_000)
+    assert 1e-3 <= float(t.min()) < 1.2e-3
+  assert len(multitime.repaint(("a",), 100).times["a"]) - 1 == 1000 + 10 * 9
+
+
 def test_reverse():
   path = multitime.reverse(multitime.conditional(("a", "b"), ("b",), 4))
   np.testing.assert_allclose(path.times["a"], [0, 1 / 16, 1 / 4, 9 / 16, 1])

@@ -92,6 +92,15 @@ def test_a_table_says_what_is_wrong_with_it():
       schedules.Table(betas)
 
 
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_goes_by_the_step_that_ends_at_an_entry(name):
+  """Also where the entry's time is rounded, upwards or downwards."""
+  entries = np.arange(1, 1001) / 1000
+  for times in (entries, np.minimum(entries * (1 + 1e-7), 1), entries * (1 - 1e-7)):
+    rate = -2 * SCHEDULES[name].drift(jnp.asarray(times, jnp.float32))
+    np.testing.assert_allclose(rate, -1000 * np.log1p(-np.array(TABLES[name])), rtol=1e-4)
+
+
 def test_ends(schedule):
   ends = jnp.array([0.0, 1.0])
   assert schedule.alpha(ends)[0] == 1 and schedule.sigma(ends)[0] == 0

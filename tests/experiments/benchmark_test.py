@@ -1,5 +1,6 @@
 """Tests of the benchmark, at sizes that say nothing about speed."""
 
+import json
 import sys
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import benchmark
+from experiments import benchmark, benchmark_solvers
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.networks.mlp import ScoreMLP
 
@@ -39,12 +40,14 @@ def test_measures_the_counterpart_and_its_outputs_are_ours():
   assert 0 < results["difference"] <= 1e-4
   median, ratios = results["median_ms"], results["ratios"]
   assert ratios["step"] == pytest.approx(median["step"] / median["torch_step"])
+  assert ratios["step_tuned"] == pytest.approx(median["step"] / median["torch_step_tuned"])
   assert ratios["evaluation"] == pytest.approx(median["evaluation"] / median["torch_evaluation"])
   assert ratios["samples"] == pytest.approx(median["samples"] / 2410 / median["torch_evaluation"])
   assert "Ratios of medians" in benchmark.table(results)
 
 
-def test_the_counterparts_step_is_the_same_method():
+@pytest.mark.parametrize("tuned", [False, True])
+def test_the_counterparts_step_is_the_same_method(tuned):
   """The same gradient where nothing is random: the loss as a function of the prediction."""
   torch = pytest.importorskip("torch", reason="PyTorch (extra `benchmark`) is not installed")
   from experiments import torch_counterpart
@@ -57,7 +60,14 @@ def test_the_counterparts_step_is_the_same_method():
   network = torch_counterpart.ScoreMLP(SIZES.latents, 16)
   torch_counterpart.load(network, params["params"])
   trainer = torch_counterpart.Trainer(
-    network, data, batch_size=32, learning_rate=1e-2, decay=0.5, beta_min=0.1, beta_max=20.0
+    network,
+    data,
+    batch_size=32,
+    learning_rate=1e-2,
+    decay=0.5,
+    beta_min=0.1,
+    beta_max=20.0,
+    tuned=tuned,
   )
   # The output starts at 0 and the noise has variance 1: the loss is the share of what is diffused,
   # 1/2 * 1 + 1/2 * 1/2 of two modalities.
@@ -70,9 +80,38 @@ def test_the_counterparts_step_is_the_same_method():
   moved = (last - before[-1]).abs()
   np.testing.assert_allclose(moved[moved > 0], 1e-2, rtol=1e-2)  # Adam's first step
   np.testing.assert_allclose(mean, 0.5 * (before[-1] + last), atol=1e-6)
+  assert bool(trainer.optimizer.defaults["fused"]) == tuned
 
 
 def test_says_what_to_do_without_pytorch(monkeypatch):
   monkeypatch.setitem(sys.modules, "torch", None)
   with pytest.raises(UserError, match="pip install torch"):
     benchmark.run(SIZES, against="torch", rounds=1)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "words"),
+  [
+    (["solver"], ["'solver'", "network, solvers"]),
+    (["solvers", "--against=torch"], ["'torch'", "'diffrax'"]),
+    (["--against=diffrax"], ["'network'", "'torch'"]),
+    (["solvers", "5"], ["'5'"]),
+  ],
+)
+def test_refuses_what_it_does_not_know(arguments, words, command, refused):
+  refused(command(benchmark, *arguments, positional=1), *words)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "expected"),
+  [([], "network"), (["network"], "network"), (["solvers", "--against=diffrax"], "solvers")],
+)
+def test_the_argument_chooses_the_benchmark(arguments, expected, command, monkeypatch, tmp_path):
+  for name, module in (("network", benchmark), ("solvers", benchmark_solvers)):
+    monkeypatch.setattr(module, "run", lambda sizes, name=name, **options: {name: options})
+    monkeypatch.setattr(module, "table", lambda results: f"of {list(results)}")
+  out = tmp_path / "results.json"
+  ended = command(benchmark, *arguments, "--rounds=3", f"--out={out}", positional=1)
+  assert ended.out == f"of {[expected]}\n"
+  against = "diffrax" if "--against=diffrax" in arguments else None
+  assert json.loads(out.read_text()) == {expected: {"against": against, "rounds": 3}}

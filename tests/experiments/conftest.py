@@ -71,15 +71,15 @@ class Ended(NamedTuple):
 
 @pytest.fixture
 def command(monkeypatch, capsys, tmp_path_factory):
-  """`command(entry_point, *arguments)` runs a module's `main` as from a shell."""
+  """`command(entry_point, *arguments)` runs a module's `main` as from a shell; see `setup.run`."""
   if not jax.config.jax_compilation_cache_dir:
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.getbasetemp() / "xla"))
 
-  def command(module, *arguments):
+  def command(module, *arguments, **options):
     monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
     capsys.readouterr()
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
-      setup.run(module.main)
+      setup.run(module.main, **options)
     return Ended(ended.value.code or 0, *capsys.readouterr())
 
   return command

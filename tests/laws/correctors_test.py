@@ -86,6 +86,19 @@ def test_predictor_corrector_is_the_step_then_langevin(t):
   assert solver.evaluations(10) == 10 + 2 * 9
 
 
+def test_defaults_are_one_small_correction(t):
+  s = {"a": jnp.array(0.3), "b": jnp.array(0.5)}
+  x = split(jax.random.normal(jax.random.key(3), (5, 3)))
+  ends = [
+    solver.step(jax.random.key(1), gaussian.oracle(SCHEDULE), SCHEDULE, x, t, s, ())[0]
+    for solver in (
+      solvers.corrected(solvers.ancestral),
+      solvers.corrected(solvers.ancestral, num=1, snr=0.16),
+    )
+  ]
+  np.testing.assert_array_equal(*map(join, ends))
+
+
 def posterior_experts(deviations, observed):
   """Exact experts of x = z + s n for z ~ N(0, 1), and the unconditional one, composed."""
 

@@ -65,6 +65,26 @@ def test_every_path_gives_one_number_and_the_chain_rule_holds():
   np.testing.assert_allclose(marginal, density([0, 1]), atol=1e-3)
 
 
+def test_a_path_may_end_before_time_zero():
+  """Then it is the density of what is still noisy; alpha^2 + sigma^2 is not 1 there."""
+  schedule = gaussian.SCHEDULES["sub_vp"]
+  path = multitime.joint(NAMES, 512, grid=jnp.linspace(1.0, 0.3, 513))
+  law = gaussian.law(schedule, gaussian.at(path, -1))
+  truth = stats.multivariate_normal(np.zeros(3), law).logpdf(ROWS)
+  np.testing.assert_allclose(log_prob(schedule, path), truth, atol=1e-3)
+
+
+def test_what_stands_still_is_shown_at_its_time():
+  def denoise(x, t):
+    x0, eps = gaussian.oracle(SCHEDULE)(x, t)
+    return {name: jnp.where(t["a"] == 0, value, jnp.nan) for name, value in x0.items()}, eps
+
+  path = multitime.conditional(NAMES, ("a",), 8)
+  x = split(jnp.asarray(ROWS))
+  got = solvers.log_likelihood(jax.random.key(0), denoise, SCHEDULE, x, path)
+  assert np.isfinite(got).all()
+
+
 def test_the_order_is_four():
   def found(count):
     grid = jnp.linspace(1.0, 0.05, count + 1)

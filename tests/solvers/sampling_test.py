@@ -50,6 +50,8 @@ def test_a_modality_has_the_same_noise_alone():
     (solvers.heun, multitime.joint(tuple(SHAPES), 5), 9),
     (solvers.heun, multitime.sequential(tuple(SHAPES), 5), 18),
     (solvers.dpmpp_2m, multitime.joint(tuple(SHAPES), 5), 5),
+    (solvers.unipc, multitime.joint(tuple(SHAPES), 5), 5),
+    (solvers.corrected(solvers.ddim(1.0), num=2), multitime.joint(tuple(SHAPES), 5), 13),
   ],
 )
 def test_evaluations(solver, path, expected):
@@ -128,6 +130,13 @@ def test_every_prediction_makes_the_same_denoiser():
     got = convert(lambda x, t, predicted=predicted: {"a": predicted}, schedule)(x, t)
     np.testing.assert_allclose(got[0]["a"], x0, rtol=1e-5, err_msg=convert.__name__)
     np.testing.assert_allclose(got[1]["a"], eps, rtol=1e-5, err_msg=convert.__name__)
+
+
+def test_a_plain_function_makes_a_denoiser_for_jit():
+  x = {"a": jnp.ones((2, 3))}
+  run_jitted = jax.jit(lambda denoiser: denoiser(x, {"a": jnp.float32(0.5)})[0]["a"])
+  for convert in (solvers.from_velocity, solvers.from_x0):
+    assert run_jitted(convert(fn, schedules.RectifiedFlow())).shape == (2, 3)
 
 
 def test_velocity_at_both_ends():

@@ -1,0 +1,86 @@
+"""What the benchmarks share: contestants timed in turn, medians of rounds, a table of them."""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+import dataclasses
+import os
+import platform
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+THREADS = 2
+# Calls `()`, which return when the work is done, with how many things of their kind they do.
+Contestant = tuple[Callable[[], Any], int]
+
+
+def limit_threads() -> None:
+  """Keeps this process on `THREADS` cores; call it before the first computation.
+
+  JAX takes as many threads as it may use cores.
+  """
+  if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
+
+
+def conditions(sizes: Any, rounds: int) -> dict[str, Any]:
+  """What was measured, and where; `sizes` is a dataclass."""
+  return {
+    "sizes": dataclasses.asdict(sizes),
+    "threads": THREADS,
+    "rounds": rounds,
+    "machine": platform.machine(),
+    "load_before": os.getloadavg()[0],
+    "jax": jax.__version__,
+    "device": jax.devices()[0].device_kind,
+  }
+
+
+def measure(
+  contestants: Mapping[str, Contestant], rounds: int, once: Collection[str] = ()
+) -> dict[str, Any]:
+  """Calls all contestants in turn, `rounds` times, after one call of each that is not timed.
+
+  Args:
+    contestants: what to measure.
+    rounds: calls of each.
+    once: those that are called once only, without the call before; they must be compiled.
+
+  Returns:
+    "ms", for each contestant the times of all rounds in ms, and "median_ms".
+  """
+  times = {name: [] for name in contestants}
+  for name, (call, _) in contestants.items():
+    if name not in once:
+      call()  # compiles what is not compiled yet, and fills the caches
+  for round_index in range(rounds):
+    for name, (call, count) in contestants.items():
+      if name not in once or round_index == 0:
+        start = time.perf_counter()
+        call()
+        times[name].append(1e3 * (time.perf_counter() - start) / count)
+  return {
+    "ms": times,
+    "median_ms": {name: float(np.median(values)) for name, values in times.items()},
+  }
+
+
+def lines(results: Mapping[str, Any], rows: Iterable[tuple[str, str, str]]) -> Iterator[str]:
+  """The conditions in a line, then a line for each contestant that was measured.
+
+  Args:
+    results: "conditions", and what `measure` returns.
+    rows: label, contestant and unit ("ms" or "s") of each line.
+
+  Yields:
+    The lines.
+  """
+  conditions, median = results["conditions"], results["median_ms"]
+  yield ", ".join(f"{name} {conditions[name]}" for name in conditions if name != "sizes")
+  for label, name, unit in rows:
+    if name in median:
+      scale = {"ms": 1.0, "s": 1e3}[unit]
+      ms = results["ms"][name]
+      spread = f"{min(ms) / scale:.2f} to {max(ms) / scale:.2f}, {len(ms)} rounds"
+      yield f"{label:<56}{median[name] / scale:9.2f} {unit:<3}({spread})"
