@@ -22,6 +22,7 @@ def get_config(name: str = "digits") -> ConfigDict:
   config.data = ConfigDict()
   config.data.name = "digits"
   config.data.data_dir = ml_collections.config_dict.placeholder(str)
+  config.data.manual_dir = ml_collections.config_dict.placeholder(str)
 
   config.autoencoder = ConfigDict()
   config.autoencoder.digit = _autoencoder(latent=16, noise=0.3, penalty=0.1, steps=1500)

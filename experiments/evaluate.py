@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
   workdir = setup.WORKDIR.value
   trained = generation.load(workdir)
   config = trained.config
-  data = {s: datasets.load(config.data.name, s, config.data.data_dir) for s in ("train", "test")}
+  data = {s: datasets.load(**config.data, split=s) for s in ("train", "test")}
   judges = {
     modality.name: classifiers.load_or_fit(
       modality,

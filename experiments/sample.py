@@ -170,7 +170,7 @@ def _checked(path: str, modality: Modality, x: np.ndarray) -> np.ndarray:
 
 def _from_test_split(config, given: Sequence[str], num: int, seed: int) -> dict[str, np.ndarray]:
   """Rows of the test split, chosen by the seed, the same for each modality."""
-  test = datasets.load(config.name, "test", config.data_dir)
+  test = datasets.load(**config, split="test")
   size = len(test["label"])
   rng = np.random.default_rng(seed)
   rows = np.concatenate([rng.permutation(size) for _ in range(-(-num // size))])[:num]

@@ -6,7 +6,7 @@ import dataclasses
 from jaxtyping import Float, UInt8
 import numpy as np
 
-KINDS = ("image", "audio", "text", "label")
+KINDS = ("image", "audio", "text", "label", "trajectory", "video")
 LIKELIHOODS = ("gaussian", "laplace", "bernoulli", "categorical")
 
 
@@ -19,7 +19,9 @@ class Modality:
   * image: float32 in [0, 1], [height, width, channels];
   * audio: float32 log-mel spectrogram in about [0, 1], [frames, bands];
   * text: int32 tokens below `num_classes`, [length];
-  * label: int32 below `num_classes`, [].
+  * label: int32 below `num_classes`, [];
+  * trajectory: float32 in [-1, 1], points (x, y) in order of time, y upwards, [points, 2];
+  * video: float32 in [0, 1], [frames, height, width, channels].
 
   Attributes:
     name: names it in batches, times, checkpoints and scalars.
@@ -98,15 +100,48 @@ def spectrogram_picture(
   return np.round(np.stack(channels, -1)).astype(np.uint8)
 
 
+def trajectory_picture(
+  points: Float[np.ndarray, "points 2"], *, size: int = 28
+) -> UInt8[np.ndarray, "size size 3"]:
+  """A trajectory in [0, 1] as a line that brightens in the order of its points.
+
+  Args:
+    points: [points, 2], (x, y) with y upwards; what is outside [0, 1] may leave the picture.
+    size: pixels a side.
+
+  Returns:
+    uint8 [size, size, 3].
+  """
+  margin = 2.0
+  scale = size - 1 - 2 * margin
+  places = (np.asarray(points, np.float32) - 0.5) * [scale, -scale] + (size - 1) / 2
+  start, move = places[:-1], np.diff(places, axis=0)
+  pixels = np.stack(np.meshgrid(np.arange(size), np.arange(size)), -1)[:, :, None]
+  # How far along each segment the point next to a pixel lies, and how far that is from the pixel.
+  along = ((pixels - start) * move).sum(-1) / np.maximum((move**2).sum(-1), 1e-9)
+  along = np.clip(along, 0.0, 1.0)
+  distance = np.linalg.norm(pixels - start - along[..., None] * move, axis=-1)
+  brightness = 0.3 + 0.7 * (np.arange(len(move)) + along) / len(move)
+  ink = (np.clip(1.5 - distance, 0.0, 1.0) * brightness).max(-1)
+  return image_picture(ink[..., None])
+
+
+def video_picture(
+  video: Float[np.ndarray, "frames height width channels"],
+) -> UInt8[np.ndarray, "_ _ 3"]:
+  """A video in [0, 1] as its frames side by side, from left to right, white around each."""
+  return grid([image_picture(frame) for frame in video], len(video))
+
+
 def picture(
   modality: Modality, example: Float[np.ndarray, "..."]
 ) -> UInt8[np.ndarray, "height width 3"]:
-  """One example of an image or audio modality (the model's view) as uint8 [height, width, 3].
+  """One example of a modality that is looked at (the model's view) as uint8 [height, width, 3].
 
   Raises:
     ValueError: texts and labels are read, not looked at.
   """
-  if modality.kind == "image":
+  if modality.kind in ("image", "trajectory", "video"):
     return modality.show(example)
   if modality.kind == "audio":
     return spectrogram_picture(example)

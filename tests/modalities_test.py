@@ -8,6 +8,8 @@ from mmdiff_jax.modalities import Modality
 
 _IMAGE = Modality("page", "image", (2, 3, 1), "gaussian", modalities.image_picture)
 _AUDIO = Modality("tone", "audio", (4, 3), "gaussian", lambda mel: mel.ravel(), sample_rate=8000)
+_PEN = Modality("pen", "trajectory", (8, 2), "gaussian", modalities.trajectory_picture)
+_VIDEO = Modality("film", "video", (3, 2, 3, 1), "gaussian", modalities.video_picture)
 _LABEL = Modality("label", "label", (), "categorical", str, num_classes=10)
 
 
@@ -30,6 +32,29 @@ def test_spectrogram_has_time_to_the_right_pitch_upwards_and_loud_is_bright():
   ramp = modalities.spectrogram_picture(np.linspace(0, 1, 30, dtype=np.float32)[:, None])
   luminance = ramp[0] @ np.array([0.299, 0.587, 0.114])
   assert (np.diff(luminance) > 0).all()
+
+
+def test_trajectory_runs_through_its_points_y_upwards_and_brightens():
+  corner = np.array([[0.0, 1.0], [0.0, 0.0], [1.0, 0.0]], np.float32)  # Down, then right.
+  drawn = modalities.picture(_PEN, corner)[..., 0].astype(int)
+  assert drawn.shape == (28, 28)
+  row, column = np.nonzero(drawn)
+  assert ((column < 5) | (row > 22)).all()
+  down, right = drawn[3:23, 2], drawn[25, 4:25]
+  assert (np.diff(down) >= 0).all() and (np.diff(right) >= 0).all()
+  assert 0 < down[0] < down[-1] < right[-1] and right[-1] > 240
+
+
+def test_trajectory_that_stands_still_is_a_dot():
+  drawn = modalities.trajectory_picture(np.full((8, 2), 0.5, np.float32))
+  assert 1 <= (drawn[..., 0] > 0).sum() <= 12 and drawn[12:16, 12:16].max() > 0
+
+
+def test_video_is_its_frames_side_by_side():
+  video = np.stack([np.full((2, 3, 1), value, np.float32) for value in (0.0, 0.5, 1.0)])
+  drawn = modalities.picture(_VIDEO, video)
+  tiles = [modalities.image_picture(frame) for frame in video]
+  np.testing.assert_array_equal(drawn, modalities.grid(tiles, 3))
 
 
 def test_grid_places_pictures_in_rows_with_white_between():

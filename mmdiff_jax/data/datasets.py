@@ -1,7 +1,7 @@
 """Finds a data set by its name: the module of that name beside this one.
 
 Such a module has `MODALITIES`, the modalities that a model may use, in order, and
-`load(split, data_dir)`, which returns a whole split in the model's view.
+`load(split, data_dir, manual_dir)`, which returns a whole split in the model's view.
 """
 
 import importlib
@@ -13,6 +13,7 @@ import types
 import numpy as np
 
 from mmdiff_jax import data
+from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.modalities import Modality
 
@@ -43,16 +44,21 @@ def modalities(name: str) -> tuple[Modality, ...]:
   return _module(name).MODALITIES
 
 
-def load(name: str, split: str, data_dir: str | None = None) -> dict[str, np.ndarray]:
+def load(
+  name: str, split: str, data_dir: str | None = None, manual_dir: str | None = None
+) -> dict[str, np.ndarray | Column]:
   """A whole split in the model's view, prepared on disk first where it is not there yet.
 
   Args:
     name: the data set.
     split: "train" or "test".
     data_dir: folder of prepared data sets; None is tfds's own, `~/tensorflow_datasets`.
+    manual_dir: folder of files that you bring yourself, for sets that need such; None is tfds's
+      own, `<data_dir>/downloads/manual`.
 
   Returns:
-    One array a modality; the first axis is the example, and row i of each is the same example.
+    One array a modality, or one that is made when its rows are read; the first axis is the example,
+    and row i of each is the same example.
 
   Raises:
     UserError: there is no such data set or no such folder.
@@ -63,4 +69,6 @@ def load(name: str, split: str, data_dir: str | None = None) -> dict[str, np.nda
       f"The folder for prepared data, {data_dir!r}, does not exist. Make it (mkdir -p), or leave "
       "data_dir out to use ~/tensorflow_datasets."
     )
-  return module.load(split, data_dir)
+  if manual_dir is not None and not os.path.isdir(manual_dir):
+    raise UserError(f"The folder of your own files, manual_dir {manual_dir!r}, does not exist.")
+  return module.load(split, data_dir, manual_dir)

@@ -162,7 +162,9 @@ def _partners(classes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   return partners
 
 
-def load(split: str, data_dir: str | None = None) -> dict[str, np.ndarray]:
+def load(
+  split: str, data_dir: str | None = None, manual_dir: str | None = None
+) -> dict[str, np.ndarray]:
   """A whole split in the model's view, in the order of the records.
 
   Prepares the data set first where it is not in `data_dir` yet (about 20 seconds, 210 MB).
@@ -170,6 +172,7 @@ def load(split: str, data_dir: str | None = None) -> dict[str, np.ndarray]:
   Args:
     split: "train" (43,110 examples) or "test" (1,080).
     data_dir: folder of prepared data sets; None is tfds's own, `~/tensorflow_datasets`.
+    manual_dir: not needed.
 
   Returns:
     digit: float32 [n, 16, 16, 1] in [0, 1], 1 is ink.
@@ -178,6 +181,7 @@ def load(split: str, data_dir: str | None = None) -> dict[str, np.ndarray]:
     caption: int32 [n, CAPTION_LENGTH], indices into `rendering.ALPHABET`.
     label: int32 [n].
   """
+  del manual_dir
   builder = Digits(data_dir=data_dir, file_format="array_record")
   builder.download_and_prepare()
   views = [model_view(records) for records in read(builder, split)]

@@ -12,9 +12,11 @@ import sys
 import grain
 import numpy as np
 
+from mmdiff_jax.data.pairing import Column
+
 
 def batches(
-  arrays: Mapping[str, np.ndarray], batch_size: int, *, seed: int, group: int = 1
+  arrays: Mapping[str, np.ndarray | Column], batch_size: int, *, seed: int, group: int = 1
 ) -> grain.DatasetIterator:
   """Batches of a deterministic shuffle, without end.
 
@@ -22,7 +24,7 @@ def batches(
   resume at the very next batch; `grain.checkpoint` saves it.
 
   Args:
-    arrays: dict of arrays whose first axis is the example.
+    arrays: dict of arrays, or of columns made when read, whose first axis is the example.
     batch_size: examples in a batch.
     seed: of the shuffle.
     group: batches that come at once.

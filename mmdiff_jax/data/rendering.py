@@ -19,7 +19,7 @@ TONE = audio.LogMel()
 _HERTZ = np.array([697.0, 770.0, 852.0, 941.0, 1209.0, 1336.0, 1477.0])
 _KEYS = np.array([(3, 5)] + [((d - 1) // 3, 4 + (d - 1) % 3) for d in range(1, 10)])
 
-_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ALPHABET = " abcdefghijklmnopqrstuvwxyz0123456789"
 CAPTION_LENGTH = 24
 
@@ -49,15 +49,19 @@ def place_handwriting(
   cos, sin = np.cos(turn)[:, None, None], np.sin(turn)[:, None, None]
   source_rows = size[:, None, None] * (cos * rows - sin * columns) + 3.5 + shift[:, :1, None]
   source_columns = size[:, None, None] * (sin * rows + cos * columns) + 3.5 + shift[:, 1:, None]
-  return _bilinear(digits, source_rows, source_columns)
+  return bilinear(digits, source_rows, source_columns)
 
 
-def _bilinear(images, rows, columns):
-  """Samples [n, h, w] at [n, 16, 16] places; outside is 0."""
+def bilinear(
+  images: Float[np.ndarray, "n h w"],
+  rows: Float[np.ndarray, "n height width"],
+  columns: Float[np.ndarray, "n height width"],
+) -> Float[np.ndarray, "n height width"]:
+  """Samples images at places (row, column) between their pixels; outside is 0."""
   padded = np.pad(images, ((0, 0), (2, 2), (2, 2)))
-  limit = padded.shape[1] - 1.001
-  rows = np.clip(rows + 2, 0, limit)
-  columns = np.clip(columns + 2, 0, limit)
+  limits = [side - 1.001 for side in padded.shape[1:]]
+  rows = np.clip(rows + 2, 0, limits[0])
+  columns = np.clip(columns + 2, 0, limits[1])
   r, c = rows.astype(int), columns.astype(int)
   fr, fc = rows - r, columns - c
   i = np.arange(len(images))[:, None, None]
@@ -138,16 +142,17 @@ def dial_tone(
   return np.clip(clips, -1, 1)
 
 
-def slant_of(pages: Float[np.ndarray, "n 16 16"]) -> Float[np.ndarray, " n"]:
+def slant_of(pages: Float[np.ndarray, "n h w"]) -> Float[np.ndarray, " n"]:
   """How far the handwriting leans to the right, as columns a row: [n].
 
-  It is the slope of the ink's centre of mass, covariance of row and column over variance of row.
+  It is the slope of the ink's centre of mass, covariance of row and column over variance of row; 0
+  where there is no ink.
   """
-  rows, columns = np.mgrid[:SIZE, :SIZE].astype(np.float32)
-  mass = pages / pages.sum((1, 2), keepdims=True)
+  rows, columns = np.mgrid[: pages.shape[1], : pages.shape[2]].astype(np.float32)
+  mass = pages / np.maximum(pages.sum((1, 2), keepdims=True), 1e-6)
   row = rows - (mass * rows).sum((1, 2))[:, None, None]
   column = columns - (mass * columns).sum((1, 2))[:, None, None]
-  return -(mass * row * column).sum((1, 2)) / (mass * row**2).sum((1, 2))
+  return -(mass * row * column).sum((1, 2)) / np.maximum((mass * row**2).sum((1, 2)), 1e-6)
 
 
 def captions(
@@ -179,7 +184,7 @@ def captions(
     if lean > 0.14:
       properties.append("right leaning")
     chosen = properties[rng.integers(len(properties))]
-    name = _NAMES[label] if rng.random() < 0.7 else str(label)
+    name = NAMES[label] if rng.random() < 0.7 else str(label)
     opening = ("", "a", "the")[rng.integers(3)]
     if opening == "a" and not chosen and name in ("eight", "8"):
       opening = "an"
@@ -187,8 +192,10 @@ def captions(
   return sentences
 
 
-def tokens_of(sentences: Sequence[str]) -> Int[np.ndarray, "n length"]:
-  """Characters as indices into `ALPHABET`, with blanks before them: [n, CAPTION_LENGTH] int32.
+def tokens_of(
+  sentences: Sequence[str], length: int = CAPTION_LENGTH
+) -> Int[np.ndarray, "n length"]:
+  """Characters as indices into `ALPHABET`, with blanks before them: [n, length] int32.
 
   The blanks come first since the digit comes last: it then stands at the same places whatever is
   said before it, and an autoencoder of whole lines finds it there.
@@ -196,19 +203,19 @@ def tokens_of(sentences: Sequence[str]) -> Int[np.ndarray, "n length"]:
   Raises:
     ValueError: a sentence is too long or has a character that `ALPHABET` lacks.
   """
-  tokens = np.zeros((len(sentences), CAPTION_LENGTH), np.int32)
+  tokens = np.zeros((len(sentences), length), np.int32)
   for row, sentence in zip(tokens, sentences, strict=True):
     unknown = sorted(set(sentence) - set(ALPHABET))
-    if unknown or len(sentence) > CAPTION_LENGTH:
+    if unknown or len(sentence) > length:
       raise ValueError(
         f"the caption {sentence!r} cannot be encoded: "
-        + (f"unknown characters {unknown}" if unknown else f"over {CAPTION_LENGTH} characters")
+        + (f"unknown characters {unknown}" if unknown else f"over {length} characters")
         + f"; captions are lower case, out of {ALPHABET!r}"
       )
-    row[CAPTION_LENGTH - len(sentence) :] = [ALPHABET.index(character) for character in sentence]
+    row[length - len(sentence) :] = [ALPHABET.index(character) for character in sentence]
   return tokens
 
 
 def text_of(tokens: Int[np.ndarray, " length"]) -> str:
-  """The sentence that [CAPTION_LENGTH] tokens spell, without the blanks around it."""
+  """The sentence that tokens spell, without the blanks around it."""
   return "".join(ALPHABET[token] for token in tokens).strip()

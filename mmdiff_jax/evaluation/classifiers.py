@@ -6,7 +6,7 @@ all else, with ReLU and dropout, trained from a seed of their own. So what a mod
 is depends on the data alone, and not on the run or the framework.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import functools
 import os
 import pathlib
@@ -23,6 +23,7 @@ import numpy as np
 import optax
 
 from mmdiff_jax import multitime
+from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.modalities import Modality
 
 _SEED = 7919  # Of the classifiers' own: no run's seed enters them.
@@ -95,7 +96,7 @@ def _inference(network: nn.Module) -> Callable[..., tuple[Array, Array]]:
 
 def fit(
   modality: Modality,
-  x: np.ndarray,
+  x: np.ndarray | Column,
   labels: Int[np.ndarray, " examples"],
   key: PRNGKeyArray,
   *,
@@ -151,27 +152,27 @@ def fit(
 
 
 def classify(
-  classifier: Classifier, x: np.ndarray
+  classifier: Classifier, x: np.ndarray | Column
 ) -> tuple[Int[np.ndarray, " examples"], Float[np.ndarray, "examples features"]]:
   """The likeliest class and the features of each example, some examples at a time."""
-  parts = [classifier.apply(classifier.params, part) for part in _chunks(np.asarray(x))]
+  parts = [classifier.apply(classifier.params, part) for part in _chunks(x)]
   logits, features = (
     np.concatenate([np.asarray(a) for a in both]) for both in zip(*parts, strict=True)
   )
   return logits.argmax(-1)[: len(x)], features[: len(x)]
 
 
-def _chunks(x: np.ndarray) -> list[np.ndarray]:
+def _chunks(x: np.ndarray | Column) -> Iterator[np.ndarray]:
   """Equal parts, the last one filled up by its last row, so that one program serves all."""
   num = -(-len(x) // _CHUNK)
   size = -(-len(x) // num)
   index = np.minimum(np.arange(num * size), len(x) - 1).reshape(num, size)
-  return [x[rows] for rows in index]
+  return (x[rows] for rows in index)
 
 
 def load_or_fit(
   modality: Modality,
-  x: np.ndarray,
+  x: np.ndarray | Column,
   labels: Int[np.ndarray, " examples"],
   folder: str | os.PathLike[str],
   *,
@@ -195,7 +196,10 @@ def load_or_fit(
   # What the classifier is made of: its recipe and every byte of its data.
   made_of = f"{_SEED} {num_steps or _num_steps(modality)}".encode()
   for array in (x, labels):
-    made_of += zlib.crc32(np.ascontiguousarray(array)).to_bytes(4, "big")
+    digest = 0
+    for i in range(0, len(array), _CHUNK):
+      digest = zlib.crc32(np.ascontiguousarray(array[i : i + _CHUNK]), digest)
+    made_of += digest.to_bytes(4, "big")
   made_of = np.frombuffer(made_of, np.uint8)
   saved = _read(path)
   if saved is not None and np.array_equal(saved.pop("made_of", None), made_of):
@@ -224,7 +228,9 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray] | None:
 
 
 def accuracy(
-  found: Mapping[str, Classifier], data: Mapping[str, np.ndarray], labels: np.ndarray
+  found: Mapping[str, Classifier],
+  data: Mapping[str, np.ndarray | Column],
+  labels: np.ndarray,
 ) -> dict[str, float]:
   """Each classifier's accuracy on arrays in the model's view."""
   return {

@@ -94,7 +94,7 @@ def draw(path: str | os.PathLike[str], modalities: Sequence[Modality], sheet: Se
 
 def _grid(modality: Modality, rows: np.ndarray) -> np.ndarray | None:
   """The samples side by side, or None for what is read."""
-  if modality.kind not in ("image", "audio"):
+  if modality.kind in ("text", "label"):
     return None
   return modalities_lib.grid([modalities_lib.picture(modality, x) for x in rows], len(rows))
 

@@ -109,7 +109,7 @@ def _autoencoder_stage(modality: Modality, codec, config) -> Stage:
 
   def prepare(frozen: Params, data: Batch):
     del frozen
-    return {}, {name: np.asarray(data[name])}
+    return {}, {name: data[name]}
 
   def init(key, frozen, batch):
     del frozen

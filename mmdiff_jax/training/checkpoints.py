@@ -31,7 +31,7 @@ from mmdiff_jax.frameworks.base import Framework, Params
 from mmdiff_jax.training.state import TrainState
 
 # Fields that two runs in one workdir need not share: they change what is shown, not the weights.
-_FREE_FIELDS = ("monitor.", "sampling.", "evaluation.", "data.data_dir")
+_FREE_FIELDS = ("monitor.", "sampling.", "evaluation.", "data.data_dir", "data.manual_dir")
 _KEEP = 2
 
 

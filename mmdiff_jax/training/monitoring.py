@@ -17,6 +17,7 @@ import ml_collections
 import numpy as np
 
 from mmdiff_jax import modalities as modalities_lib
+from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.frameworks.base import Params, Stage
 from mmdiff_jax.modalities import Modality
 from mmdiff_jax.training.checkpoints import write_atomically
@@ -27,11 +28,11 @@ _COLUMNS = 8  # Pictures in a row of a report.
 _NUM_CLIPS = 8  # Of these, how many are turned into sound.
 
 
-def report_rows(test_data: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def report_rows(test_data: Mapping[str, np.ndarray | Column]) -> dict[str, np.ndarray]:
   """Rows of the test split that reports show: the same ones every time, spread over the split."""
   size = len(next(iter(test_data.values())))
   index = np.linspace(0, size - 1, min(size, _NUM_ROWS)).astype(int)
-  return {name: np.asarray(x)[index] for name, x in test_data.items()}
+  return {name: x[index] for name, x in test_data.items()}
 
 
 class Monitor:
@@ -123,7 +124,7 @@ class Monitor:
         self._show(step, f"{self._stage}/{tag}/{name}", self._modalities[name], np.asarray(view))
 
   def _show(self, step: int, tag: str, modality: Modality, view: np.ndarray) -> None:
-    if modality.kind in ("image", "audio"):
+    if modality.kind not in ("text", "label"):
       pictures = [modalities_lib.picture(modality, x) for x in view]
       self._writer.write_images(step, {tag: modalities_lib.grid(pictures, _COLUMNS)[None]})
     if modality.kind == "audio":

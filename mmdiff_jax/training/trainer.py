@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from mmdiff_jax.data import pipeline
+from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.frameworks.base import Batch, Framework, Params, Stage
 from mmdiff_jax.training import checkpoints, monitoring, parallel, state as state_lib
 from mmdiff_jax.training.state import TrainState
@@ -43,8 +44,8 @@ def train(
   framework: Framework,
   config: ml_collections.ConfigDict,
   workdir: str | os.PathLike[str],
-  train_data: Mapping[str, np.ndarray],
-  test_data: Mapping[str, np.ndarray],
+  train_data: Mapping[str, np.ndarray | Column],
+  test_data: Mapping[str, np.ndarray | Column],
 ) -> Params:
   """Trains all stages that `workdir` does not hold already.
 
@@ -56,7 +57,7 @@ def train(
     config: `seed` and `monitor.{log_every, report_every, checkpoint_every}` (in steps) are read
       here; all of it is kept in the workdir.
     workdir: takes the checkpoints, `config.json`, `metrics.jsonl` and TensorBoard's files.
-    train_data: the training split, arrays whose first axis is the example.
+    train_data: the training split, arrays or columns whose first axis is the example.
     test_data: the test split; some of its rows are shown in reports.
 
   Returns:
@@ -88,7 +89,7 @@ def _train_stage(
   workdir: str | os.PathLike[str],
   mesh: Mesh,
   monitor: monitoring.Monitor,
-  train_data: Mapping[str, np.ndarray],
+  train_data: Mapping[str, np.ndarray | Column],
   rows: Batch,
 ) -> None:
   """Trains one stage to its end; `earlier` are the entries that stay as they are."""

@@ -1,6 +1,13 @@
-import pytest
+import os
+import pathlib
 
-from mmdiff_jax.data import digits
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from mmdiff_jax.data import digits, sources
+
+_REAL = pathlib.Path(__file__).parents[2] / ".." / "shared" / "data"
 
 
 @pytest.fixture(scope="session")
@@ -11,3 +18,34 @@ def few_draws(tmp_path_factory):
   builder = digits.Digits(data_dir=folder, config=drawn, file_format="array_record")
   builder.download_and_prepare()
   return builder
+
+
+def _folder(path):
+  if not path.is_dir():
+    pytest.skip(f"no real data: {path} is not there")
+  return path
+
+
+@pytest.fixture(scope="session")
+def prepared():
+  """Folder of public sets that tfds has prepared."""
+  return str(_folder(pathlib.Path(os.environ.get("TFDS_DATA_DIR", _REAL / "tfds"))).resolve())
+
+
+@pytest.fixture(scope="session")
+def brought():
+  """Folder of files that a user brings."""
+  return _folder(_REAL)
+
+
+@pytest.fixture
+def handwriting(monkeypatch):
+  """Scikit-learn's digits in MNIST's place: alternate ones are training and tests."""
+  images = np.kron(load_digits().images, np.ones((1, 3, 3)))
+  images = np.pad(np.round(images * (255 / 16)), ((0, 0), (2, 2), (2, 2)))[..., None]
+  items, labels = images.astype(np.uint8), load_digits().target.astype(np.int32)
+  split = {
+    name: sources.Source(items[i::2], labels[i::2]) for i, name in enumerate(("train", "test"))
+  }
+  monkeypatch.setattr(sources, "mnist", lambda name, data_dir: split[name])
+  return split

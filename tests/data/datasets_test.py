@@ -15,7 +15,7 @@ def test_data_set_is_found_by_its_name():
 
 @pytest.mark.parametrize("name", ["digit", "rendering", "pipeline", "../digits", "digits.load", ""])
 def test_unknown_name_is_refused_and_the_known_ones_are_said(name):
-  with pytest.raises(UserError, match=r"known ones are: digits\."):
+  with pytest.raises(UserError, match=r"known ones are: .*\bdigits, .*spoken_mnist\."):
     datasets.modalities(name)
   with pytest.raises(UserError, match="no data set named"):
     datasets.load(name, "train")
@@ -26,6 +26,14 @@ def test_missing_folder_is_refused_and_not_made(tmp_path):
   with pytest.raises(UserError, match="missing.*does not exist"):
     datasets.load("digits", "train", str(missing))
   assert not missing.exists()
+  with pytest.raises(UserError, match="manual_dir.*does not exist"):
+    datasets.load("digits", "train", str(tmp_path), str(missing))
+
+
+def test_folders_reach_the_data_set(tmp_path, handwriting):
+  (tmp_path / "poly_mnist").mkdir()
+  with pytest.raises(UserError, match="0 photos"):
+    datasets.load("poly_mnist", "train", str(tmp_path), str(tmp_path))
 
 
 def test_load_prepares_once_and_returns_the_whole_split(few_draws, monkeypatch):

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from mmdiff_jax.data import pipeline
+from mmdiff_jax.data import pairing, pipeline
 
 
 def _arrays(size):
@@ -26,6 +26,19 @@ def test_rows_of_all_arrays_belong_together():
   batch = next(pipeline.batches(arrays, 4, seed=0))
   assert batch["image"].shape == (4, 2, 3)
   np.testing.assert_array_equal(batch["image"], arrays["image"][batch["row"]])
+
+
+@pytest.mark.parametrize("group", [1, 3])
+def test_column_goes_through_as_the_array_that_it_stands_for(group):
+  arrays = _arrays(10)
+  index = np.array([3, 3, 7, 0, 9])
+  columns = {name: pairing.Column(index, x.__getitem__) for name, x in arrays.items()}
+  ours = pipeline.batches(columns, 2, seed=0, group=group)
+  theirs = pipeline.batches({name: x[index] for name, x in arrays.items()}, 2, seed=0, group=group)
+  for _ in range(4):
+    batch, expected = next(ours), next(theirs)
+    for name, x in expected.items():
+      np.testing.assert_array_equal(batch[name], x)
 
 
 def test_seed_decides_the_order():

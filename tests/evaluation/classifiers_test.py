@@ -2,6 +2,7 @@ import jax
 import numpy as np
 import pytest
 
+from mmdiff_jax.data import pairing
 from mmdiff_jax.evaluation import classifiers
 from mmdiff_jax.modalities import Modality
 
@@ -76,6 +77,19 @@ def test_trains_once_for_the_same_data(saved):
     classifiers.classify(first, x)[1], classifiers.classify(second, x)[1]
   )
   assert [path.name for path in folder.iterdir()] == ["sound.npz"]
+
+
+def test_column_is_judged_as_the_array_that_it_stands_for(saved, monkeypatch):
+  folder, first = saved
+  x, labels = examples(SOUND, 300)
+  index = np.arange(300)[::-1].copy()
+  column = pairing.Column(index, x[::-1].__getitem__)
+  monkeypatch.setattr(classifiers, "_CHUNK", 70)
+  get(folder, column, labels, say=no_training)
+  for ours, theirs in zip(
+    classifiers.classify(first, column), classifiers.classify(first, x), strict=True
+  ):
+    np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("change", ["data", "labels", "damage", "not a file of arrays"])

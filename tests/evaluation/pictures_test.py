@@ -31,6 +31,18 @@ def test_draws_what_there_is(tmp_path):
   assert np.any(np.ptp(one.astype(int), axis=-1) > 50)  # The spectrogram's colours.
 
 
+def test_draws_trajectories_and_videos_for_the_eye(tmp_path):
+  def red(view):
+    return np.full((8, 8, 3), (255, 0, 0), np.uint8)
+
+  for kind in ("trajectory", "video"):
+    modality = Modality("seen", kind, (2, 2), "gaussian", red)
+    sheet = [pictures.Panel("Seen", {"seen": np.zeros((3, 2, 2), np.float32)})]
+    pictures.draw(tmp_path / "seen.png", [modality], sheet)
+    drawn = np.asarray(Image.open(tmp_path / "seen.png").convert("RGB"))
+    assert np.mean(np.all(drawn == (255, 0, 0), -1)) > 0.2
+
+
 def test_panels_break_into_rows_of_columns():
   parts = pictures.panels(pictures.Panel("All", ROWS, ("image",)), 2)
   assert [len(part.rows["words"]) for part in parts] == [2, 2, 1]

@@ -10,6 +10,7 @@ import pytest
 
 from configs import mld as mld_config
 from mmdiff_jax import modalities as modalities_lib, solvers
+from mmdiff_jax.data import pairing
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import base, mld
 
@@ -75,6 +76,13 @@ def made(config):
     lambda p: p + 0.1 * noise(jax.random.key(9), p.shape), params["score"]
   )
   return framework, params
+
+
+def test_autoencoder_trains_on_columns_as_they_are():
+  """A data set of pairs may be too large to be made at once."""
+  a = pairing.Column(np.arange(9), lambda index: np.zeros((len(index), 4, 4, 1), np.float32))
+  _, examples = mld.build(tiny(), MODALITIES).stages[0].prepare({}, {"a": a})
+  assert examples["a"] is a
 
 
 def test_stages_name_what_they_train():

@@ -1,0 +1,245 @@
+"""The data set `captioned_digits`: coloured MNIST digits anywhere on a page, and what one sees.
+
+Each digit is made thinner or thicker, slanted, sized, coloured and placed by chance. The caption
+names it and some of what can be seen: place, thickness, slant and colour. These are not taken from
+the draw but measured on the finished picture, so that a caption is true of the picture it stands
+by, and of a generated picture one can measure whether it is. What is measured is kept as labels.
+"""
+
+from collections.abc import Sequence
+import functools
+from typing import NamedTuple
+
+from jaxtyping import Float, Int, UInt8
+import numpy as np
+
+from mmdiff_jax.data import pairing, rendering, sources
+from mmdiff_jax.data.pairing import Column
+from mmdiff_jax.modalities import image_picture, Modality
+
+SIZE = 32
+
+# Examples of each class.
+COUNTS = {"train": 6000, "test": 1000}
+
+COLOURS = {
+  "red": (1.0, 0.1, 0.1),
+  "green": (0.1, 0.9, 0.1),
+  "blue": (0.2, 0.35, 1.0),
+  "yellow": (1.0, 0.9, 0.1),
+  "pink": (1.0, 0.3, 0.85),
+  "white": (0.95, 0.95, 0.95),
+}
+# In each, the one without a name is not worth a word.
+THICKNESSES = ("thin", "", "thick")
+SLANTS = ("left leaning", "", "right leaning")
+PLACES = (
+  *("at the top left", "at the top", "at the top right"),
+  *("on the left", "in the middle", "on the right"),
+  *("at the bottom left", "at the bottom", "at the bottom right"),
+)
+CAPTION_LENGTH = 54
+
+_SEED = 0
+_CHUNK = 100  # pictures drawn at once
+_PALETTE = np.array(list(COLOURS.values()), np.float32)
+# Where "thin", "" and "thick" meet, in pixels, and "left leaning", "" and "right leaning", in
+# columns a row; left and right of the middle column of places, in pixels from the centre.
+_THICKNESS_BOUNDS = (1.5, 2.3)
+_SLANT_BOUNDS = (-0.3, 0.5)
+_PLACE_BOUNDS = (-3.0, 3.0)
+
+
+class Attributes(NamedTuple):
+  """What can be seen of pictures, each an int32 [n].
+
+  Attributes:
+    colour: index into the names of `COLOURS`.
+    thickness: index into `THICKNESSES`.
+    slant: index into `SLANTS`.
+    place: index into `PLACES`.
+  """
+
+  colour: Int[np.ndarray, " n"]
+  thickness: Int[np.ndarray, " n"]
+  slant: Int[np.ndarray, " n"]
+  place: Int[np.ndarray, " n"]
+
+
+def _name(names: Sequence[str], label: np.ndarray | np.integer) -> str:
+  return names[int(label)]
+
+
+def _label(name: str, names: Sequence[str]) -> Modality:
+  show = functools.partial(_name, names)
+  return Modality(name, "label", (), "categorical", show, num_classes=len(names))
+
+
+MODALITIES = (
+  Modality("digit", "image", (SIZE, SIZE, 3), "gaussian", image_picture),
+  Modality(
+    "caption",
+    "text",
+    (CAPTION_LENGTH,),
+    "categorical",
+    rendering.text_of,
+    num_classes=len(rendering.ALPHABET),
+  ),
+  Modality("label", "label", (), "categorical", str, num_classes=10),
+  _label("colour", tuple(COLOURS)),
+  _label("thickness", ("thin", "medium", "thick")),
+  _label("slant", ("left", "upright", "right")),
+  _label("place", PLACES),
+)
+
+
+def load(
+  split: str, data_dir: str | None = None, manual_dir: str | None = None
+) -> dict[str, Column | np.ndarray]:
+  """A whole split, in random order, as many examples of each class.
+
+  Args:
+    split: "train" (60,000 examples) or "test" (10,000).
+    data_dir: folder of prepared data sets, for MNIST; None is tfds's own.
+    manual_dir: not needed.
+
+  Returns:
+    digit: float32 [n, 32, 32, 3] in [0, 1], coloured ink on black.
+    caption: int32 [n, CAPTION_LENGTH], indices into `rendering.ALPHABET`.
+    label: int32 [n], the digit; colour, thickness, slant and place likewise, as `Attributes`.
+
+  Raises:
+    UserError: MNIST is not there.
+  """
+  del manual_dir
+  digits, labels = sources.mnist(split, data_dir)
+  seed = (_SEED, split == "test")
+  index = pairing.pair((labels,), COUNTS[split], seed=seed)[:, 0]
+  rng = np.random.default_rng((*seed, 1))
+  chunks = [index[i : i + _CHUNK] for i in range(0, len(index), _CHUNK)]
+  ink = np.concatenate([draw(digits[chunk, ..., 0], rng) for chunk in chunks])
+  colour = _colours(len(index), rng)
+  pictures = Column(np.arange(len(index)), lambda i: paint(ink[i], colour[i]))
+  measured = [measure(pictures[i : i + _CHUNK]) for i in range(0, len(index), _CHUNK)]
+  seen = Attributes(*(np.concatenate(parts) for parts in zip(*measured, strict=True)))
+  said = captions(labels[index], seen, rng)
+  return {
+    "digit": pictures,
+    "caption": rendering.tokens_of(said, CAPTION_LENGTH),
+    "label": labels[index],
+    **seen._asdict(),
+  }
+
+
+def draw(
+  digits: UInt8[np.ndarray, "n 28 28"], rng: np.random.Generator
+) -> UInt8[np.ndarray, "n 32 32"]:
+  """Draws digits on a page: thinner or thicker, slanted, smaller, somewhere.
+
+  Args:
+    digits: ink, 255 at its most.
+    rng: the source of all that.
+
+  Returns:
+    Ink on the page, 255 at its most.
+  """
+  n = len(digits)
+  # A weight below -0.5 would break thin strokes.
+  chance = rng.uniform([-0.5, -0.6, 0.55], [1.0, 0.6, 0.7], (n, 3))
+  weight, slant, size = chance.astype(np.float32).T[..., None, None]
+  place = rng.integers(-1, 2, (n, 2)) * 6 + rng.uniform(-1.0, 1.0, (n, 2))
+  place = place.astype(np.float32)
+  drawn = _reweigh(digits / np.float32(255), weight)
+  # Output pixel -> digit's pixel: centre, shear, scale, centre.
+  rows, columns = np.mgrid[:SIZE, :SIZE].astype(np.float32) - (SIZE - 1) / 2
+  rows = rows - place[:, :1, None]
+  columns = columns - place[:, 1:, None] + slant * rows
+  middle = (digits.shape[1] - 1) / 2
+  page = rendering.bilinear(drawn, rows / size + middle, columns / size + middle)
+  peak = page.max((1, 2), keepdims=True)
+  return np.round(page * (255 / np.maximum(peak, 1e-6))).astype(np.uint8)
+
+
+def _reweigh(ink: np.ndarray, weight: np.ndarray) -> np.ndarray:
+  """Moves ink towards the most (weight 1) or the least (-1) of each pixel and its neighbours."""
+  padded = np.pad(ink, ((0, 0), (1, 1), (1, 1)))
+  near = np.stack(
+    [ink, padded[:, :-2, 1:-1], padded[:, 2:, 1:-1], padded[:, 1:-1, :-2], padded[:, 1:-1, 2:]]
+  )
+  target = np.where(weight > 0, near.max(0), near.min(0))
+  return ink + np.abs(weight) * (target - ink)
+
+
+def _colours(n: int, rng: np.random.Generator) -> UInt8[np.ndarray, "n 3"]:
+  """Colours near those that have a name."""
+  colour = _PALETTE[rng.integers(len(_PALETTE), size=n)] + rng.uniform(-0.1, 0.1, (n, 3))
+  return np.round(255 * np.clip(colour, 0, 1)).astype(np.uint8)
+
+
+def paint(
+  ink: UInt8[np.ndarray, "n h w"], colour: UInt8[np.ndarray, "n 3"]
+) -> Float[np.ndarray, "n h w 3"]:
+  """Ink in its colour on black, in [0, 1]."""
+  return ink[..., None] / np.float32(255) * (colour[:, None, None] / np.float32(255))
+
+
+def measure(pictures: Float[np.ndarray, "n h w 3"]) -> Attributes:
+  """What can be seen of pictures of coloured ink on black.
+
+  The ink of a pixel is its strongest channel. The colour is the named one nearest to that of all
+  ink together; thickness is twice the area of the ink over the length of its outline (its total
+  variation), which for a long stripe is its width; slant is how far the ink's centre moves to the
+  right with each row upwards; the place is that of the ink's centre.
+
+  Args:
+    pictures: in [0, 1].
+  """
+  ink = np.maximum.reduce(np.moveaxis(pictures, -1, 0))  # Much faster than along a short axis.
+  mass = np.maximum(ink.sum((1, 2)), 1e-6)
+  tint = pictures.sum((1, 2))
+  tint = tint / np.maximum(tint.max(1, keepdims=True), 1e-6)
+  distance = np.linalg.norm(tint[:, None] - _PALETTE / _PALETTE.max(1, keepdims=True), axis=-1)
+  framed = np.pad(ink, ((0, 0), (1, 1), (1, 1)))
+  down, right = np.diff(framed, axis=1)[:, :, :-1], np.diff(framed, axis=2)[:, :-1]
+  thickness = 2 * mass / np.maximum(np.hypot(down, right).sum((1, 2)), 1e-6)
+  rows, columns = np.mgrid[: ink.shape[1], : ink.shape[2]]
+  centre_row = (ink * rows).sum((1, 2)) / mass - (ink.shape[1] - 1) / 2
+  centre_column = (ink * columns).sum((1, 2)) / mass - (ink.shape[2] - 1) / 2
+  place = 3 * np.digitize(centre_row, _PLACE_BOUNDS) + np.digitize(centre_column, _PLACE_BOUNDS)
+  seen = (
+    distance.argmin(1),
+    np.digitize(thickness, _THICKNESS_BOUNDS),
+    np.digitize(rendering.slant_of(ink), _SLANT_BOUNDS),
+    place,
+  )
+  return Attributes(*(part.astype(np.int32) for part in seen))
+
+
+def captions(
+  labels: Int[np.ndarray, " n"], seen: Attributes, rng: np.random.Generator
+) -> list[str]:
+  """A sentence for each picture; it names the digit and, of what can be seen, some.
+
+  `sentence = [place] a [thickness] [slant] [colour] digit`, the digit a word or a figure, such as
+  "at the top left a thick red seven".
+
+  Args:
+    labels: the digits.
+    seen: what is true of the pictures.
+    rng: the source of what is said of it.
+
+  Returns:
+    n strings of at most `CAPTION_LENGTH` characters out of `rendering.ALPHABET`.
+  """
+  sentences = []
+  for label, *attributes in zip(labels, *seen, strict=True):
+    names = zip((tuple(COLOURS), THICKNESSES, SLANTS, PLACES), attributes, strict=True)
+    said = rng.random(5) < 0.6
+    colour, thickness, slant, place = (
+      words[i] if say else "" for (words, i), say in zip(names, said[:4], strict=True)
+    )
+    name = rendering.NAMES[label] if said[4] else str(label)
+    properties = [word for word in (thickness, slant, colour) if word]
+    article = "an" if not properties and label == 8 else "a"
+    sentences.append(" ".join([*([place] if place else []), article, *properties, name]))
+  return sentences

@@ -1,0 +1,51 @@
+"""The data set `mnist_svhn` of the MLD paper: a handwritten digit and a house number's digit.
+
+In each class both training sets are permuted 20 times and the longer one is cut to the shorter:
+1,121,360 pairs, each two indices. The test sets are permuted once: 10,000 pairs in which no digit
+comes twice.
+"""
+
+import numpy as np
+
+from mmdiff_jax.data import pairing, sources
+from mmdiff_jax.data.pairing import Column
+from mmdiff_jax.modalities import image_picture, Modality
+
+PERMUTATIONS = {"train": 20, "test": 1}
+_SEED = 0
+
+MODALITIES = (
+  Modality("mnist", "image", (28, 28, 1), "laplace", image_picture),
+  Modality("svhn", "image", (32, 32, 3), "laplace", image_picture),
+  Modality("label", "label", (), "categorical", str, num_classes=10),
+)
+
+
+def load(
+  split: str, data_dir: str | None = None, manual_dir: str | None = None
+) -> dict[str, Column | np.ndarray]:
+  """A whole split, in random order.
+
+  Args:
+    split: "train" or "test".
+    data_dir: folder of prepared data sets; None is tfds's own, `~/tensorflow_datasets`.
+    manual_dir: folder in which `svhn/{train,test}_32x32.mat` may lie; None is tfds's
+      `<data_dir>/downloads/manual`.
+
+  Returns:
+    mnist: float32 [n, 28, 28, 1] in [0, 1], 1 is ink.
+    svhn: float32 [n, 32, 32, 3] in [0, 1].
+    label: int32 [n].
+
+  Raises:
+    UserError: a source is not there.
+  """
+  digits, labels = sources.mnist(split, data_dir)
+  houses, numbers = sources.svhn(split, data_dir, manual_dir)
+  counts = PERMUTATIONS[split] * pairing.smallest((labels, numbers))
+  index = pairing.pair((labels, numbers), counts, seed=(_SEED, split == "test"))
+  return {
+    "mnist": Column(index[:, 0], lambda i: digits[i] / np.float32(255)),
+    "svhn": Column(index[:, 1], lambda i: houses[i] / np.float32(255)),
+    "label": labels[index[:, 0]],
+  }

@@ -1,0 +1,146 @@
+"""The data set `moving_digits`: short videos of an MNIST digit that bounces about, and captions.
+
+An example is another digit of the class as a still image, the video, a sentence that says where it
+goes at first ("a three goes up and left"), and labels. A video is made when it is read, out of a
+digit's index and its places.
+"""
+
+import functools
+
+from jaxtyping import Int, UInt8
+import numpy as np
+
+from mmdiff_jax.data import pairing, rendering, sources
+from mmdiff_jax.data.pairing import Column
+from mmdiff_jax.modalities import image_picture, Modality, video_picture
+
+SIZE = 32
+FRAMES = 8
+
+# Examples of each class.
+COUNTS = {"train": 6000, "test": 1000}
+
+# Signs of the first move, rows and columns.
+HEADINGS = {
+  "up": (-1, 0),
+  "up and right": (-1, 1),
+  "right": (0, 1),
+  "down and right": (1, 1),
+  "down": (1, 0),
+  "down and left": (1, -1),
+  "left": (0, -1),
+  "up and left": (-1, -1),
+}
+CAPTION_LENGTH = 28
+
+_SEED = 0
+_SPEEDS = (2, 4)  # least and most, in pixels a frame
+
+
+def _heading(label: np.ndarray | np.integer) -> str:
+  return tuple(HEADINGS)[int(label)]
+
+
+MODALITIES = (
+  Modality("digit", "image", (28, 28, 1), "bernoulli", image_picture),
+  Modality("video", "video", (FRAMES, SIZE, SIZE, 1), "bernoulli", video_picture),
+  Modality(
+    "caption",
+    "text",
+    (CAPTION_LENGTH,),
+    "categorical",
+    rendering.text_of,
+    num_classes=len(rendering.ALPHABET),
+  ),
+  Modality("label", "label", (), "categorical", str, num_classes=10),
+  Modality("heading", "label", (), "categorical", _heading, num_classes=len(HEADINGS)),
+)
+
+
+def load(
+  split: str, data_dir: str | None = None, manual_dir: str | None = None
+) -> dict[str, Column | np.ndarray]:
+  """A whole split, in random order, as many examples of each class.
+
+  Args:
+    split: "train" (60,000 examples) or "test" (10,000).
+    data_dir: folder of prepared data sets, for MNIST; None is tfds's own.
+    manual_dir: not needed.
+
+  Returns:
+    digit: float32 [n, 28, 28, 1] in [0, 1], 1 is ink.
+    video: float32 [n, 8, 32, 32, 1] in [0, 1], of another digit of that class at half its size.
+    caption: int32 [n, CAPTION_LENGTH], indices into `rendering.ALPHABET`.
+    label: int32 [n]; heading: int32 [n], place in `HEADINGS`.
+
+  Raises:
+    UserError: MNIST is not there.
+  """
+  del manual_dir
+  digits, labels = sources.mnist(split, data_dir)
+  small = digits.reshape(-1, 14, 2, 14, 2).mean((2, 4), np.float32).astype(np.uint8)
+  seed = (_SEED, split == "test")
+  index = pairing.group(labels, 2, COUNTS[split], seed=seed)
+  places, heading = bounce(len(index), SIZE - small.shape[1], np.random.default_rng((*seed, 1)))
+  named = labels[index[:, 0]]
+  return {
+    "digit": Column(index[:, 0], lambda i: digits[i] / np.float32(255)),
+    "video": Column(
+      np.column_stack([index[:, 1], places.reshape(len(index), -1)]),
+      functools.partial(_read, small),
+    ),
+    "caption": rendering.tokens_of(captions(named, heading), CAPTION_LENGTH),
+    "label": named,
+    "heading": heading,
+  }
+
+
+def _read(small: np.ndarray, index: np.ndarray) -> np.ndarray:
+  return film(small[index[:, 0]], index[:, 1:].reshape(-1, FRAMES, 2)) / np.float32(255)
+
+
+def bounce(
+  n: int, room: int, rng: np.random.Generator
+) -> tuple[Int[np.ndarray, "n frames 2"], Int[np.ndarray, " n"]]:
+  """Ways of digits that go straight and bounce off the edges.
+
+  Args:
+    n: number of ways.
+    room: how far a digit can go from its uppermost and leftmost place, in pixels.
+    rng: the source of headings, speeds and starts.
+
+  Returns:
+    Places (row, column) from 0 to `room` in each of `FRAMES` frames, and the headings. The first
+    move is free of bounces, so that it has the heading's signs.
+  """
+  heading = rng.integers(len(HEADINGS), size=n)
+  least, most = _SPEEDS
+  move = np.array(list(HEADINGS.values()))[heading] * rng.integers(least, most + 1, size=(n, 2))
+  start = rng.integers(np.maximum(0, -move), room - np.maximum(0, move) + 1)
+  straight = start[:, None] + move[:, None] * np.arange(FRAMES)[:, None]
+  # Off both edges the place is a triangle wave of the straight way.
+  return room - np.abs(room - straight % (2 * room)), heading.astype(np.int32)
+
+
+def film(
+  digits: UInt8[np.ndarray, "n side side"], places: Int[np.ndarray, "n frames 2"]
+) -> UInt8[np.ndarray, "n frames size size 1"]:
+  """Videos of digits at places (row, column) of their upper left corners."""
+  n, frames, _ = places.shape
+  side = np.arange(digits.shape[1])
+  video = np.zeros((n, frames, SIZE, SIZE, 1), np.uint8)
+  rows = places[..., 0, None, None] + side[:, None]
+  columns = places[..., 1, None, None] + side
+  example = np.arange(n)[:, None, None, None]
+  frame = np.arange(frames)[:, None, None]
+  video[example, frame, rows, columns, 0] = digits[:, None]
+  return video
+
+
+def captions(labels: Int[np.ndarray, " n"], heading: Int[np.ndarray, " n"]) -> list[str]:
+  """`a [digit] goes [heading]`, at most `CAPTION_LENGTH` characters."""
+  headings = tuple(HEADINGS)
+  return [
+    f"{'an' if label == 8 else 'a'} {rendering.NAMES[label]} goes {headings[h]}"
+    for label, h in zip(labels, heading, strict=True)
+  ]

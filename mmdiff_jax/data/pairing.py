@@ -1,0 +1,162 @@
+"""Multi-modal examples out of single-modal sources, by index alone, in NumPy.
+
+An example is a tuple of indices, one into each source, of items of one class; which ones belong
+together is drawn by a seed. `Column` then reads a modality of such examples when it is asked for
+them, so no item is ever stored twice, neither on disk nor in memory.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+from typing import Any
+
+from jaxtyping import Int
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Column:
+  """One modality of all examples, made when its rows are read; in reading it is like an array.
+
+  Attributes:
+    index: [n, ...]; `index[i]` says all there is to know of example i, such as its place in a
+      source.
+    read: `index[rows] -> [len(rows), ...]`, their model's view; the same index gives the same view.
+  """
+
+  index: Int[np.ndarray, "n ..."]
+  read: Callable[[np.ndarray], np.ndarray]
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Of the whole, as if it were made."""
+    return (len(self), *self[:1].shape[1:])
+
+  @property
+  def dtype(self) -> np.dtype:
+    """Type of the view."""
+    return self[:1].dtype
+
+  def __len__(self) -> int:
+    return len(self.index)
+
+  def __getitem__(self, rows: Any) -> np.ndarray:
+    """The model's view of rows, chosen as those of an array are."""
+    index = self.index[rows]
+    item = self.index.shape[1:]
+    lead = index.shape[: index.ndim - len(item)]
+    view = self.read(index.reshape(-1, *item))
+    return view.reshape(lead + view.shape[1:])
+
+  def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    return np.asarray(self[:], dtype)
+
+
+def smallest(labels: Sequence[Int[np.ndarray, " _"]]) -> Int[np.ndarray, " classes"]:
+  """Items of each class in the source that has fewest of it.
+
+  Args:
+    labels: the classes of each source's items, from 0.
+  """
+  classes = 1 + max(int(source.max()) for source in labels)
+  return np.min([np.bincount(source, minlength=classes) for source in labels], axis=0)
+
+
+def pair(
+  labels: Sequence[Int[np.ndarray, " _"]],
+  counts: int | Int[np.ndarray, " classes"],
+  *,
+  seed: int | Sequence[int],
+) -> Int[np.ndarray, "n sources"]:
+  """Tuples of items of equal class, one item of each source.
+
+  In each class every source is walked through in one random order after another until there are as
+  many tuples as asked for. So the items of a class are used equally often, give or take one, and
+  `counts = 20 * smallest(labels)` are the MLD paper's 20 permutations of a class in which the
+  longer source is cut to the shorter; what is cut is merely next in line instead of lost.
+
+  Args:
+    labels: the classes of each source's items, from 0.
+    counts: tuples of each class, one number for all or one for each.
+    seed: of the orders; use another one for each split.
+
+  Returns:
+    Indices into the sources, [sum of counts, sources], in random order.
+
+  Raises:
+    ValueError: a class is asked for that a source lacks.
+  """
+  present = smallest(labels)
+  counts = np.broadcast_to(counts, present.shape)
+  if missing := np.flatnonzero((present == 0) & (counts > 0)).tolist():
+    raise ValueError(
+      f"cannot pair the classes {missing}: one of the {len(labels)} sources lacks them"
+    )
+  rng = np.random.default_rng(seed)
+  tuples = np.concatenate(
+    [
+      np.stack([_line(np.flatnonzero(source == c), count, rng) for source in labels], axis=1)
+      for c, count in enumerate(counts.tolist())
+    ]
+  )
+  return rng.permutation(tuples)
+
+
+def _line(items: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+  """`count` items: one random order of them all after another."""
+  if count == 0:
+    return items[:0]
+  orders = [rng.permutation(items) for _ in range(-(-count // len(items)))]
+  return np.concatenate(orders)[:count]
+
+
+def group(
+  labels: Int[np.ndarray, " _"], size: int, count: int, *, seed: int | Sequence[int]
+) -> Int[np.ndarray, "n size"]:
+  """Tuples of different items of equal class, all of one source.
+
+  In each class the items stand in a circle of random order and a tuple holds those at some random
+  distances from a place; when all places have been used a new circle is drawn. So each member of
+  the tuples sees the items of a class equally often, give or take one.
+
+  Args:
+    labels: the classes of the source's items, from 0.
+    size: items in a tuple.
+    count: tuples of each class.
+    seed: of the orders; use another one for each split.
+
+  Returns:
+    Indices into the source, [classes * count, size], in random order; no index is twice in a row.
+
+  Raises:
+    ValueError: a class has fewer items than a tuple.
+  """
+  rng = np.random.default_rng(seed)
+  tuples = []
+  for c, items in enumerate(np.bincount(labels)):
+    if items < size:
+      raise ValueError(f"class {c} has {items} items, too few for tuples of {size} different ones")
+    members = np.flatnonzero(labels == c)
+    circles = []
+    for _ in range(-(-count // items)):
+      distances = rng.choice(items, size, replace=False)
+      circles.append(rng.permutation(members)[(np.arange(items)[:, None] + distances) % items])
+    tuples.append(np.concatenate(circles)[:count])
+  return rng.permutation(np.concatenate(tuples))
+
+
+def check_apart(source: str, train: Int[np.ndarray, " _"], test: Int[np.ndarray, " _"]) -> None:
+  """Checks that two splits of one source share no item.
+
+  Args:
+    source: its name, for the message.
+    train: indices of the items of training.
+    test: indices of the items of tests.
+
+  Raises:
+    ValueError: an item is in both.
+  """
+  if len(both := np.intersect1d(train, test)):
+    raise ValueError(
+      f"{len(both)} items of {source!r} are in both splits, such as {both[:5].tolist()}; "
+      "tests would see what was trained on"
+    )

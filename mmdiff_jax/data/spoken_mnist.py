@@ -1,0 +1,69 @@
+"""The data set `spoken_mnist`: a digit written with ink, spoken, and written with a pen.
+
+MNIST, the free spoken digit data set and UCI's pen digits, paired by class: every example is an
+index into each of the three. The splits are the sources' own (`sources` says how speech is split).
+"""
+
+import numpy as np
+
+from mmdiff_jax.data import audio, pairing, sources
+from mmdiff_jax.data.pairing import Column
+from mmdiff_jax.modalities import image_picture, Modality, trajectory_picture
+
+SPEECH = audio.LogMel(window=512, hop=176, low=80.0, high=4000.0)
+
+# Examples of each class.
+COUNTS = {"train": 6000, "test": 1000}
+
+_SEED = 0
+
+
+def _listen(log_mel: np.ndarray) -> np.ndarray:
+  return audio.invert(log_mel, SPEECH)
+
+
+MODALITIES = (
+  Modality("digit", "image", (28, 28, 1), "bernoulli", image_picture),
+  Modality(
+    "speech",
+    "audio",
+    (SPEECH.frames, SPEECH.bands),
+    "gaussian",
+    _listen,
+    sample_rate=SPEECH.sample_rate,
+  ),
+  Modality("pen", "trajectory", (8, 2), "gaussian", trajectory_picture),
+  Modality("label", "label", (), "categorical", str, num_classes=10),
+)
+
+
+def load(
+  split: str, data_dir: str | None = None, manual_dir: str | None = None
+) -> dict[str, Column | np.ndarray]:
+  """A whole split, in random order, as many examples of each class.
+
+  Args:
+    split: "train" (60,000 examples) or "test" (10,000).
+    data_dir: folder of prepared data sets, for MNIST and speech; None is tfds's own.
+    manual_dir: folder with `pendigits`; None is tfds's `<data_dir>/downloads/manual`.
+
+  Returns:
+    digit: float32 [n, 28, 28, 1] in [0, 1], 1 is ink.
+    speech: float32 [n, frames, bands], the log-mel spectrogram in [0, 1].
+    pen: float32 [n, 8, 2] in [0, 1], points (x, y) in the order of writing, y upwards.
+    label: int32 [n].
+
+  Raises:
+    UserError: a source is not there.
+  """
+  inks, labels = sources.mnist(split, data_dir)
+  clips, spoken = sources.spoken_digit(split, SPEECH.samples, data_dir)
+  points, written = sources.pendigits(split, data_dir, manual_dir)
+  heard = audio.log_mel(clips / np.float32(32767), SPEECH)
+  index = pairing.pair((labels, spoken, written), COUNTS[split], seed=(_SEED, split == "test"))
+  return {
+    "digit": Column(index[:, 0], lambda i: inks[i] / np.float32(255)),
+    "speech": Column(index[:, 1], lambda i: heard[i]),
+    "pen": Column(index[:, 2], lambda i: points[i] / np.float32(100)),
+    "label": labels[index[:, 0]],
+  }
