@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 import dataclasses
 
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, Num, UInt8
 import numpy as np
 
-KINDS = ("image", "audio", "text", "label", "trajectory", "video")
+KINDS = ("image", "audio", "text", "label", "mask", "video", "trajectory")
 LIKELIHOODS = ("gaussian", "laplace", "bernoulli", "categorical")
 
 
@@ -20,8 +20,9 @@ class Modality:
   * audio: float32 log-mel spectrogram in about [0, 1], [frames, bands];
   * text: int32 tokens below `num_classes`, [length];
   * label: int32 below `num_classes`, [];
-  * trajectory: float32 in [-1, 1], points (x, y) in order of time, y upwards, [points, 2];
-  * video: float32 in [0, 1], [frames, height, width, channels].
+  * mask: int32 below `num_classes`, [height, width];
+  * video: float32 in [0, 1], [frames, height, width, channels];
+  * trajectory: float32 in [0, 1], points (x, y) in order of time, y upwards, [points, 2].
 
   Attributes:
     name: names it in batches, times, checkpoints and scalars.
@@ -30,7 +31,7 @@ class Modality:
     likelihood: the law of the model's view given what a decoder says of it, of `LIKELIHOODS`.
     show: model's view of one example -> what a person looks at (uint8 [height, width, 3]), listens
       to (float waveform [samples] in [-1, 1] at `sample_rate`) or reads (a string).
-    num_classes: size of the vocabulary of a text or a label, else 0.
+    num_classes: size of the vocabulary of a text, a label or a mask, else 0.
     sample_rate: of the waveform that `show` returns, in hertz; 0 if it is no audio.
 
   Raises:
@@ -77,6 +78,39 @@ def image_picture(
   """
   grey_or_colour = np.round(np.clip(np.asarray(image, np.float32), 0.0, 1.0) * 255.0)
   return np.broadcast_to(grey_or_colour, image.shape[:-1] + (3,)).astype(np.uint8)
+
+
+def mask_picture(
+  labels: Int[np.ndarray, "height width"],
+) -> UInt8[np.ndarray, "height width 3"]:
+  """A mask as a picture, class 0 black and each of 512 classes in a colour of its own.
+
+  The lowest three bits of a class are the highest bits of red, green and blue, and so on, as in the
+  Pascal VOC challenge: classes of near numbers have colours far apart.
+
+  Args:
+    labels: [height, width] classes below 512.
+
+  Returns:
+    uint8 [height, width, 3].
+  """
+  classes = np.asarray(labels)[..., None]
+  colour = sum(((classes >> (3 * i + np.arange(3))) & 1) << (7 - i) for i in range(3))
+  return colour.astype(np.uint8)
+
+
+def video_picture(
+  video: Float[np.ndarray, "frames height width channels"],
+) -> UInt8[np.ndarray, "_ _ 3"]:
+  """A video in [0, 1] as a strip of its frames, the first at the left, as `grid` places them.
+
+  Args:
+    video: [frames, height, width, 1 or 3]; values outside [0, 1] are clipped.
+
+  Returns:
+    uint8 [height + 2, frames * (width + 1) + 1, 3].
+  """
+  return grid([image_picture(frame) for frame in video], len(video))
 
 
 # Night, violet, ember, straw: darker is quieter for every eye, whatever it makes of the hues.
@@ -126,26 +160,17 @@ def trajectory_picture(
   return image_picture(ink[..., None])
 
 
-def video_picture(
-  video: Float[np.ndarray, "frames height width channels"],
-) -> UInt8[np.ndarray, "_ _ 3"]:
-  """A video in [0, 1] as its frames side by side, from left to right, white around each."""
-  return grid([image_picture(frame) for frame in video], len(video))
-
-
 def picture(
-  modality: Modality, example: Float[np.ndarray, "..."]
+  modality: Modality, example: Num[np.ndarray, "..."]
 ) -> UInt8[np.ndarray, "height width 3"]:
-  """One example of a modality that is looked at (the model's view) as uint8 [height, width, 3].
+  """One example of a modality (the model's view) as uint8 [height, width, 3].
 
   Raises:
     ValueError: texts and labels are read, not looked at.
   """
-  if modality.kind in ("image", "trajectory", "video"):
-    return modality.show(example)
-  if modality.kind == "audio":
-    return spectrogram_picture(example)
-  raise ValueError(f"modality {modality.name!r} is a {modality.kind}; print what `show` returns")
+  if modality.kind in ("text", "label"):
+    raise ValueError(f"modality {modality.name!r} is a {modality.kind}; print what `show` returns")
+  return spectrogram_picture(example) if modality.kind == "audio" else modality.show(example)
 
 
 def grid(

@@ -9,7 +9,6 @@ from mmdiff_jax.modalities import Modality
 _IMAGE = Modality("page", "image", (2, 3, 1), "gaussian", modalities.image_picture)
 _AUDIO = Modality("tone", "audio", (4, 3), "gaussian", lambda mel: mel.ravel(), sample_rate=8000)
 _PEN = Modality("pen", "trajectory", (8, 2), "gaussian", modalities.trajectory_picture)
-_VIDEO = Modality("film", "video", (3, 2, 3, 1), "gaussian", modalities.video_picture)
 _LABEL = Modality("label", "label", (), "categorical", str, num_classes=10)
 
 
@@ -34,6 +33,19 @@ def test_spectrogram_has_time_to_the_right_pitch_upwards_and_loud_is_bright():
   assert (np.diff(luminance) > 0).all()
 
 
+def test_mask_has_a_colour_for_each_class():
+  classes = np.arange(512, dtype=np.int32).reshape(16, 32)
+  colours = modalities.mask_picture(classes)
+  assert colours.shape == (16, 32, 3) and colours.dtype == np.uint8
+  assert len(np.unique(colours.reshape(-1, 3), axis=0)) == 512
+  # The first of Pascal VOC: background, aeroplane, bicycle, ..., sofa.
+  voc = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 8: (64, 0, 0), 18: (0, 192, 0)}
+  for c, colour in voc.items():
+    np.testing.assert_array_equal(colours.reshape(-1, 3)[c], colour)
+  mask = Modality("mask", "mask", (16, 32), "categorical", modalities.mask_picture, num_classes=512)
+  np.testing.assert_array_equal(modalities.picture(mask, classes), colours)
+
+
 def test_trajectory_runs_through_its_points_y_upwards_and_brightens():
   corner = np.array([[0.0, 1.0], [0.0, 0.0], [1.0, 0.0]], np.float32)  # Down, then right.
   drawn = modalities.picture(_PEN, corner)[..., 0].astype(int)
@@ -50,11 +62,14 @@ def test_trajectory_that_stands_still_is_a_dot():
   assert 1 <= (drawn[..., 0] > 0).sum() <= 12 and drawn[12:16, 12:16].max() > 0
 
 
-def test_video_is_its_frames_side_by_side():
-  video = np.stack([np.full((2, 3, 1), value, np.float32) for value in (0.0, 0.5, 1.0)])
-  drawn = modalities.picture(_VIDEO, video)
-  tiles = [modalities.image_picture(frame) for frame in video]
-  np.testing.assert_array_equal(drawn, modalities.grid(tiles, 3))
+def test_video_is_a_strip_of_its_frames():
+  frames = np.random.default_rng(0).uniform(size=(3, 2, 4, 1)).astype(np.float32)
+  video = Modality("clip", "video", (3, 2, 4, 1), "gaussian", modalities.video_picture)
+  strip = modalities.picture(video, frames)
+  assert strip.shape == (4, 16, 3)
+  for i in range(3):
+    tile = strip[1:3, 5 * i + 1 : 5 * i + 5]
+    np.testing.assert_array_equal(tile, modalities.image_picture(frames[i]))
 
 
 def test_grid_places_pictures_in_rows_with_white_between():

@@ -86,7 +86,7 @@ def autoencoder(modality: Modality, config: Any) -> Autoencoder:
   Raises:
     UserError: the config has no sizes for it, or its kind has no autoencoder.
   """
-  if modality.name not in config.autoencoder or modality.kind == "label":
+  if modality.name not in config.autoencoder or modality.kind in ("label", "mask"):
     raise UserError(
       f"MLD cannot encode the modality {modality.name!r}: config.autoencoder has sizes for"
       f" {', '.join(config.autoencoder)}. Add it there or leave it out of config.modalities."

@@ -29,9 +29,7 @@ def test_examples_are_of_one_class_and_classes_equally_many(made_up):
   pitch = [hertz[mel[8:-8].mean(0).argmax()] for mel in data["speech"][:]]
   assert (np.diff(np.array(pitch)[np.argsort(labels, kind="stable")]) >= 0).all()
   assert len(np.unique(pitch)) == 10
-  np.testing.assert_allclose(
-    data["pen"][:][:, :, 1], labels[:, None].repeat(8, 1) / 10, atol=1e-6
-  )
+  np.testing.assert_allclose(data["pen"][:][:, :, 1], labels[:, None].repeat(8, 1) / 10, atol=1e-6)
   own = {item.tobytes(): label for item, label in zip(*made_up["train"], strict=True)}
   inks = np.round(data["digit"][:] * 255).astype(np.uint8)
   assert [own[ink.tobytes()] for ink in inks] == labels.tolist()

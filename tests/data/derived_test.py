@@ -1,0 +1,59 @@
+import numpy as np
+
+from mmdiff_jax.data import derived
+
+
+def _sketch(image, **options):
+  return derived.sketch(image, np.random.default_rng(0), **options)
+
+
+def _step(height=0.6, low=0.2, columns=32):
+  image = np.full((16, columns, 3), low, np.float32)
+  image[:, columns // 2 :] += height
+  return image
+
+
+def test_sketch_is_where_the_edge_is_and_of_the_slope_that_is_expected():
+  ink = _sketch(_step(), sigma=1.0)[..., 0]
+  np.testing.assert_allclose(ink, ink[:1].repeat(16, 0), atol=1e-6)
+  # Smoothed, the edge is the Gaussian's integral; the central difference is two of its pixels.
+  gauss = np.exp(-(np.arange(-4, 5) ** 2) / 2)
+  expected = np.convolve(gauss / gauss.sum(), [1, 1])
+  np.testing.assert_allclose(ink[0, 11:21], expected / expected.max(), atol=1e-5)
+  assert ink.max() == 1.0 and ink[0, :10].max() < 1e-5
+
+
+def test_sketch_has_one_strength_whatever_the_contrast_and_none_in_a_flat_image():
+  strong, weak = _sketch(_step(0.6)), _sketch(_step(0.1))
+  np.testing.assert_allclose(strong, weak, atol=1e-4)
+  faint = _sketch(_step(0.01))
+  assert 0 < faint.max() < 0.2
+  assert _sketch(_step(0.0)).max() < 1e-5
+
+
+def test_sketch_of_a_colour_image_is_that_of_its_luma():
+  colour = np.zeros((16, 16, 3), np.float32)
+  colour[4:9, 3:12, 0] = 1.0
+  colour[11:14, 5:9, 1] = 1.0
+  grey = colour[..., :1] * np.float32(0.299) + colour[..., 1:2] * np.float32(0.587)
+  np.testing.assert_allclose(_sketch(colour), _sketch(grey), atol=1e-6)
+  turned = _sketch(colour.swapaxes(0, 1))
+  np.testing.assert_allclose(turned, _sketch(colour).swapaxes(0, 1), atol=1e-6)
+
+
+def test_partial_mask_drops_whole_classes_and_invents_none():
+  labels = np.random.default_rng(0).integers(0, 6, (12, 12)).astype(np.int32)
+  rng = np.random.default_rng(1)
+  kept, together = np.zeros(6), 0
+  for _ in range(400):
+    part = derived.partial_mask(labels, rng, keep=0.3)
+    assert part.dtype == np.int32
+    for c in range(1, 6):
+      there = (part == c).any()
+      np.testing.assert_array_equal(part == c, (labels == c) & there)
+      kept[c] += there
+    together += (part == 1).any() and (part == 2).any()
+  np.testing.assert_allclose(kept[1:] / 400, 0.3, atol=0.09)  # Four standard errors.
+  assert 12 < together < 60  # Each by itself: 36 are expected.
+  np.testing.assert_array_equal(derived.partial_mask(labels, rng, keep=1.0), labels)
+  assert not derived.partial_mask(labels, rng, keep=0.0).any()

@@ -1,0 +1,400 @@
+import dataclasses
+import functools
+import pathlib
+
+import numpy as np
+from PIL import Image, ImageDraw
+import pytest
+import soundfile
+
+from mmdiff_jax.data import audio, readers
+from mmdiff_jax.errors import UserError
+from mmdiff_jax.modalities import image_picture, mask_picture, Modality
+
+_RNG = np.random.default_rng(0)
+_PIXELS = _RNG.integers(0, 256, (8, 12, 3), dtype=np.uint8)
+_LABELS = _RNG.integers(0, 5, (8, 12), dtype=np.uint8)
+_VIEW = audio.LogMel()
+
+
+def _save(path, pixels, mode=None, **options):
+  still = Image.fromarray(pixels)
+  (still.convert(mode) if mode else still).save(path, **options)
+  return [path]
+
+
+def _image(paths, size=(8, 12), channels=3, half=""):
+  return readers.image(paths, _RNG, size=size, channels=channels, half=half)
+
+
+def _mask(paths, size=(8, 12), num_classes=5):
+  return readers.mask(paths, _RNG, size=size, num_classes=num_classes)
+
+
+def _sound(paths, view=_VIEW):
+  return readers.sound(paths, _RNG, view=view)
+
+
+def _text(lines, rng=_RNG, length=16, alphabet=""):
+  return readers.text(lines, rng, length=length, alphabet=alphabet)
+
+
+def _video(paths, frames=3):
+  return readers.video(paths, _RNG, frames=frames, size=(8, 12), channels=3)
+
+
+def test_image_of_the_stated_size_is_the_pixels_themselves(tmp_path):
+  view = _image(_save(tmp_path / "a.png", _PIXELS))
+  assert view.dtype == np.float32
+  np.testing.assert_array_equal(view, _PIXELS / np.float32(255))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "1"])
+def test_other_modes_are_converted_where_nothing_is_lost(tmp_path, mode):
+  grey = np.uint8(255) * (_LABELS[..., None] > 2).repeat(3, -1)
+  paths = _save(tmp_path / "a.png", grey, mode)
+  assert Image.open(paths[0]).mode == mode
+  np.testing.assert_array_equal(_image(paths), grey / np.float32(255))
+  np.testing.assert_array_equal(_image(paths, channels=1), grey[..., :1] / np.float32(255))
+
+
+def test_sixteen_bits_are_kept(tmp_path):
+  deep = _RNG.integers(0, 2**16, (8, 12), dtype=np.uint16)
+  view = _image(_save(tmp_path / "a.png", deep))
+  np.testing.assert_allclose(view, (deep / 65535)[..., None].repeat(3, -1), atol=1e-7)
+  larger = _image([tmp_path / "a.png"], size=(16, 24), channels=1)
+  assert larger.min() == 0.0 and larger.max() == 1.0  # Where a cubic shoots over.
+
+
+@pytest.mark.parametrize(
+  "name, mode, complaint",
+  [
+    ("a.png", "RGBA", "transparent"),
+    ("a.png", "LA", "transparent"),
+    ("a.jpg", "CMYK", "CMYK"),
+    ("a.tif", "I", "mode I"),
+  ],
+)
+def test_other_modes_are_refused_where_something_is_lost(tmp_path, name, mode, complaint):
+  still = Image.fromarray(_PIXELS).convert("L").convert(mode)
+  if complaint == "transparent":
+    still.putpixel((3, 3), (*still.getpixel((3, 3))[:-1], 254))
+  still.save(tmp_path / name)
+  with pytest.raises(UserError, match=rf"{name}.*{complaint}"):
+    _image([tmp_path / name])
+
+
+def test_image_covers_the_size_and_is_cut_at_its_centre(tmp_path):
+  wide = np.zeros((8, 32, 3), np.uint8)
+  wide[:, 12:20, 0] = 255  # Its central square.
+  view = _image(_save(tmp_path / "a.png", wide), size=(8, 8))
+  assert (view[..., 0] == 1).all() and (view[..., 1:] == 0).all()
+  half = _image([tmp_path / "a.png"], size=(4, 8))
+  np.testing.assert_allclose(half[:, 2:6, 0], 1.0, atol=0.1)
+  assert half[:, :1].max() < 0.1 and half[:, 7:].max() < 0.1
+
+
+def test_halves_are_the_two_images(tmp_path):
+  paths = _save(tmp_path / "a.png", _PIXELS)
+  halves = [_image(paths, size=(8, 6), half=half) for half in ("left", "right")]
+  np.testing.assert_array_equal(np.concatenate(halves, 1), _PIXELS / np.float32(255))
+  odd = _save(tmp_path / "b.png", _PIXELS[:, :11])
+  with pytest.raises(UserError, match="b.png is 11 pixels wide"):
+    _image(odd, half="left")
+
+
+def test_image_that_would_burst_the_memory_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
+  with pytest.raises(UserError, match="a.png cannot be read.*decompression bomb"):
+    _image(_save(tmp_path / "a.png", _PIXELS))
+
+
+def test_photo_is_turned_as_its_flag_says(tmp_path):
+  flag = Image.Exif()
+  flag[0x0112] = 6  # To be turned clockwise.
+  paths = _save(tmp_path / "a.png", _PIXELS, exif=flag)
+  np.testing.assert_array_equal(
+    _image(paths, size=(12, 8)), np.rot90(_PIXELS, -1) / np.float32(255)
+  )
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "I;16"])
+def test_mask_is_its_classes_whatever_the_mode(tmp_path, mode):
+  still = Image.fromarray(_LABELS)
+  if mode == "P":
+    still.putpalette(_RNG.integers(0, 256, 768).tolist())
+  elif mode == "I;16":
+    still = Image.fromarray(_LABELS.astype(np.uint16))
+  else:
+    still = still.convert(mode)
+  still.save(tmp_path / "a.png")
+  assert Image.open(tmp_path / "a.png").mode == mode
+  labels = _mask([tmp_path / "a.png"])
+  assert labels.dtype == np.int32
+  np.testing.assert_array_equal(labels, _LABELS)
+  np.testing.assert_array_equal(_mask([tmp_path / "a.png"], size=(16, 24))[::2, ::2], _LABELS)
+
+
+def test_mask_lies_on_its_image_though_the_sizes_differ(tmp_path):
+  square = np.zeros((64, 96), np.uint8)
+  square[16:32, 40:72] = 1
+  image = _image(_save(tmp_path / "a.png", square.repeat(2, 0).repeat(2, 1) * 255), (16, 16), 1)
+  np.testing.assert_array_equal(
+    _mask(_save(tmp_path / "b.png", square), (16, 16)), np.round(image[..., 0])
+  )
+
+
+def test_binary_mask_may_be_black_and_white(tmp_path):
+  binary = (_LABELS > 2).astype(np.uint8)
+  for name, pixels in (("a.png", binary), ("b.png", binary * 255), ("c.jpg", binary * 255)):
+    large = pixels.repeat(5, 0).repeat(5, 1)  # Not the blocks of JPEG, which thus smears.
+    labels = _mask(_save(tmp_path / name, large, quality=95), (40, 60), 2)
+    np.testing.assert_array_equal(labels, binary.repeat(5, 0).repeat(5, 1))
+  bits = _save(tmp_path / "e.png", binary * 255, "1")
+  np.testing.assert_array_equal(_mask(bits, num_classes=2), binary)
+  with pytest.raises(UserError, match="d.png has the value 4, but its 2 classes"):
+    _mask(_save(tmp_path / "d.png", _LABELS), num_classes=2)
+
+
+def test_mask_of_other_values_is_refused(tmp_path):
+  with pytest.raises(UserError, match="a.png has the value 4, but its 4 classes are 0 to 3"):
+    _mask(_save(tmp_path / "a.png", _LABELS), num_classes=4)
+  with pytest.raises(UserError, match="b.png has mode RGB"):
+    _mask(_save(tmp_path / "b.png", _PIXELS))
+  with pytest.raises(UserError, match="c.jpg has the value.*use PNG"):
+    _mask(_save(tmp_path / "c.jpg", _LABELS * 40))
+
+
+def test_parts_are_painted_in_order(tmp_path):
+  parts = {"00007_l_eye.png": np.s_[2:4], "00007_skin.png": np.s_[:6], "00007_hair.png": np.s_[5:7]}
+  paths = []
+  for name, rows in parts.items():
+    part = np.zeros((8, 12, 3), np.uint8)
+    part[rows] = 255
+    paths += _save(tmp_path / name, part)
+  read = functools.partial(readers.parts, rng=_RNG, size=(8, 12))
+  labels = read(paths, names=("skin", "nose", "l_eye", "hair"))
+  np.testing.assert_array_equal(labels[:, 0], [1, 1, 3, 3, 1, 4, 4, 0])
+  with pytest.raises(UserError, match="00007_hair.png is of no known part"):
+    read(paths, names=("skin", "l_eye"))
+
+
+def _frames(count):
+  frames = []
+  for i in range(count):
+    frame = Image.new("RGB", (12, 8), (20 * i, 0, 255 - 20 * i))
+    ImageDraw.Draw(frame).rectangle((i, 0, i, 7), fill=(255, 255, 255))
+    frames.append(frame)
+  return frames
+
+
+def test_video_is_frames_at_even_distances(tmp_path):
+  frames = _frames(9)
+  frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+  for i, frame in enumerate(frames):
+    frame.save(tmp_path / f"{i}.png")
+  files = [tmp_path / f"{i}.png" for i in range(9)]
+  pixels = np.stack([np.asarray(frame) for frame in frames]) / np.float32(255)
+  for frames_wanted, chosen in ((3, [0, 4, 8]), (9, range(9)), (1, [0])):
+    np.testing.assert_array_equal(_video(files, frames_wanted), pixels[list(chosen)])
+    gif = _video([tmp_path / "a.gif"], frames_wanted)
+    assert gif.dtype == np.float32
+    np.testing.assert_allclose(gif, pixels[list(chosen)], atol=0.02)  # Its palette.
+  np.testing.assert_array_equal(_video(files[:2], 4), pixels[[0, 0, 1, 1]])
+
+
+def _tone(rate, seconds=0.2, hertz=1000.0):
+  return 0.5 * np.sin(2 * np.pi * hertz * np.arange(int(rate * seconds)) / rate)
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac"])
+def test_sound_is_the_spectrogram_of_its_samples_then_silence(tmp_path, name):
+  wave = _tone(8000)  # 1,600 of 2,048 samples.
+  soundfile.write(tmp_path / name, wave, 8000)
+  expected = audio.log_mel(np.pad(wave, (0, _VIEW.samples - len(wave))), _VIEW)
+  np.testing.assert_allclose(_sound([tmp_path / name]), expected, atol=2e-3)
+  soundfile.write(tmp_path / name, np.stack([2 * wave, 0 * wave], 1), 8000)
+  np.testing.assert_allclose(_sound([tmp_path / name]), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("rate", [16000, 22050, 44100])
+def test_other_sample_rates_sound_alike(tmp_path, rate):
+  soundfile.write(tmp_path / "a.wav", _tone(8000, 0.4), 8000)
+  soundfile.write(tmp_path / "b.wav", _tone(rate, 0.4), rate)
+  a, b = _sound([tmp_path / "a.wav"]), _sound([tmp_path / "b.wav"])
+  np.testing.assert_allclose(a[2:-2].max(-1), b[2:-2].max(-1), atol=0.01)
+  np.testing.assert_array_equal(a[2:-2].argmax(-1), b[2:-2].argmax(-1))
+
+
+def test_sound_of_no_numbers_or_no_rate_is_refused(tmp_path):
+  for name, samples, rate in (
+    ("no numbers", [0.0, np.nan], 8000),
+    ("100 samples", [0.0, 0.0], 100),
+  ):
+    soundfile.write(tmp_path / "a.wav", np.array(samples), rate, subtype="FLOAT")
+    with pytest.raises(UserError, match=f"a.wav.*{name}"):
+      _sound([tmp_path / "a.wav"])
+
+
+def test_sound_out_of_a_pipe_is_read(tmp_path):
+  soundfile.write(tmp_path / "a.wav", _tone(8000), 8000)
+  expected = _sound([tmp_path / "a.wav"])
+  data = bytearray((tmp_path / "a.wav").read_bytes())
+  data[4:8] = data[40:44] = b"\xff" * 4  # What is not known when a pipe begins.
+  (tmp_path / "a.wav").write_bytes(data)
+  np.testing.assert_array_equal(_sound([tmp_path / "a.wav"]), expected)
+
+
+def test_caption_is_one_of_the_lines(tmp_path):
+  path = tmp_path / "a.txt"
+  path.write_text("\ufeffa bird\n\n  a gull \r\n", "utf-8")
+  said = {readers.text_of(_text([path], np.random.default_rng(i))) for i in range(20)}
+  assert said == {"a bird", "a gull"}
+  assert readers.text_of(_text(["a hen"])) == "a hen"
+
+
+def test_tokens_are_bytes_or_characters_of_the_stated_length():
+  tokens = _text(["où"], length=5)
+  assert tokens.dtype == np.int32
+  np.testing.assert_array_equal(tokens, [*"où".encode(), 0, 0])
+  np.testing.assert_array_equal(_text(["où"], length=2), [ord("o"), 0])  # Not half a character.
+  assert readers.text_of(_text(["abcdef"], length=4)) == "abcd"
+  np.testing.assert_array_equal(_text(["b ab"], length=6, alphabet=" ab"), [2, 0, 1, 2, 0, 0])
+  assert readers.text_of(np.array([2, 0, 1, 2, 0, 0]), " ab") == "b ab"
+  assert readers.text_of(np.array([255, 65])) == "\ufffdA"  # A model may say what is no text.
+
+
+def test_text_that_is_none_is_refused(tmp_path):
+  for name, content, complaint in (
+    ("empty.txt", b"\n \n", "no caption in .*empty.txt"),
+    ("latin.txt", "où".encode("latin-1"), "latin.txt cannot be read"),
+    ("upper.txt", b"A b", r"caption 'A b' in .*upper.txt.*\['A'\]"),
+  ):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=complaint):
+      _text([tmp_path / name], alphabet=" ab")
+
+
+@pytest.fixture
+def valid(tmp_path):
+  """A file of each kind, and how it is read."""
+  frames = _frames(4)
+  frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+  photo = Image.fromarray(_PIXELS).resize((48, 32))
+  photo.save(tmp_path / "a.png")
+  photo.save(tmp_path / "a.jpg")
+  for name in ("a.wav", "a.flac"):
+    soundfile.write(tmp_path / name, _tone(8000), 8000)
+  np.savez(tmp_path / "a.npz", page=np.zeros((2, 4, 4, 1), np.float32))
+  page = Modality("page", "image", (4, 4, 1), "gaussian", image_picture)
+  read = {"png": _image, "jpg": _image, "gif": _video, "wav": _sound, "flac": _sound}
+  read["npz"] = lambda paths: readers.npz(paths[0], [page])
+  return {suffix: (tmp_path / f"a.{suffix}", reader) for suffix, reader in read.items()}
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "wav", "flac", "npz"])
+def test_truncated_file_is_refused(valid, suffix):
+  path, read = valid[suffix]
+  whole = path.read_bytes()
+  read([path])
+  # The last four bytes of a PNG are the checksum of its end mark: nobody misses them.
+  for length in (0, 3, 30, len(whole) // 3, len(whole) // 2, len(whole) - 40, len(whole) - 5):
+    path.write_bytes(whole[:length])
+    with pytest.raises(UserError, match=rf"{path.name} cannot be read"):
+      read([path])
+  path.unlink()
+  with pytest.raises(UserError, match=rf"{path.name} cannot be read"):
+    read([path])
+
+
+def test_gif_that_lost_whole_frames_is_refused(valid):
+  path, read = valid["gif"]
+  path.write_bytes(path.read_bytes()[:-1])
+  with pytest.raises(UserError, match="a.gif.*before the end mark"):
+    read([path])
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "wav", "flac", "npz"])
+def test_altered_file_is_read_or_refused_but_nothing_else(valid, suffix):
+  path, read = valid[suffix]
+  whole, rng = path.read_bytes(), np.random.default_rng(0)
+  refused = 0
+  for _ in range(60):
+    altered = bytearray(whole)
+    altered[rng.integers(len(whole))] ^= 1 << int(rng.integers(8))
+    path.write_bytes(altered)
+    try:
+      read([path])
+    except UserError as error:
+      assert path.name in str(error)
+      refused += 1
+  if suffix == "png":
+    assert refused == 60
+
+
+_PAGE = Modality("page", "image", (2, 3, 1), "gaussian", image_picture)
+_DIGIT = Modality("digit", "label", (), "categorical", str, num_classes=3)
+
+
+def test_npz_is_the_models_view(tmp_path):
+  page = _RNG.integers(0, 256, (4, 2, 3, 1), dtype=np.uint8)
+  digit = np.array([0, 1, 2, 0])
+  np.savez(tmp_path / "a.npz", train_page=page, train_digit=digit, other=np.zeros(9))
+  views = readers.npz(tmp_path / "a.npz", [_PAGE, _DIGIT], prefix="train_")
+  np.testing.assert_array_equal(views["page"], page / np.float32(255))
+  np.testing.assert_array_equal(views["digit"], digit)
+  assert (views["page"].dtype, views["digit"].dtype) == (np.float32, np.int32)
+  np.savez(tmp_path / "b.npz", page=(page / 255).astype(np.float64))
+  (same,) = readers.npz(tmp_path / "b.npz", [_PAGE]).values()
+  np.testing.assert_allclose(same, views["page"], atol=1e-7)
+
+
+@pytest.mark.parametrize(
+  "change, complaint",
+  [
+    ({"page": np.zeros((4, 2, 3, 1), np.int64)}, "'page'.*is int64.*float32"),
+    ({"page": np.zeros((4, 2, 3), np.float32)}, r"'page'.*shape \(4, 2, 3\)"),
+    ({"page": np.full((4, 2, 3, 1), 255.0)}, "'page'.*from 0 to 1"),
+    ({"page": np.full((4, 2, 3, 1), np.nan)}, "'page'.*finite"),
+    ({"page": np.zeros((5, 2, 3, 1))}, "same examples.*'page': 5, 'digit': 4"),
+    ({"page": np.zeros((0, 2, 3, 1)), "digit": np.zeros(0, int)}, "at least one"),
+    ({"digit": np.zeros(4)}, "'digit'.*is float64.*int32"),
+    ({"digit": np.array([0, 1, 2, 3])}, "'digit'.*from 0 to 2"),
+    ({"digit": np.array(list("abcd"))}, "'digit'.*is <U1"),
+    ({"digit": np.array([{}] * 4)}, "cannot be read.*pickle"),
+    ({"digit": None}, "no array 'digit', only: page"),
+  ],
+)
+def test_npz_with_something_else_is_refused(tmp_path, change, complaint):
+  arrays = {"page": np.zeros((4, 2, 3, 1)), "digit": np.zeros(4, int), **change}
+  np.savez(tmp_path / "a.npz", **{k: v for k, v in arrays.items() if v is not None})
+  with pytest.raises(UserError, match=complaint) as raised:
+    readers.npz(tmp_path / "a.npz", [_PAGE, _DIGIT])
+  assert "a.npz" in str(raised.value)
+
+
+def test_npz_of_unbounded_values_needs_but_numbers(tmp_path):
+  pen = Modality("pen", "trajectory", (2, 2), "gaussian", lambda points: points)
+  for value in (-300.0, np.nan):
+    np.savez(tmp_path / f"{value}.npz", pen=np.full((3, 2, 2), value))
+  assert readers.npz(tmp_path / "-300.0.npz", [pen])["pen"].min() == -300
+  with pytest.raises(UserError, match="'pen'.*finite"):
+    readers.npz(tmp_path / "nan.npz", [pen])
+
+
+def test_street_photos_and_their_masks():
+  path = pathlib.Path("../shared/data/camvid/camvid_96x128.npz")
+  if not path.is_file():
+    pytest.skip(f"there is no {path}")
+  photo = Modality("image", "image", (96, 128, 3), "gaussian", image_picture)
+  mask = Modality("label", "mask", (96, 128), "categorical", mask_picture, num_classes=12)
+  views = readers.npz(path, [photo, mask], prefix="val_")
+  assert len(views["image"]) == 101 and set(np.unique(views["label"])) == set(range(12))
+  with pytest.raises(UserError, match="from 0 to 10"):
+    readers.npz(path, [dataclasses.replace(mask, num_classes=11)], prefix="val_")
+
+
+def test_what_is_no_npz_is_refused(tmp_path):
+  np.save(tmp_path / "a.npy", np.zeros(3))
+  with pytest.raises(UserError, match="a.npy cannot be read: it is not there, or no NPZ"):
+    readers.npz(tmp_path / "a.npy", [_PAGE])
