@@ -3,10 +3,12 @@
 import itertools
 
 import jax
+from jax.extend.random import threefry_2x32
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+from scipy import stats
 
 from mmdiff_jax import multitime, schedules
 
@@ -108,6 +110,39 @@ def test_log_snr_grid():
     assert grid[0] == 1 and grid[-1] == 0
     inner = schedule.log_snr(grid[grid > 0][schedule.t_max < 1 :])
     np.testing.assert_allclose(np.diff(inner), np.diff(inner).mean(), rtol=1e-2)
+
+
+def test_noise_is_normal_and_independent():
+  x = jnp.zeros((1000, 500))
+  noise = np.asarray(multitime.normal_like(jax.random.key(0), "a", x))
+  assert stats.kstest(noise.ravel(), "norm").pvalue > 1e-3
+  assert abs(np.mean(noise)) < 5e-3
+  # Neighbours in a row, in a column, and under neighbouring names and keys.
+  others = [multitime.normal_like(jax.random.key(0), "b", x)]
+  others += [multitime.normal_like(jax.random.key(1), "a", x)]
+  pairs = [(noise[:, 1:], noise[:, :-1]), (noise[1:], noise[:-1])]
+  for one, other in pairs + [(noise, np.asarray(other)) for other in others]:
+    assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 7e-3
+    assert abs(np.corrcoef(one.ravel() ** 2, other.ravel() ** 2)[0, 1]) < 7e-3
+
+
+def test_noise_comes_of_threefry():
+  """The bits of JAX's own cipher, at the counter (row, place in the row)."""
+  key = multitime.modality_key(jax.random.key(7), "a")
+  rows, places = jnp.meshgrid(jnp.arange(5), jnp.arange(6), indexing="ij")
+  counter = jnp.concatenate([rows.ravel(), places.ravel()]).astype(jnp.uint32)
+  words = threefry_2x32(jax.random.key_data(key), counter).reshape(2, 5, 6)
+  share = np.asarray((words[0] ^ words[1]) >> 8, np.float64) * 2.0**-24 + 2.0**-25
+  noise = multitime.normal_like(jax.random.key(7), "a", jnp.zeros((5, 2, 3)))
+  np.testing.assert_allclose(noise.reshape(5, 6), stats.norm.ppf(share), rtol=1e-4, atol=1e-6)
+
+
+def test_noise_has_the_type_and_shape_asked_for():
+  for dtype in (jnp.float32, jnp.bfloat16):
+    x = jnp.zeros((4, 2, 3), dtype)
+    noise = multitime.normal_like(jax.random.key(0), "a", x)
+    assert noise.shape == x.shape and noise.dtype == dtype
+  assert multitime.normal_like(jax.random.key(0), "a", jnp.zeros(4)).shape == (4,)
 
 
 def test_edm_grid():

@@ -108,9 +108,7 @@ COUNTERPARTS = (
   ("zeros_like", "ones_like"),
 )
 # No other order of arguments is another value, or none is a program.
-ORDERLESS = {"isinstance", "minimum", "maximum", "min", "max", "multiply", "add", "logaddexp"} | {
-  "hypot"
-}
+ORDERLESS = {"isinstance", "minimum", "maximum", "min", "max", "hypot", "logaddexp", "multiply"}
 
 Edit = tuple[int, int, bytes]
 Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
@@ -339,8 +337,10 @@ class _Plugin:
 
       jax.clear_caches()  # lest a function be called no more that another test has traced
       self._watch(nodeid)
+    self._begin = time.process_time()  # which other work on the machine does not stretch
 
-  def pytest_runtest_logfinish(self):
+  def pytest_runtest_logfinish(self, nodeid):
+    self.seconds[nodeid] = time.process_time() - self._begin
     sys.setprofile(None)
 
   def pytest_collectreport(self, report):
@@ -348,7 +348,6 @@ class _Plugin:
       self.failed = self.failed or report.nodeid
 
   def pytest_runtest_logreport(self, report):
-    self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
     if report.failed:
       self.failed = self.failed or report.nodeid
 

@@ -112,20 +112,19 @@ def _one_each(num_steps: int) -> int:
 def _euler_step(key, denoiser, schedule, x, t, s, state):
   """Euler's step in the angle phi = atan(sigma / alpha), where the flow is regular at both ends.
 
-  With y = x / sqrt(alpha^2 + sigma^2) it reads dy/d(phi) = cos(phi) eps - sin(phi) x0.
+  With y = x / norm, norm = sqrt(alpha^2 + sigma^2), it reads
+  dy/d(phi) = cos(phi) eps - sin(phi) x0 = (alpha eps - sigma x0) / norm.
   """
   del key
   x0, eps = denoiser(x, t)
   moved = {}
   for name, value in x.items():
     own = schedules.schedule_of(schedule, name)
-    alpha, sigma = zip(
-      *((own.alpha(time), own.sigma(time)) for time in (t[name], s[name])), strict=True
-    )
-    begin, end = (jnp.arctan2(n, d) for d, n in zip(alpha, sigma, strict=True))
-    norm_t, norm_s = (jnp.hypot(d, n) for d, n in zip(alpha, sigma, strict=True))
-    slope = jnp.cos(begin) * eps[name] - jnp.sin(begin) * x0[name]
-    moved[name] = norm_s * (value / norm_t + (end - begin) * slope)
+    alpha, alpha_s = own.alpha(t[name]), own.alpha(s[name])
+    sigma, sigma_s = own.sigma(t[name]), own.sigma(s[name])
+    turn = jnp.arctan2(sigma_s, alpha_s) - jnp.arctan2(sigma, alpha)
+    grown = jnp.hypot(alpha_s, sigma_s) / jnp.hypot(alpha, sigma)
+    moved[name] = grown * (value + turn * (alpha * eps[name] - sigma * x0[name]))
   return _keep_still(moved, x, t, s), state
 
 
