@@ -179,3 +179,17 @@ def test_a_new_strength_does_not_compile_again():
   ]
   assert len(traces) == 1
   assert not np.allclose(*ends)
+
+
+def test_plain_functions_make_denoisers_for_jit():
+  def plain(x, t):
+    return DENOISER(x, t)
+
+  run = jax.jit(lambda denoiser: denoiser(X, T)[0]["b"])
+  for made in (
+    guidance.guide(plain, jnp.float32(2.0), NOISE),
+    guidance.compose(plain, [plain], [1.0]),
+    guidance.steer(plain, lambda x0, t: x0["b"].sum(), SCHEDULE),
+    guidance.threshold(plain, SCHEDULE, {"b": (-1.0, 1.0)}),
+  ):
+    assert np.isfinite(run(made)).all()

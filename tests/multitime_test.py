@@ -222,3 +222,40 @@ def test_errors_name_the_modality():
 
 def test_path_is_checked_where_concrete_only():
   jax.jit(lambda t: multitime.Path({"a": t}))(jnp.array([2.0, 0.0]))
+
+
+def test_joint_and_independent_draws_diffuse_everything():
+  def draw_t(key, batch_size):
+    t = jax.random.uniform(key, (batch_size,), minval=0.2, maxval=0.8)
+    return t, 1 + t
+
+  for draw_all, expected in (
+    (multitime.draw_joint, lambda t: 1 + t["a"]),
+    (multitime.draw_independent, lambda t: (1 + t["a"]) * (1 + t["b"])),
+  ):
+    draw = draw_all(jax.random.key(0), 50, ("a", "b"), draw_t=draw_t)
+    assert all(np.all(value) for value in draw.diffused.values())
+    assert all(value.min() >= 0.2 and value.max() <= 0.8 for value in draw.t.values())
+    np.testing.assert_allclose(draw.weight, expected(draw.t), rtol=1e-6)
+
+
+def test_masked_draw_of_two_modalities_and_its_defaults():
+  """With probability 1/2 one of the two is given; nothing is absent."""
+  draw = multitime.draw_masked(jax.random.key(0), ROWS, ("a", "b"))
+  given = {name: np.asarray(t == 0) for name, t in draw.t.items()}
+  for name in ("a", "b"):
+    assert given[name].mean() == pytest.approx(0.25, abs=0.01)
+    assert not np.any((np.asarray(draw.t[name]) == 1) & ~np.asarray(draw.diffused[name]))
+  assert not np.any(given["a"] & given["b"])
+
+
+def test_no_lag_is_joint():
+  got, expected = multitime.staggered(NAMES, 0, 3), multitime.joint(NAMES, 3)
+  for name in NAMES:
+    np.testing.assert_array_equal(got.times[name], expected.times[name])
+
+
+def test_importance_weights_of_a_late_start():
+  t, weight = multitime.importance_time(schedules.VPLinear(), 0.5)(jax.random.key(0), 400_000)
+  np.testing.assert_allclose(weight.mean(), 1, rtol=3e-3)
+  np.testing.assert_allclose(np.mean(weight * t), 0.75, rtol=3e-3)

@@ -65,6 +65,7 @@ BINARY = {
   ast.RShift: (">>", "<<"),
   ast.BitAnd: ("&", "|"),
   ast.BitOr: ("|", "&"),
+  ast.BitXor: ("^", "|"),
 }
 COMPARE = {
   ast.Lt: ("<", "<="),
@@ -80,7 +81,7 @@ COMPARE = {
 }
 UNARY = {ast.USub: "-", ast.Invert: "~", ast.Not: "not"}
 # Another operator here binds otherwise, so that the whole wants parentheses.
-REBINDS = (ast.Pow, ast.BitAnd, ast.BitOr)
+REBINDS = (ast.Pow, ast.BitAnd, ast.BitOr, ast.BitXor)
 COUNTERPARTS = (
   ("alpha", "sigma"),
   ("alpha_t", "sigma_t"),

@@ -140,3 +140,11 @@ def test_schedule_of_names_the_modality():
   assert schedules.schedule_of({"a": one}, "a") is one
   with pytest.raises(ValueError, match="'b'"):
     schedules.schedule_of({"a": one}, "b")
+
+
+def test_defaults_are_the_published_ones():
+  one = jnp.ones(())
+  for name in ("vp_linear", "sub_vp"):
+    np.testing.assert_allclose(SCHEDULES[name].alpha(one), np.exp(-(0.1 + 20) / 4), rtol=1e-5)
+  np.testing.assert_allclose(SCHEDULES["ve"].sigma(one), np.sqrt(50**2 - 0.01**2), rtol=1e-6)
+  assert [s.t_max for s in SCHEDULES.values()] == [1, 1, 1, 0.999, 0.999, 1, 1, 1]

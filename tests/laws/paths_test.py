@@ -230,3 +230,84 @@ def test_a_schedule_for_each_modality():
   matrix = join(moved).T
   got = matrix @ gaussian.law(each, gaussian.at(path, 0)) @ matrix.T
   np.testing.assert_allclose(got, COVARIANCE, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_gradients_are_finite_beside_what_is_absent_or_given(name):
+  """Also with respect to the times of the path, where alpha(1) = 0 and log_snr is infinite."""
+  schedule = SCHEDULES["vp_cosine"]
+  x = split(jax.random.normal(jax.random.key(3), (5, 3)))
+
+  @jax.jit
+  def total(x, times, held):
+    path = multitime.Path({"a": times, "b": jnp.full_like(times, held)})
+    ends = solvers.sample(
+      jax.random.key(1), gaussian.oracle(schedule), schedule, x, path, solver=SOLVERS[name]
+    )
+    return ends["a"].sum()
+
+  for held in (0.0, 1.0):
+    of_x, of_times = jax.grad(total, (0, 1))(x, jnp.array([0.9, 0.5, 0.3, 0.2]), held)
+    assert np.isfinite(join(of_x)).all() and np.isfinite(of_times).all()
+    assert np.abs(of_times).max() > 0
+
+
+def test_euler_maruyama_starts_where_the_drift_is_finite():
+  schedule, seen = SCHEDULES["vp_cosine"], []
+
+  def denoise(x, t):
+    seen.append({name: float(time) for name, time in t.items()})
+    return x, x
+
+  x = split(jnp.ones((2, 3)))
+  for t, s in ((1.0, 0.5), (0.4, 0.3)):
+    moving, to = {"a": jnp.array(t), "b": jnp.array(1.0)}, {"a": jnp.array(s), "b": jnp.array(1.0)}
+    solvers.euler_maruyama.step(jax.random.key(0), denoise, schedule, x, moving, to, ())
+  assert seen == [{"a": 0.999, "b": 1.0}, {"a": 0.4, "b": 1.0}]
+
+
+def test_heun_arrives_at_zero_by_the_first_order_move():
+  """Also while another modality goes on, and with a denoiser that is not exact."""
+  schedule = SCHEDULES["vp_linear"]
+
+  def denoise(x, t):
+    return {n: jnp.sin(x[n]) + t["b"] for n in x}, {n: jnp.cos(x[n]) for n in x}
+
+  x = split(jax.random.normal(jax.random.key(3), (5, 3)))
+  t = {"a": jnp.array(0.3), "b": jnp.array(0.6)}
+  s = {"a": jnp.array(0.0), "b": jnp.array(0.5)}
+  got, _ = solvers.heun.step(jax.random.key(0), denoise, schedule, x, t, s, ())
+  np.testing.assert_allclose(got["a"], denoise(x, t)[0]["a"], atol=1e-12)
+  first, _ = solvers.ddim(0.0).step(
+    jax.random.key(0), lambda x, t: solvers_pair(denoise, schedule, x, t), schedule, x, t, s, ()
+  )
+  end = denoise(got | {"b": first["b"]}, s)[0]["b"]
+  mean = 0.5 * (denoise(x, t)[0]["b"] + end)
+  shrink = schedule.sigma(s["b"]) / schedule.sigma(t["b"])
+  gain = schedule.alpha(s["b"]) - schedule.alpha(t["b"]) * shrink
+  np.testing.assert_allclose(got["b"], shrink * x["b"] + gain * mean, atol=1e-12)
+
+
+def solvers_pair(denoise, schedule, x, t):
+  """x0 as it is, and the eps that belongs to it."""
+  x0, _ = denoise(x, t)
+  return x0, {n: (x[n] - schedule.alpha(t[n]) * x0[n]) / schedule.sigma(t[n]) for n in x}
+
+
+def test_ddim_in_between():
+  """One step of the formula of Song, Meng and Ermon (2021, Eq. 12) with eta = 1/2."""
+  schedule, key = SCHEDULES["vp_linear"], jax.random.key(1)
+  t, s = ({name: jnp.array(time) for name in NAMES} for time in (0.6, 0.5))
+  x = split(jax.random.normal(jax.random.key(3), (5, 3)))
+  denoise = gaussian.oracle(schedule)
+  got, _ = solvers.ddim(0.5).step(key, denoise, schedule, x, t, s, ())
+  x0, eps = denoise(x, t)
+  abar_t, abar_s = (schedule.alpha(time["a"]) ** 2 for time in (t, s))
+  c = 0.5 * jnp.sqrt((1 - abar_s) / (1 - abar_t)) * jnp.sqrt(1 - abar_t / abar_s)
+  noise = multitime.normal_like(key, "a", x["a"])
+  expected = jnp.sqrt(abar_s) * x0["a"] + jnp.sqrt(1 - abar_s - c**2) * eps["a"] + c * noise
+  np.testing.assert_allclose(got["a"], expected, atol=1e-12)
+  assert solvers.ddim() is solvers.ddim()
+  plain, _ = solvers.ddim().step(key, denoise, schedule, x, t, s, ())
+  expected = jnp.sqrt(abar_s) * x0["a"] + jnp.sqrt(1 - abar_s) * eps["a"]
+  np.testing.assert_allclose(plain["a"], expected, atol=1e-12)
