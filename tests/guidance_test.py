@@ -136,6 +136,9 @@ def test_steering_gives_the_posterior_of_a_linear_measurement():
   x = solvers.prior(jax.random.key(0), schedule, {"z": (1,)}, 20_000)
   path = multitime.joint(("z",), 200)
   z = solvers.sample(jax.random.key(1), steered, schedule, x, path, solver=solvers.heun)["z"]
+  # Where alpha is 0 nothing can be steered.
+  start = {"z": jnp.float32(1.0)}
+  np.testing.assert_array_equal(steered(x, start)[0]["z"], denoiser(x, start)[0]["z"])
   precision = 1 / variance + 1 / noise**2
   np.testing.assert_allclose(z.mean(), observed / noise**2 / precision, atol=0.01)
   np.testing.assert_allclose(z.var(), 1 / precision, rtol=0.04)

@@ -137,6 +137,15 @@ def test_noise_comes_of_threefry():
   np.testing.assert_allclose(noise.reshape(5, 6), stats.norm.ppf(share), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(("word", "sign"), [(0, -1), (2**32 - 1, 1)])
+def test_the_ends_of_the_noise_are_finite_and_alike(monkeypatch, word, sign):
+  words = lambda key, place: (jnp.full_like(place[0], word), jnp.zeros_like(place[0]))  # noqa: E731
+  monkeypatch.setattr(multitime, "_threefry", words)
+  noise = multitime.normal_like(jax.random.key(0), "a", jnp.zeros((1, 1)))
+  # The quantile of half of one part in 2^24.
+  np.testing.assert_allclose(noise, sign * -stats.norm.ppf(2.0**-25), rtol=1e-2)
+
+
 def test_noise_has_the_type_and_shape_asked_for():
   for dtype in (jnp.float32, jnp.bfloat16):
     x = jnp.zeros((4, 2, 3), dtype)
@@ -152,6 +161,7 @@ def test_edm_grid():
     assert grid[0] == 1 and grid[-1] == 0
     assert grid[-2] == jnp.float32(0.01)
     inner = grid[grid > 0][schedule.t_max < 1 :]
+    assert len(inner) == 8 - (schedule.t_max < 1)
     assert inner[0] == jnp.float32(schedule.t_max)
     level = (schedule.sigma(inner) / schedule.alpha(inner)) ** (1 / 7)
     np.testing.assert_allclose(np.diff(level), np.diff(level).mean(), rtol=2e-2)

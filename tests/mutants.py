@@ -315,7 +315,7 @@ class _Plugin:
     def note(frame, event, _):
       code = frame.f_code
       if event == "call" and code.co_filename in self.watched:
-        calls.add((code.co_filename, code.co_qualname))
+        calls.add((code.co_filename, code.co_qualname.split(".<locals>")[0]))
 
     sys.setprofile(note)
 
@@ -520,7 +520,8 @@ def _fates(children, mutants, calls, seconds):
 
   def task(index, most):
     mutant = mutants[index]
-    function = str(ROOT / mutant.module), mutant.where
+    # The outermost function: Python names a lambda in a comprehension otherwise than the tree does.
+    function = str(ROOT / mutant.module), mutant.where.split(".<locals>")[0]
     reached = [test for test in seconds if function in calls[""] | calls[test]]
     reached = [test for test in reached if test not in tried[index]]
     # Tests that caught mutants of this function come forward.
@@ -546,7 +547,8 @@ def _fates(children, mutants, calls, seconds):
         fates[index] = {"fate": "caught", "test": why}
       elif result.status in (FAILED, INTERRUPTED):  # the latter where the import of a test fails
         fates[index] = {"fate": "caught", "test": result.failed}
-        kills[(str(ROOT / mutant.module), mutant.where), result.failed] += 1
+        outermost = mutant.where.split(".<locals>")[0]
+        kills[(str(ROOT / mutant.module), outermost), result.failed] += 1
       elif result.status != PASSED:
         sys.exit(f"{result.output}\npytest ended with {result.status} on {_line(mutant)}")
       else:

@@ -282,7 +282,7 @@ def score_loss(config: Any, network, params, key, latents: Batch):
   noisy, target = {}, {}
   for name in names:
     z, t = latents[name], draw.t[name][:, None]
-    eps = jax.random.normal(multitime.modality_key(noise_key, name), z.shape)
+    eps = multitime.normal_like(noise_key, name, z)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     # What is absent must tell nothing: alpha(1) of VP linear is not quite 0.
     noisy[name] = jnp.where(t == 1.0, eps, alpha * z + sigma * eps)

@@ -50,8 +50,8 @@ def log_likelihood(
     x: the examples, clean; given modalities at their values, absent ones at a draw of the prior.
     path: a path as for sampling, such as `multitime.conditional`, from time 1 for what moves. Any
       path gives the same number in the limit of many steps.
-    trace: "exact", with one derivative for each dimension that moves; or Hutchinson's estimate of
-      the divergence, unbiased, with Rademacher or Gaussian probes.
+    trace: "exact", with one derivative for each dimension of `x`; or Hutchinson's estimate of the
+      divergence, unbiased, with Rademacher or Gaussian probes.
     num_probes: how many probes, at one derivative each.
 
   Returns:

@@ -424,12 +424,12 @@ def ddim(eta: float = 0.0) -> Solver:
 
 def _sde_dpmpp_2m_step(key, denoiser, schedule, x, t, s, state):
   """`ancestral` with x0 of the middle of the move."""
-  x0, eps = denoiser(x, t)
+  x0, _ = denoiser(x, t)
   noise = _noise(key, x)
   moved, history = {}, {}
   for name, value in x.items():
     move = _move(schedule, name, t, s)
-    middle, history[name] = _middle(move, move.lead(x0[name], eps[name]), state[name])
+    middle, history[name] = _middle(move, x0[name], state[name])
     moved[name] = _posterior(move, value, middle, move.sigma_s, noise[name])
   return _keep_still(moved, x, t, s), history
 

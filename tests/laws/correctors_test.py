@@ -97,6 +97,9 @@ def test_defaults_are_one_small_correction(t):
     )
   ]
   np.testing.assert_array_equal(*map(join, ends))
+  arguments = (jax.random.key(1), gaussian.oracle(SCHEDULE), SCHEDULE, x, t, BOTH)
+  default, explicit = solvers.langevin(*arguments), solvers.langevin(*arguments, 0.16)
+  np.testing.assert_array_equal(join(default), join(explicit))
 
 
 def posterior_experts(deviations, observed):

@@ -127,7 +127,12 @@ def test_every_prediction_makes_the_same_denoiser():
     (solvers.from_score, -eps / sigma),
     (solvers.from_velocity, eps - x0),
   ):
-    got = convert(lambda x, t, predicted=predicted: {"a": predicted}, schedule)(x, t)
+
+    def network(x, t, predicted=predicted):
+      assert x["a"].ndim == 2 and t["a"].ndim == 0
+      return {"a": predicted}
+
+    got = convert(network, schedule)(x, t)
     np.testing.assert_allclose(got[0]["a"], x0, rtol=1e-5, err_msg=convert.__name__)
     np.testing.assert_allclose(got[1]["a"], eps, rtol=1e-5, err_msg=convert.__name__)
 
@@ -164,11 +169,14 @@ def test_known_values_are_put_back_at_their_noise():
 
 
 def test_slerp_follows_the_arc():
-  begin = {"a": jnp.array([[1.0, 0.0], [1.0, 1.0]])}
-  end = {"a": jnp.array([[0.0, 1.0], [1.0, 1.0]])}
+  begin = {"a": jnp.array([[1.0, 0.0], [1.0, 1.0], [2.0, 0.0]])}
+  sixty = [3 * np.cos(np.pi / 3), 3 * np.sin(np.pi / 3)]
+  end = {"a": jnp.array([[0.0, 1.0], [1.0, 1.0], sixty])}
   third = solvers.slerp(begin, end, jnp.float32(1 / 3))["a"]
   np.testing.assert_allclose(third[0], [np.cos(np.pi / 6), np.sin(np.pi / 6)], rtol=1e-5)
   np.testing.assert_allclose(third[1], [1.0, 1.0], rtol=1e-5)
+  shares = np.sin(np.deg2rad([40, 20])) / np.sin(np.deg2rad(60))
+  np.testing.assert_allclose(third[2], shares @ np.array([[2, 0], sixty]), rtol=1e-5)
   np.testing.assert_allclose(solvers.slerp(begin, end, jnp.float32(1.0))["a"], end["a"], atol=1e-6)
 
 
