@@ -79,19 +79,21 @@ def log_likelihood(
     """(1) and the divergence of (2), each modality's times the angle that it turns by."""
 
     def slope(y):
-      norms = {name: jnp.hypot(own[name].alpha(t[name]), own[name].sigma(t[name])) for name in y}
-      x0, eps = denoiser({name: norms[name] * y[name] for name in y}, t)
+      x0, eps = denoiser({name: _norm(own[name], t[name]) * y[name] for name in y}, t)
       return {
         name: turned[name] * (jnp.cos(phi[name]) * eps[name] - jnp.sin(phi[name]) * x0[name])
         for name in y
       }
 
+    # One evaluation for the slope and all of its derivatives.
+    value, derivative = jax.linearize(slope, y)
+
     def divergence(tangent):
-      _, change = jax.jvp(slope, (y,), (tangent,))
+      change = derivative(tangent)
       return sum(jnp.sum(change[n] * tangent[n], tuple(range(1, y[n].ndim))) for n in y)
 
     total = jax.lax.map(divergence, tangents).sum(axis=0)
-    return slope(y), total if trace == "exact" else total / num_probes
+    return value, total if trace == "exact" else total / num_probes
 
   def step(carry, times):
     y, log_det = carry
