@@ -35,36 +35,35 @@ def _score_pair(score, x, alpha, sigma):
   return _eps_pair(prediction.score_to_eps(score, sigma), x, alpha, sigma)
 
 
-def _rate(of, t):
-  return jax.jvp(of, (t,), (jnp.ones_like(t),))[1]
+def _velocity_pair(velocity, x, *levels):
+  return tuple(
+    convert(x, velocity, *levels)
+    for convert in (prediction.velocity_to_x0, prediction.velocity_to_eps)
+  )
 
 
-def _velocities(fn, schedule, x, t):
-  """(x0, eps) of a network that predicts the velocity."""
+def _levels(schedule, t):
+  return schedule.alpha(t), schedule.sigma(t)
+
+
+def _levels_and_rates(schedule, t):
+  levels, rates = jax.jvp(lambda t: _levels(schedule, t), (t,), (jnp.ones_like(t),))
+  return *levels, *rates
+
+
+def _denoise(pair, levels, fn, schedule, x, t):
   predicted = fn(x, t)
   x0, eps = {}, {}
   for name, value in x.items():
     own = schedules.schedule_of(schedule, name)
     time = schedules.along(jnp.asarray(t[name]), value)
-    terms = own.alpha(time), own.sigma(time), _rate(own.alpha, time), _rate(own.sigma, time)
-    x0[name] = prediction.velocity_to_x0(value, predicted[name], *terms)
-    eps[name] = prediction.velocity_to_eps(value, predicted[name], *terms)
+    x0[name], eps[name] = pair(predicted[name], value, *levels(own, time))
   return x0, eps
 
 
-def _denoise(pair, fn, schedule, x, t):
-  predicted = fn(x, t)
-  x0, eps = {}, {}
-  for name, value in x.items():
-    own = schedules.schedule_of(schedule, name)
-    time = schedules.along(jnp.asarray(t[name]), value)
-    x0[name], eps[name] = pair(predicted[name], value, own.alpha(time), own.sigma(time))
-  return x0, eps
-
-
-def _denoiser(pair, fn, schedule):
+def _denoiser(pair, fn, schedule, levels=_levels):
   fn = fn if isinstance(fn, Partial) else Partial(fn)
-  return Partial(_denoise, Partial(pair), fn, schedule)
+  return Partial(_denoise, Partial(pair), Partial(levels), fn, schedule)
 
 
 def from_eps(fn: Callable[..., Any], schedule: Any) -> Partial:
@@ -103,8 +102,7 @@ def from_velocity(fn: Callable[..., Any], schedule: Any) -> Partial:
   Flow matching trains such networks. The two derivatives must be finite at both ends, as those of
   `RectifiedFlow` (where the velocity is eps - x0) and `VPCosine` are. Arguments as `from_eps`.
   """
-  fn = fn if isinstance(fn, Partial) else Partial(fn)
-  return Partial(_velocities, fn, schedule)
+  return _denoiser(_velocity_pair, fn, schedule, _levels_and_rates)
 
 
 def prior(
