@@ -1,4 +1,8 @@
-"""MLD's configs: `--config=configs/mld.py:NAME` with NAME `digits` or `digits_long`."""
+"""MLD's configs: `--config=configs/mld.py:NAME`, where NAME is a data set and how long to train.
+
+Each function below has all that is chosen for a data set: its modalities, and for each the size of
+its latent and the likelihood of its decoder. What they do not say is `_defaults`.
+"""
 
 import ml_collections
 from ml_collections import ConfigDict
@@ -10,29 +14,84 @@ def get_config(name: str = "digits") -> ConfigDict:
   Raises:
     ValueError: no such config.
   """
-  if name not in ("digits", "digits_long"):
-    raise ValueError(f"configs/mld.py has no {name!r}; it has digits and digits_long")
+  if name not in _PRESETS:
+    raise ValueError(f"configs/mld.py has no {name!r}; it has {', '.join(_PRESETS)}")
+  config = _defaults()
+  _PRESETS[name](config)
+  return config
+
+
+def _digits(config):
+  config.data.name = "digits"
+  config.modalities = ("digit", "scene", "tone", "caption")
+  config.autoencoder = {
+    "digit": _autoencoder("bernoulli", latent=16, penalty=0.1, steps=1500),
+    "scene": _layered(latent=32, shape_latent=24, grid=2, steps=2000),
+    "tone": _autoencoder("gaussian", latent=12, penalty=0.02, steps=800),
+    "caption": _autoencoder("categorical", latent=12, noise=1.0, penalty=0.05, steps=1200),
+  }
+  config.sampling.order = (("tone",),)
+  config.evaluation.joint_subsets = (("digit", "scene", "tone"),)
+
+
+def _digits_long(config):
+  _digits(config)
+  for modality, steps in {"digit": 3000, "scene": 5000, "tone": 1500, "caption": 2000}.items():
+    config.autoencoder[modality].training.steps = steps
+  config.score.training.steps = 20000
+  config.evaluation.num = 1000
+
+
+def _spoken_mnist(config):
+  config.data.name = "spoken_mnist"
+  config.modalities = ("digit", "speech", "pen")
+  config.autoencoder = {
+    "digit": _autoencoder("bernoulli", latent=32, width=512, penalty=0.1, steps=6000),
+    "speech": _autoencoder("gaussian", latent=32, width=512, penalty=0.02, steps=6000),
+    "pen": _autoencoder("gaussian", latent=16, penalty=0.01, steps=3000),
+  }
+  config.score.training.steps = 15000
+  config.evaluation.num = 1000
+
+
+def _poly_mnist(config):
+  config.data.name = "poly_mnist"
+  config.modalities = ("m0", "m1", "m2", "m3", "m4")
+  config.autoencoder = {
+    name: _layered(latent=48, shape_latent=32, grid=4, steps=4000) for name in config.modalities
+  }
+  config.score.training.steps = 15000
+
+
+def _captioned_digits(config):
+  config.data.name = "captioned_digits"
+  config.modalities = ("digit", "caption")
+  config.autoencoder = {
+    "digit": _autoencoder("gaussian", latent=48, width=512, penalty=0.01, steps=8000),
+    "caption": _autoencoder("categorical", latent=32, width=512, noise=1.0, penalty=0.05),
+  }
+  config.score.training.steps = 15000
+
+
+_PRESETS = {
+  "digits": _digits,
+  "digits_long": _digits_long,
+  "spoken_mnist": _spoken_mnist,
+  "poly_mnist": _poly_mnist,
+  "captioned_digits": _captioned_digits,
+}
+
+
+def _defaults() -> ConfigDict:
   config = ConfigDict()
   config.framework = "mld"
   config.seed = 0
-  config.modalities = ("digit", "scene", "tone", "caption")
   # masked: the paper's. inpaint, unidiffuser: its baselines.
   config.variant = "masked"
 
   config.data = ConfigDict()
-  config.data.name = "digits"
   config.data.data_dir = ml_collections.config_dict.placeholder(str)
   config.data.manual_dir = ml_collections.config_dict.placeholder(str)
-
-  config.autoencoder = ConfigDict()
-  config.autoencoder.digit = _autoencoder(latent=16, noise=0.3, penalty=0.1, steps=1500)
-  scene = config.autoencoder.scene = _autoencoder(
-    latent=32, width=512, noise=0.3, penalty=0.004, steps=2000
-  )
-  # A figure on a ground: the first 24 components carry its shape and nothing else.
-  scene.layers = ConfigDict({"shape_latent": 24, "grid": 2, "robust": 2.0})
-  config.autoencoder.tone = _autoencoder(latent=12, noise=0.3, penalty=0.02, steps=800)
-  config.autoencoder.caption = _autoencoder(latent=12, noise=1.0, penalty=0.05, steps=1200)
 
   score = config.score = ConfigDict()
   score.network = ConfigDict(
@@ -65,32 +124,28 @@ def get_config(name: str = "digits") -> ConfigDict:
   config.sampling.grid_power = 1.0
   config.sampling.guidance = 3.0
   # Groups that are generated one after the other, then the rest; () is all together.
-  config.sampling.order = (("tone",),)
+  config.sampling.order = ()
 
   config.evaluation = ConfigDict()
   config.evaluation.seeds = 5
   config.evaluation.num = 500
   # Training steps of each classifier; None is each one's own number.
   config.evaluation.classifier_steps = ml_collections.config_dict.placeholder(int)
-  config.evaluation.joint_subsets = (("digit", "scene", "tone"),)
+  # Subsets whose joint coherence is told beside that of all modalities.
+  config.evaluation.joint_subsets = ()
 
   config.monitor = ConfigDict()
   config.monitor.log_every = 100
   config.monitor.report_every = 2000
   config.monitor.checkpoint_every = 2000
-
-  if name == "digits_long":
-    for modality, steps in {"digit": 3000, "scene": 5000, "tone": 1500, "caption": 2000}.items():
-      config.autoencoder[modality].training.steps = steps
-    score.training.steps = 20000
-    config.evaluation.num = 1000
   return config
 
 
-def _autoencoder(*, latent, noise, penalty, steps, width=256) -> ConfigDict:
+def _autoencoder(likelihood, *, latent, penalty, noise=0.3, width=256, steps=2000) -> ConfigDict:
   """Sizes and training of one autoencoder."""
   return ConfigDict(
     {
+      "likelihood": likelihood,
       "latent": latent,
       "width": width,
       "depth": 1,
@@ -106,3 +161,10 @@ def _autoencoder(*, latent, noise, penalty, steps, width=256) -> ConfigDict:
       },
     }
   )
+
+
+def _layered(*, latent, shape_latent, grid, steps) -> ConfigDict:
+  """A figure on a ground: the first components of the latent carry its shape and nothing else."""
+  config = _autoencoder("gaussian", latent=latent, width=512, penalty=0.004, steps=steps)
+  config.layers = ConfigDict({"shape_latent": shape_latent, "grid": grid, "robust": 2.0})
+  return config

@@ -7,7 +7,6 @@ from jaxtyping import Float, Int, Num, UInt8
 import numpy as np
 
 KINDS = ("image", "audio", "text", "label", "mask", "video", "trajectory")
-LIKELIHOODS = ("gaussian", "laplace", "bernoulli", "categorical")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,35 +27,30 @@ class Modality:
     name: names it in batches, times, checkpoints and scalars.
     kind: what it is to a person, one of `KINDS`.
     shape: shape of the model's view.
-    likelihood: the law of the model's view given what a decoder says of it, of `LIKELIHOODS`.
     show: model's view of one example -> what a person looks at (uint8 [height, width, 3]), listens
       to (float waveform [samples] in [-1, 1] at `sample_rate`) or reads (a string).
     num_classes: size of the vocabulary of a text, a label or a mask, else 0.
     sample_rate: of the waveform that `show` returns, in hertz; 0 if it is no audio.
 
   Raises:
-    ValueError: an unknown kind or likelihood, or `num_classes` or `sample_rate` where there can be
-      none, or none where there must be one.
+    ValueError: an unknown kind, or `num_classes` or `sample_rate` where there can be none, or none
+      where there must be one.
   """
 
   name: str
   kind: str
   shape: tuple[int, ...]
-  likelihood: str
   show: Callable[[np.ndarray], np.ndarray | str]
   num_classes: int = 0
   sample_rate: int = 0
 
   def __post_init__(self):
-    if self.kind not in KINDS or self.likelihood not in LIKELIHOODS:
+    if self.kind not in KINDS:
+      raise ValueError(f"modality {self.name!r}: kind {self.kind!r} must be one of {KINDS}")
+    if (self.kind in ("text", "label", "mask")) != (self.num_classes > 0):
       raise ValueError(
-        f"modality {self.name!r}: kind {self.kind!r} must be one of {KINDS} and "
-        f"likelihood {self.likelihood!r} one of {LIKELIHOODS}"
-      )
-    if (self.likelihood == "categorical") != (self.num_classes > 0):
-      raise ValueError(
-        f"modality {self.name!r}: num_classes={self.num_classes} with likelihood "
-        f"{self.likelihood!r}; categorical modalities have classes, others have none"
+        f"modality {self.name!r}: num_classes={self.num_classes} with kind {self.kind!r}; texts, "
+        "labels and masks have classes, other kinds have none"
       )
     if (self.kind == "audio") != (self.sample_rate > 0):
       raise ValueError(

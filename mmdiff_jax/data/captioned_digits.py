@@ -72,20 +72,19 @@ def _name(names: Sequence[str], label: np.ndarray | np.integer) -> str:
 
 def _label(name: str, names: Sequence[str]) -> Modality:
   show = functools.partial(_name, names)
-  return Modality(name, "label", (), "categorical", show, num_classes=len(names))
+  return Modality(name, "label", (), show, num_classes=len(names))
 
 
 MODALITIES = (
-  Modality("digit", "image", (SIZE, SIZE, 3), "gaussian", image_picture),
+  Modality("digit", "image", (SIZE, SIZE, 3), image_picture),
   Modality(
     "caption",
     "text",
     (CAPTION_LENGTH,),
-    "categorical",
     rendering.text_of,
     num_classes=len(rendering.ALPHABET),
   ),
-  Modality("label", "label", (), "categorical", str, num_classes=10),
+  Modality("label", "label", (), str, num_classes=10),
   _label("colour", tuple(COLOURS)),
   _label("thickness", ("thin", "medium", "thick")),
   _label("slant", ("left", "upright", "right")),

@@ -38,13 +38,12 @@ def _figure(label: np.ndarray | np.integer) -> str:
 _PAGE = (rendering.SIZE, rendering.SIZE)
 
 MODALITIES = (
-  Modality("digit", "image", (*_PAGE, 1), "bernoulli", image_picture),
-  Modality("scene", "image", (*_PAGE, 3), "gaussian", image_picture),
+  Modality("digit", "image", (*_PAGE, 1), image_picture),
+  Modality("scene", "image", (*_PAGE, 3), image_picture),
   Modality(
     "tone",
     "audio",
     (rendering.TONE.frames, rendering.TONE.bands),
-    "gaussian",
     _listen,
     sample_rate=rendering.TONE.sample_rate,
   ),
@@ -52,11 +51,10 @@ MODALITIES = (
     "caption",
     "text",
     (rendering.CAPTION_LENGTH,),
-    "categorical",
     rendering.text_of,
     num_classes=len(rendering.ALPHABET),
   ),
-  Modality("label", "label", (), "categorical", _figure, num_classes=10),
+  Modality("label", "label", (), _figure, num_classes=10),
 )
 
 

@@ -100,8 +100,7 @@ class Folder:
       name, shape = column.modality.name, column.modality.shape
       needed = self.found[name].get(self.stems[index])
       if needed is None:
-        whole = column.modality.likelihood == "categorical"
-        example[name] = np.zeros(shape, np.int32 if whole else np.float32)
+        example[name] = np.zeros(shape, np.int32 if column.modality.num_classes else np.float32)
       else:
         source = read(column.read, column.of or name, tuple(needed))
         rng = self._rng(index, name)
@@ -228,7 +227,7 @@ def image(
   half: Literal["", "left", "right"] = "",
 ) -> FolderModality:
   """Images, as `readers.image` reads them, in the folder `place` (else in that of its name)."""
-  modality = Modality(name, "image", (*size, channels), "gaussian", image_picture)
+  modality = Modality(name, "image", (*size, channels), image_picture)
   read = functools.partial(readers.image, size=size, channels=channels, half=half)
   return FolderModality(modality, place or name, functools.partial(files, pattern=pattern), read)
 
@@ -237,7 +236,7 @@ def mask(
   name: str, size: readers.Size, num_classes: int, *, place: str = "", pattern: str = IMAGES
 ) -> FolderModality:
   """Label maps, as `readers.mask` reads them."""
-  modality = Modality(name, "mask", size, "categorical", mask_picture, num_classes=num_classes)
+  modality = Modality(name, "mask", size, mask_picture, num_classes=num_classes)
   read = functools.partial(readers.mask, size=size, num_classes=num_classes)
   return FolderModality(modality, place or name, functools.partial(files, pattern=pattern), read)
 
@@ -246,7 +245,7 @@ def sound(name: str, view: audio.LogMel, *, place: str = "") -> FolderModality:
   """Log-mel spectrograms, as `readers.sound` reads them."""
   show = functools.partial(audio.invert, view=view)
   shape = (view.frames, view.bands)
-  modality = Modality(name, "audio", shape, "gaussian", show, sample_rate=view.sample_rate)
+  modality = Modality(name, "audio", shape, show, sample_rate=view.sample_rate)
   read = functools.partial(readers.sound, view=view)
   return FolderModality(modality, place or name, functools.partial(files, pattern=SOUNDS), read)
 
@@ -255,7 +254,7 @@ def text(name: str, length: int, *, alphabet: str = "", place: str = "") -> Fold
   """Captions, as `readers.text` reads them."""
   show = functools.partial(readers.text_of, alphabet=alphabet)
   tokens = len(alphabet) or 256
-  modality = Modality(name, "text", (length,), "categorical", show, num_classes=tokens)
+  modality = Modality(name, "text", (length,), show, num_classes=tokens)
   read = functools.partial(readers.text, length=length, alphabet=alphabet)
   return FolderModality(modality, place or name, functools.partial(files, pattern=TEXTS), read)
 
@@ -264,7 +263,7 @@ def video(
   name: str, frames: int, size: readers.Size, channels: int = 3, *, place: str = ""
 ) -> FolderModality:
   """Videos, each a GIF or a folder of frames, as `readers.video` reads them."""
-  modality = Modality(name, "video", (frames, *size, channels), "gaussian", video_picture)
+  modality = Modality(name, "video", (frames, *size, channels), video_picture)
   read = functools.partial(readers.video, frames=frames, size=size, channels=channels)
   return FolderModality(modality, place or name, functools.partial(files, pattern=VIDEOS), read)
 

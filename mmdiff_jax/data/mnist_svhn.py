@@ -15,9 +15,9 @@ PERMUTATIONS = {"train": 20, "test": 1}
 _SEED = 0
 
 MODALITIES = (
-  Modality("mnist", "image", (28, 28, 1), "laplace", image_picture),
-  Modality("svhn", "image", (32, 32, 3), "laplace", image_picture),
-  Modality("label", "label", (), "categorical", str, num_classes=10),
+  Modality("mnist", "image", (28, 28, 1), image_picture),
+  Modality("svhn", "image", (32, 32, 3), image_picture),
+  Modality("label", "label", (), str, num_classes=10),
 )
 
 

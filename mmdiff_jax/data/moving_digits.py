@@ -42,18 +42,17 @@ def _heading(label: np.ndarray | np.integer) -> str:
 
 
 MODALITIES = (
-  Modality("digit", "image", (28, 28, 1), "bernoulli", image_picture),
-  Modality("video", "video", (FRAMES, SIZE, SIZE, 1), "bernoulli", video_picture),
+  Modality("digit", "image", (28, 28, 1), image_picture),
+  Modality("video", "video", (FRAMES, SIZE, SIZE, 1), video_picture),
   Modality(
     "caption",
     "text",
     (CAPTION_LENGTH,),
-    "categorical",
     rendering.text_of,
     num_classes=len(rendering.ALPHABET),
   ),
-  Modality("label", "label", (), "categorical", str, num_classes=10),
-  Modality("heading", "label", (), "categorical", _heading, num_classes=len(HEADINGS)),
+  Modality("label", "label", (), str, num_classes=10),
+  Modality("heading", "label", (), _heading, num_classes=len(HEADINGS)),
 )
 
 

@@ -28,8 +28,8 @@ _SEED = 0
 _CONTRAST = 0.35
 
 MODALITIES = (
-  *(Modality(f"m{i}", "image", (SIZE, SIZE, 3), "laplace", image_picture) for i in range(5)),
-  Modality("label", "label", (), "categorical", str, num_classes=10),
+  *(Modality(f"m{i}", "image", (SIZE, SIZE, 3), image_picture) for i in range(5)),
+  Modality("label", "label", (), str, num_classes=10),
 )
 
 # Sky, pagoda and trees of the first photo, petals and shadow of the second: rows, columns.

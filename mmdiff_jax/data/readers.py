@@ -293,7 +293,7 @@ def _checked(file, key: str, modality: Modality, path: str | os.PathLike[str]) -
   if key not in file:
     raise UserError(f"The file {path} has no array {key!r}, only: {', '.join(file)}. Add it.")
   array = file[key]
-  pixels, whole = modality.kind in ("image", "video"), modality.likelihood == "categorical"
+  pixels, whole = modality.kind in ("image", "video"), modality.num_classes > 0
   top = modality.num_classes - 1 if whole else 1 if pixels else np.inf
   kind, dtype = ("iu", np.int32) if whole else ("f", np.float32)
   view = array / np.float32(255) if pixels and array.dtype == np.uint8 else array

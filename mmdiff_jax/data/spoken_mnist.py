@@ -23,17 +23,16 @@ def _listen(log_mel: np.ndarray) -> np.ndarray:
 
 
 MODALITIES = (
-  Modality("digit", "image", (28, 28, 1), "bernoulli", image_picture),
+  Modality("digit", "image", (28, 28, 1), image_picture),
   Modality(
     "speech",
     "audio",
     (SPEECH.frames, SPEECH.bands),
-    "gaussian",
     _listen,
     sample_rate=SPEECH.sample_rate,
   ),
-  Modality("pen", "trajectory", (8, 2), "gaussian", trajectory_picture),
-  Modality("label", "label", (), "categorical", str, num_classes=10),
+  Modality("pen", "trajectory", (8, 2), trajectory_picture),
+  Modality("label", "label", (), str, num_classes=10),
 )
 
 

@@ -32,9 +32,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmdiff_jax import guidance, multitime, schedules, solvers
+from mmdiff_jax.autoencoders.categorical import CategoricalAutoencoder
 from mmdiff_jax.autoencoders.layered import LayeredAutoencoder
 from mmdiff_jax.autoencoders.signal import SignalAutoencoder
-from mmdiff_jax.autoencoders.text import TextAutoencoder
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks.base import Batch, Framework, Params, Sampling, Settings, Stage
 from mmdiff_jax.modalities import Modality
@@ -56,8 +56,8 @@ def build(config: Any, modalities: Sequence[Modality]) -> Framework:
     The framework: one stage an autoencoder, then the stage `score`.
 
   Raises:
-    UserError: an unknown variant, schedule, network or solver, or a modality that has no
-      autoencoder.
+    UserError: an unknown variant, schedule, network, solver or likelihood, or a modality that the
+      config has no autoencoder for.
   """
   if config.variant not in VARIANTS:
     raise UserError(
@@ -77,29 +77,36 @@ def build(config: Any, modalities: Sequence[Modality]) -> Framework:
 # ---------------------------------------------------------------------------- stage 1
 
 
-Autoencoder = LayeredAutoencoder | SignalAutoencoder | TextAutoencoder
+Autoencoder = CategoricalAutoencoder | LayeredAutoencoder | SignalAutoencoder
 
 
 def autoencoder(modality: Modality, config: Any) -> Autoencoder:
   """The autoencoder of a modality, sized by `config.autoencoder[name]`.
 
   Raises:
-    UserError: the config has no sizes for it, or its kind has no autoencoder.
+    UserError: the config has no sizes for it, or a likelihood that does not suit it.
   """
-  if modality.name not in config.autoencoder or modality.kind in ("label", "mask"):
+  if modality.name not in config.autoencoder:
     raise UserError(
       f"MLD cannot encode the modality {modality.name!r}: config.autoencoder has sizes for"
       f" {', '.join(config.autoencoder)}. Add it there or leave it out of config.modalities."
     )
   size = config.autoencoder[modality.name]
-  if modality.kind == "text":
-    (length,) = modality.shape
-    return TextAutoencoder(length, modality.num_classes, size.latent, size.width, size.depth)
+  suitable = ("categorical",) if modality.num_classes else ("gaussian", "laplace", "bernoulli")
+  if size.likelihood not in suitable:
+    raise UserError(
+      f"config.autoencoder.{modality.name}.likelihood is {size.likelihood!r}; of a modality of "
+      f"kind {modality.kind} it can be {' or '.join(suitable)}."
+    )
+  if modality.num_classes:
+    return CategoricalAutoencoder(
+      modality.shape, modality.num_classes, size.latent, size.width, size.depth
+    )
   if "layers" in size:
     return LayeredAutoencoder(
       modality.shape, size.latent, width=size.width, depth=size.depth, **size.layers
     )
-  return SignalAutoencoder(modality.shape, size.latent, size.width, size.depth, modality.likelihood)
+  return SignalAutoencoder(modality.shape, size.latent, size.width, size.depth, size.likelihood)
 
 
 def _autoencoder_stage(modality: Modality, codec, config) -> Stage:

@@ -143,7 +143,7 @@ def test_each_kind_is_found_and_is_what_its_modality_says(tmp_path):
   for modality in data.modalities:
     array = arrays[modality.name]
     assert array.shape == (2, *modality.shape)
-    assert array.dtype == (np.int32 if modality.likelihood == "categorical" else np.float32)
+    assert array.dtype == (np.int32 if modality.num_classes else np.float32)
     assert 0 <= array.min() <= array.max() <= max(modality.num_classes - 1, 1)
     assert modality.show(array[0]) is not None
   np.testing.assert_array_equal(arrays["mask"][0], labels)

@@ -286,7 +286,7 @@ def valid(tmp_path):
   for name in ("a.wav", "a.flac"):
     soundfile.write(tmp_path / name, _tone(8000), 8000)
   np.savez(tmp_path / "a.npz", page=np.zeros((2, 4, 4, 1), np.float32))
-  page = Modality("page", "image", (4, 4, 1), "gaussian", image_picture)
+  page = Modality("page", "image", (4, 4, 1), image_picture)
   read = {"png": _image, "jpg": _image, "gif": _video, "wav": _sound, "flac": _sound}
   read["npz"] = lambda paths: readers.npz(paths[0], [page])
   return {suffix: (tmp_path / f"a.{suffix}", reader) for suffix, reader in read.items()}
@@ -332,8 +332,8 @@ def test_altered_file_is_read_or_refused_but_nothing_else(valid, suffix):
     assert refused == 60
 
 
-_PAGE = Modality("page", "image", (2, 3, 1), "gaussian", image_picture)
-_DIGIT = Modality("digit", "label", (), "categorical", str, num_classes=3)
+_PAGE = Modality("page", "image", (2, 3, 1), image_picture)
+_DIGIT = Modality("digit", "label", (), str, num_classes=3)
 
 
 def test_npz_is_the_models_view(tmp_path):
@@ -374,7 +374,7 @@ def test_npz_with_something_else_is_refused(tmp_path, change, complaint):
 
 
 def test_npz_of_unbounded_values_needs_but_numbers(tmp_path):
-  pen = Modality("pen", "trajectory", (2, 2), "gaussian", lambda points: points)
+  pen = Modality("pen", "trajectory", (2, 2), lambda points: points)
   for value in (-300.0, np.nan):
     np.savez(tmp_path / f"{value}.npz", pen=np.full((3, 2, 2), value))
   assert readers.npz(tmp_path / "-300.0.npz", [pen])["pen"].min() == -300
@@ -386,8 +386,8 @@ def test_street_photos_and_their_masks():
   path = pathlib.Path("../shared/data/camvid/camvid_96x128.npz")
   if not path.is_file():
     pytest.skip(f"there is no {path}")
-  photo = Modality("image", "image", (96, 128, 3), "gaussian", image_picture)
-  mask = Modality("label", "mask", (96, 128), "categorical", mask_picture, num_classes=12)
+  photo = Modality("image", "image", (96, 128, 3), image_picture)
+  mask = Modality("label", "mask", (96, 128), mask_picture, num_classes=12)
   views = readers.npz(path, [photo, mask], prefix="val_")
   assert len(views["image"]) == 101 and set(np.unique(views["label"])) == set(range(12))
   with pytest.raises(UserError, match="from 0 to 10"):

@@ -6,9 +6,9 @@ from mmdiff_jax.data import pairing
 from mmdiff_jax.evaluation import classifiers
 from mmdiff_jax.modalities import Modality
 
-IMAGE = Modality("image", "image", (8, 8, 1), "gaussian", str)
-TEXT = Modality("text", "text", (4,), "categorical", str, num_classes=6)
-SOUND = Modality("sound", "audio", (4, 5), "gaussian", str, sample_rate=100)
+IMAGE = Modality("image", "image", (8, 8, 1), str)
+TEXT = Modality("text", "text", (4,), str, num_classes=6)
+SOUND = Modality("sound", "audio", (4, 5), str, sample_rate=100)
 
 
 def examples(modality, size, seed=0):

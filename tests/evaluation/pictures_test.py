@@ -4,9 +4,9 @@ from PIL import Image
 from mmdiff_jax.evaluation import pictures
 from mmdiff_jax.modalities import image_picture, Modality
 
-IMAGE = Modality("image", "image", (4, 4, 1), "gaussian", image_picture)
-SOUND = Modality("sound", "audio", (5, 4), "gaussian", str, sample_rate=100)
-WORDS = Modality("words", "text", (3,), "categorical", lambda x: "w" * len(x), num_classes=5)
+IMAGE = Modality("image", "image", (4, 4, 1), image_picture)
+SOUND = Modality("sound", "audio", (5, 4), str, sample_rate=100)
+WORDS = Modality("words", "text", (3,), lambda x: "w" * len(x), num_classes=5)
 
 ROWS = {
   "image": np.full((5, 4, 4, 1), 0.5, np.float32),
@@ -36,7 +36,7 @@ def test_draws_trajectories_and_videos_for_the_eye(tmp_path):
     return np.full((8, 8, 3), (255, 0, 0), np.uint8)
 
   for kind in ("trajectory", "video"):
-    modality = Modality("seen", kind, (2, 2), "gaussian", red)
+    modality = Modality("seen", kind, (2, 2), red)
     sheet = [pictures.Panel("Seen", {"seen": np.zeros((3, 2, 2), np.float32)})]
     pictures.draw(tmp_path / "seen.png", [modality], sheet)
     drawn = np.asarray(Image.open(tmp_path / "seen.png").convert("RGB"))

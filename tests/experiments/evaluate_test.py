@@ -102,7 +102,7 @@ def oracle():
     }
   )
   framework = Framework(
-    modalities=tuple(Modality(name, "image", (10,), "gaussian", str) for name in NAMES),
+    modalities=tuple(Modality(name, "image", (10,), str) for name in NAMES),
     stages=(),
     sample=oracle_sample,
     reconstruct=lambda params, data: {name: np.roll(x, 1, -1) for name, x in data.items()},

@@ -110,8 +110,8 @@ def test_data_folder_that_is_not_there(command, trained, tmp_path, monkeypatch, 
   refused(command(sample, f"--workdir={workdir}", "--given=tone"), "nowhere", "does not exist")
 
 
-SOUND = Modality("sound", "audio", (2, 3), "gaussian", str, sample_rate=100)
-WORDS = Modality("words", "text", (4,), "categorical", str, num_classes=5)
+SOUND = Modality("sound", "audio", (2, 3), str, sample_rate=100)
+WORDS = Modality("words", "text", (4,), str, num_classes=5)
 GOOD = {"sound": np.full((3, 2, 3), 0.5), "words": np.full((3, 4), 4)}
 
 

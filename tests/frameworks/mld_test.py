@@ -20,9 +20,9 @@ def show(x):
 
 
 MODALITIES = (
-  modalities_lib.Modality("a", "image", (4, 4, 1), "gaussian", show),
-  modalities_lib.Modality("b", "image", (2, 2, 1), "gaussian", show),
-  modalities_lib.Modality("c", "text", (3,), "categorical", show, num_classes=5),
+  modalities_lib.Modality("a", "image", (4, 4, 1), show),
+  modalities_lib.Modality("b", "image", (2, 2, 1), show),
+  modalities_lib.Modality("c", "text", (3,), show, num_classes=5),
 )
 
 
@@ -33,8 +33,12 @@ def tiny(**changes):
   training = {"steps": 2, "batch_size": 8, "learning_rate": 1e-3}
   config.unlock()
   config.autoencoder = {
-    name: {**small, "latent": size, "training": training}
-    for name, size in {"a": 4, "b": 2, "c": 3}.items()
+    name: {**small, "likelihood": likelihood, "latent": size, "training": training}
+    for name, likelihood, size in (
+      ("a", "bernoulli", 4),
+      ("b", "gaussian", 2),
+      ("c", "categorical", 3),
+    )
   }
   config.score.network = {
     "kind": "towers",
@@ -317,6 +321,8 @@ def test_reconstruct_goes_through_the_latent():
     ({"score__schedule": "none"}, "vp_linear or vp_cosine"),
     ({"score__network__kind": "none"}, "'towers' or 'published'"),
     ({"sampling__solver": "none"}, "dpmpp_2m"),
+    ({"autoencoder__a__likelihood": "categorical"}, "gaussian or laplace or bernoulli"),
+    ({"autoencoder__c__likelihood": "gaussian"}, "kind text it can be categorical"),
   ],
 )
 def test_unknown_choices_are_named(changes, message):
@@ -325,6 +331,6 @@ def test_unknown_choices_are_named(changes, message):
 
 
 def test_a_modality_without_sizes_is_named():
-  label = modalities_lib.Modality("label", "label", (), "categorical", show, num_classes=10)
+  label = modalities_lib.Modality("label", "label", (), show, num_classes=10)
   with pytest.raises(UserError, match="'label'"):
     mld.build(tiny(), (*MODALITIES, label))

@@ -16,14 +16,11 @@ from mmdiff_jax import modalities as modalities_lib
 from mmdiff_jax.frameworks import base
 
 MODALITIES = (
-  modalities_lib.Modality(
-    "image", "image", (4, 4, 1), "gaussian", show=modalities_lib.image_picture
-  ),
+  modalities_lib.Modality("image", "image", (4, 4, 1), show=modalities_lib.image_picture),
   modalities_lib.Modality(
     "sound",
     "audio",
     (2, 4),
-    "gaussian",
     show=lambda x: np.repeat(x.ravel(), 100).astype(np.float32),
     sample_rate=8000,
   ),
@@ -31,7 +28,6 @@ MODALITIES = (
     "words",
     "text",
     (3,),
-    "categorical",
     show=lambda x: " ".join("abcd"[i] for i in x),
     num_classes=4,
   ),
