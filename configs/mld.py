@@ -31,7 +31,7 @@ def _digits(config):
     "caption": _autoencoder("categorical", latent=12, noise=1.0, penalty=0.05, steps=1200),
   }
   config.sampling.order = (("tone",),)
-  config.evaluation.joint_subsets = (("digit", "scene", "tone"),)
+  config.evaluation.subsets = (("digit", "scene", "tone"), ("digit", "tone", "caption"))
 
 
 def _digits_long(config):
@@ -131,8 +131,8 @@ def _defaults() -> ConfigDict:
   config.evaluation.num = 500
   # Training steps of each classifier; None is each one's own number.
   config.evaluation.classifier_steps = ml_collections.config_dict.placeholder(int)
-  # Subsets whose joint coherence is told beside that of all modalities.
-  config.evaluation.joint_subsets = ()
+  # Subsets of modalities that are judged on their own, too: jointly and from each other.
+  config.evaluation.subsets = ()
 
   config.monitor = ConfigDict()
   config.monitor.log_every = 100

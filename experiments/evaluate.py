@@ -183,6 +183,7 @@ def _settings(trained, names, num, seeds) -> dict[str, Any]:
     "steps": trained.sampling.steps,
     "guidance": trained.sampling.guidance,
     "order": [list(group) for group in trained.sampling.order],
+    "subsets": _subsets(trained.config, names),
     "grid_power": trained.config.sampling.get("grid_power"),
     "last_step": "mean, no fresh noise at time 0",
     "frechet_reference": "all of the test split",
@@ -209,12 +210,14 @@ def _sample(trained, test, given, targets, num, seeds):
   }
 
 
+def _subsets(config, names) -> list[list[str]]:
+  # A run with fewer modalities than its data set has may lack some.
+  return [list(subset) for subset in config.evaluation.subsets if set(subset) < set(names)]
+
+
 def _joint(config, names, classes, law) -> dict[str, Any]:
   """Coherence and classes of joint samples; `law` is the data's share of each class."""
   num_classes = len(law)
-  named = [tuple(subset) for subset in config.evaluation.joint_subsets]
-  # A run with fewer modalities than its data set has may lack some.
-  subsets = [subset for subset in named if set(subset) < set(names)]
   first = names[0]
   laws = {
     first: [coherence.histogram(seed[first], num_classes) for seed in classes],
@@ -222,7 +225,10 @@ def _joint(config, names, classes, law) -> dict[str, Any]:
       coherence.histogram(coherence.majority(seed, num_classes), num_classes) for seed in classes
     ],
   }
-  agreement = {"+".join(s): [coherence.joint(seed, s) for seed in classes] for s in subsets}
+  agreement = {
+    "+".join(subset): [coherence.joint(seed, subset) for seed in classes]
+    for subset in _subsets(config, names)
+  }
   agreement[f"all {len(names)}"] = [coherence.joint(seed, names) for seed in classes]
   return {
     "coherence": {name: tables.measurement(values) for name, values in agreement.items()},

@@ -24,8 +24,9 @@ def measurement(values: Sequence[float]) -> dict[str, Any]:
 def summary(results: Results) -> dict[str, dict[str, Any]]:
   """The few numbers to compare models by, as shares: {name: measurement}.
 
-  Joint coherence; and for each modality, over all pairs of one given and one target, those that
-  lead from it, those that lead into it, and those among the others. Means over several pairs also
+  Joint coherence; over all pairs of one given and one target, those of all modalities and those
+  within each subset that the settings name; into each modality from all others; and for each
+  modality the pairs that lead from it and those that lead into it. Means over several pairs also
   have `min`, the mean over seeds of the worst pair.
   """
   rows = {f"joint {name}": value for name, value in results["joint"]["coherence"].items()}
@@ -36,19 +37,29 @@ def summary(results: Results) -> dict[str, dict[str, Any]]:
     if len(entry["given"]) == 1
     for target, found in entry["targets"].items()
   }
-  for name in names:
-    others = [other for other in names if other != name]
-    within = [(a, b) for a in others for b in others if a != b]
-    if within and pairs:
-      rows[f"{', '.join(others)} from each other"] = _over_pairs(pairs, within)
-      rows[f"from {name} alone"] = _over_pairs(pairs, [(name, other) for other in others])
-      into = [(other, name) for other in others]
-      rows[f"into {name} from any other one"] = _over_pairs(pairs, into)
+  if not pairs:
+    return rows
+  for subset in (*results["settings"]["subsets"], names):
+    within = [pair for pair in pairs if set(pair) <= set(subset)]
+    title = f"all {len(names)}" if subset is names else ", ".join(subset)
+    rows[f"{title} from each other"] = _over(pairs, within)
+  if len(names) > 2:
+    rest = {
+      target: found["coherence"]["values"]
+      for entry in results["conditional"]
+      if len(entry["given"]) == len(names) - 1
+      for target, found in entry["targets"].items()
+    }
+    rows["each from all others"] = _over(rest, rest)
+    for name in names:
+      rows[f"from {name} alone"] = _over(pairs, [pair for pair in pairs if pair[0] == name])
+      into = [pair for pair in pairs if pair[1] == name]
+      rows[f"into {name} from any other one"] = _over(pairs, into)
   return rows
 
 
-def _over_pairs(pairs, chosen):
-  values = np.array([pairs[pair] for pair in chosen])
+def _over(found, chosen):
+  values = np.array([found[key] for key in chosen])
   return measurement(values.mean(0).tolist()) | {"min": float(values.mean(1).min())}
 
 
@@ -89,7 +100,7 @@ def _summary_table(results: Results) -> str:
     [name, _share(value), _percent(value["min"]) if "min" in value else ""]
     for name, value in results["summary"].items()
   ]
-  return _table(["coherence, %", "mean ± spread", "worst pair"], rows)
+  return _table(["coherence, %", "mean ± spread", "worst"], rows)
 
 
 def _one_to_one_table(results: Results) -> str:

@@ -16,6 +16,9 @@ PAIRS = {
 }
 
 
+FOUND = PAIRS | {("a", "b", "c"): (0.3, 0.6)}
+
+
 @pytest.fixture
 def results():
   one = tables.measurement([0.25, 0.75])
@@ -23,7 +26,7 @@ def results():
     {
       "given": list(given),
       "targets": {
-        name: {"coherence": tables.measurement(PAIRS.get((*given, name), (1.0, 1.0)))}
+        name: {"coherence": tables.measurement(FOUND.get((*given, name), (1.0, 1.0)))}
         | {"frechet": one}
         for name in NAMES
         if name not in given
@@ -51,6 +54,7 @@ def results():
     "steps": 16,
     "guidance": 1.5,
     "order": [["a"], ["b", "c"]],
+    "subsets": [["a", "c"]],
   }
   share = dict.fromkeys(NAMES, 0.98765)
   results = {
@@ -86,11 +90,28 @@ def test_summary_takes_the_right_pairs(results):
   rest = found["a, c from each other"]
   assert rest["values"] == pytest.approx([0.95, 0.85])
   assert rest["min"] == pytest.approx(0.9)
-  assert len(found) == 2 + 3 * len(NAMES)
+  every = found["all 3 from each other"]
+  assert every["mean"] == pytest.approx(0.6)
+  assert every["min"] == pytest.approx(0.2)
+  last = found["each from all others"]
+  assert last["values"] == pytest.approx([(0.3 + 1 + 1) / 3, (0.6 + 1 + 1) / 3])
+  assert last["min"] == pytest.approx(0.45)
+  assert len(found) == 2 + 3 + 2 * len(NAMES)
 
 
-def test_two_modalities_have_no_others(results):
-  results["settings"]["modalities"] = ["a", "b"]
+def test_two_modalities_are_a_pair_and_no_more(results):
+  results["settings"] |= {"modalities": ["a", "b"], "subsets": []}
+  results["conditional"] = [
+    entry | {"targets": {n: x for n, x in entry["targets"].items() if n != "c"}}
+    for entry in results["conditional"]
+    if entry["given"] in (["a"], ["b"])
+  ]
+  found = list(tables.summary(results))
+  assert found == ["joint a+b", "joint all 3", "all 2 from each other"]
+
+
+def test_without_conditionals_there_are_joint_rows_alone(results):
+  results["conditional"] = []
   assert list(tables.summary(results)) == ["joint a+b", "joint all 3"]
 
 

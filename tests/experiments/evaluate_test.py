@@ -98,7 +98,7 @@ def oracle():
     {
       "data": {"name": "oracle"},
       "sampling": {"solver": "heun"},
-      "evaluation": {"joint_subsets": (("a", "b"),)},
+      "evaluation": {"subsets": (("a", "b"),)},
     }
   )
   framework = Framework(
