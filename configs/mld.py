@@ -7,6 +7,8 @@ its latent and the likelihood of its decoder. What they do not say is `_defaults
 import ml_collections
 from ml_collections import ConfigDict
 
+from mmdiff_jax.data import audio, layouts
+
 
 def get_config(name: str = "digits") -> ConfigDict:
   """The config of that name.
@@ -73,12 +75,122 @@ def _captioned_digits(config):
   config.score.training.steps = 15000
 
 
+def _mnist_svhn(config):
+  """The paper's: its latents, likelihood, score network, schedule, and length of training.
+
+  The autoencoders are ours (residual MLPs in place of the published convolutions for SVHN), and so
+  is how long they train. 1,000 steps of Euler-Maruyama are what the public reference's takes.
+  """
+  config.data.name = "mnist_svhn"
+  config.modalities = ("mnist", "svhn")
+  config.autoencoder = {
+    "mnist": _autoencoder("laplace", latent=16, width=400, noise=0.0, penalty=0.0, steps=87600),
+    "svhn": _autoencoder("laplace", latent=64, width=512, noise=0.0, penalty=0.0, steps=87600),
+  }
+  published = {"batch_size": 128, "warmup": 0, "final": 1.0, "b2": 0.999}
+  for codec in config.autoencoder.values():
+    codec.training.update({**published, "learning_rate": 1e-3})
+  config.score.network = ConfigDict({"kind": "published", "width": 512})
+  config.score.schedule = "vp_linear"
+  config.score.prediction = "eps"
+  config.score.given_prob = 0.5
+  config.score.absent_prob = 0.0
+  # 151 epochs.
+  config.score.training.update({**published, "learning_rate": 1e-4, "steps": 151 * 8760})
+  config.sampling.update({"solver": "euler_maruyama", "steps": 1000, "guidance": 1.0})
+  config.evaluation.num = 1000
+
+
+def _folder(config):
+  """Images with captions. Other columns are a matter of a copy of this file; see README."""
+  columns = {
+    "image": {"read": "image", "size": (64, 64)},
+    "caption": {"read": "text", "length": 128},
+  }
+  _files(config, columns)
+
+
+def _cub(config):
+  _files(config, layouts.cub(size=(64, 64), length=128))
+  config.modalities = ("image", "caption")
+
+
+def _celebamask_hq(config):
+  _files(config, layouts.celebamask_hq(size=(32, 32), length=128))
+
+
+def _paired_images(config):
+  _files(config, layouts.paired_images(size=(64, 64)))
+
+
+def _night2day(config):
+  _files(config, layouts.night2day(size=(64, 64)))
+
+
+def _cityscapes(config):
+  _files(config, layouts.cityscapes(size=(32, 64)))
+  config.data.test_split = "val"
+
+
+def _camvid(config):
+  _files(config, layouts.camvid(size=(48, 64)))
+
+
+def _audiocaps(config):
+  # Ten seconds.
+  view = audio.LogMel(16000, window=2048, hop=1250, frames=128, bands=64, low=50.0, high=7000.0)
+  _files(config, layouts.audiocaps(view=view, length=128))
+  config.data.incomplete = "drop"
+
+
+_SIZES = {
+  "image": {"likelihood": "gaussian", "latent": 64, "penalty": 0.01},
+  "mask": {"likelihood": "categorical", "latent": 48, "penalty": 0.01},
+  "sound": {"likelihood": "gaussian", "latent": 64, "penalty": 0.02},
+  "text": {"likelihood": "categorical", "latent": 48, "penalty": 0.05, "noise": 1.0},
+  "video": {"likelihood": "gaussian", "latent": 96, "penalty": 0.01},
+}
+_SIZES |= {"sketch": _SIZES["image"], "table": _SIZES["text"]}
+_SIZES |= {"parts": _SIZES["mask"], "partial_mask": _SIZES["mask"]}
+
+
+def _files(config, columns):
+  """A user's folder, `--config.data.manual_dir=FOLDER`; see `mmdiff_jax/data/folder.py`.
+
+  The sizes are a start, small enough for autoencoders without convolutions: raise the latents when
+  reconstructions blur, and the width with them.
+  """
+  config.data.name = "folder"
+  config.data.columns = ConfigDict(columns)
+  config.data.test_split = "test"
+  config.data.test_share = 0.1
+  # refuse, keep or drop: what becomes of an example that lacks a modality.
+  config.data.incomplete = "refuse"
+  # Whether the images and masks of an example must have the same proportions.
+  config.data.aligned = True
+  config.modalities = tuple(name for name in columns if columns[name]["read"] != "label")
+  config.autoencoder = {
+    name: _autoencoder(**_SIZES[columns[name]["read"]], width=512, steps=8000)
+    for name in config.modalities
+  }
+  config.score.training.steps = 15000
+
+
 _PRESETS = {
   "digits": _digits,
   "digits_long": _digits_long,
   "spoken_mnist": _spoken_mnist,
   "poly_mnist": _poly_mnist,
   "captioned_digits": _captioned_digits,
+  "mnist_svhn": _mnist_svhn,
+  "folder": _folder,
+  "cub": _cub,
+  "celebamask_hq": _celebamask_hq,
+  "paired_images": _paired_images,
+  "night2day": _night2day,
+  "cityscapes": _cityscapes,
+  "camvid": _camvid,
+  "audiocaps": _audiocaps,
 }
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from experiments import generation, setup
 from mmdiff_jax import multitime
 from mmdiff_jax.data import datasets
+from mmdiff_jax.errors import UserError
 from mmdiff_jax.evaluation import classifiers, coherence, frechet, pictures, tables
 from mmdiff_jax.evaluation.classifiers import Classifier
 from mmdiff_jax.training import checkpoints
@@ -40,7 +41,12 @@ def main(argv: Sequence[str]) -> None:
   workdir = setup.WORKDIR.value
   trained = generation.load(workdir)
   config = trained.config
-  data = {s: datasets.load(**config.data, split=s) for s in ("train", "test")}
+  data = {s: _whole(datasets.load(**config.data.to_dict(), split=s)) for s in ("train", "test")}
+  if "label" not in data["test"]:
+    raise UserError(
+      f"The examples of {config.data.name!r} have no classes, by which samples are judged. A folder"
+      " has them with a column `label` (README, Your own data); experiments.sample needs none."
+    )
   judges = {
     modality.name: classifiers.load_or_fit(
       modality,
@@ -62,6 +68,17 @@ def main(argv: Sequence[str]) -> None:
     return
   picture = _write(workdir, trained, results, panels)
   print(f"\n{tables.screen(results)}\nPicture: {picture}", flush=True)
+
+
+def _whole(split: Data) -> Data:
+  """The examples of a split that have all modalities."""
+  there = [x for name, x in split.items() if name.endswith("_present")]
+  if not there:
+    return split
+  rows = np.flatnonzero(np.all(there, axis=0))
+  if not rows.size:
+    raise UserError("No example has all modalities, so that there is nothing to judge by.")
+  return {name: x[rows] for name, x in split.items()}
 
 
 def _say(line: str) -> None:

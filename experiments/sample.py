@@ -9,14 +9,13 @@ With nothing given all targets are generated together; with no targets, all that
 from collections.abc import Mapping, Sequence
 import os
 import pathlib
-import zipfile
 
 from absl import flags
 import jax
 import numpy as np
 
 from experiments import generation, setup
-from mmdiff_jax.data import datasets
+from mmdiff_jax.data import datasets, readers
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.evaluation import pictures
 from mmdiff_jax.modalities import Modality
@@ -113,67 +112,26 @@ def read_given(path: str, modalities: Sequence[Modality], num: int | None) -> di
   """
   if not modalities:
     raise UserError(f"--given_npz={path} needs --given: say which of its arrays are given.")
-  try:
-    with np.load(path, allow_pickle=False) as file:
-      arrays = {m.name: file[m.name] for m in modalities if m.name in file.files}
-      found = file.files
-  except FileNotFoundError as error:
-    raise UserError(f"There is no file {path} (--given_npz).") from error
-  except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+  arrays = readers.npz(path, modalities)
+  rows = len(next(iter(arrays.values())))
+  if num not in (None, rows):
     raise UserError(
-      f"{path} (--given_npz) cannot be read as an NPZ file of plain arrays ({error}). Write it by "
-      "numpy.savez(FILE, NAME=ARRAY)."
-    ) from error
-  for modality in modalities:
-    if modality.name not in arrays:
-      raise UserError(
-        f"{path} (--given_npz) has no array {modality.name!r}, which --given names; it has: "
-        f"{', '.join(found) or 'nothing'}."
-      )
-    arrays[modality.name] = _checked(path, modality, arrays[modality.name])
-  rows = {name: len(x) for name, x in arrays.items()}
-  wanted = num or next(iter(rows.values()))
-  if set(rows.values()) != {wanted}:
-    counts = ", ".join(f"{name} {count}" for name, count in rows.items())
-    raise UserError(
-      f"{path} (--given_npz) has other numbers of rows than the {wanted} wanted: {counts}. "
-      "Give each array the same number, and leave --num out or make it that number."
+      f"The arrays of {path} (--given_npz) have {rows} rows, and --num={num}. Leave --num out or "
+      f"make it {rows}."
     )
   return arrays
 
 
-def _checked(path: str, modality: Modality, x: np.ndarray) -> np.ndarray:
-  """The array in the type that the model sees, if it is what the modality is."""
-  shape = ", ".join(["rows", *map(str, modality.shape)])
-  if x.shape[1:] != modality.shape or x.ndim == 0 or len(x) == 0:
-    raise UserError(
-      f"The array {modality.name!r} in {path} (--given_npz) has shape {x.shape}; it must be "
-      f"({shape}) with at least one row."
-    )
-  kind = "iu" if modality.num_classes else "f"
-  if x.dtype.kind not in kind:
-    raise UserError(
-      f"The array {modality.name!r} in {path} (--given_npz) has type {x.dtype}; it must hold "
-      + ("integers (int32)." if modality.num_classes else "floats (float32) in [0, 1].")
-    )
-  if modality.num_classes:
-    valid, law = (x >= 0) & (x < modality.num_classes), f"integers below {modality.num_classes}"
-  else:
-    valid, law = (x >= 0) & (x <= 1), "numbers in [0, 1]"
-  if not valid.all():
-    raise UserError(
-      f"The array {modality.name!r} in {path} (--given_npz) has values that cannot be: it must "
-      f"hold {law}."
-    )
-  return x.astype(np.int32 if modality.num_classes else np.float32)
-
-
 def _from_test_split(config, given: Sequence[str], num: int, seed: int) -> dict[str, np.ndarray]:
   """Rows of the test split, chosen by the seed, the same for each modality."""
-  test = datasets.load(**config, split="test")
-  size = len(test["label"])
+  test = datasets.load(**config.to_dict(), split="test")
+  # Examples may lack modalities; what is given must be there.
+  there = [test[f"{name}_present"] for name in given if f"{name}_present" in test]
+  whole = np.flatnonzero(np.all([np.ones(len(test[given[0]]), bool), *there], axis=0))
+  if not whole.size:
+    raise UserError(f"No example of the test split has all of: {', '.join(given)} (--given).")
   rng = np.random.default_rng(seed)
-  rows = np.concatenate([rng.permutation(size) for _ in range(-(-num // size))])[:num]
+  rows = np.concatenate([rng.permutation(whole) for _ in range(-(-num // whole.size))])[:num]
   return {name: test[name][rows] for name in given}
 
 

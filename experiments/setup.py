@@ -64,7 +64,7 @@ def modalities(config: ml_collections.ConfigDict) -> tuple[Modality, ...]:
   Raises:
     UserError: the data set has no such modality, or is not known.
   """
-  known = {modality.name: modality for modality in datasets.modalities(config.data.name)}
+  known = {modality.name: modality for modality in datasets.modalities(**config.data.to_dict())}
   unknown = [name for name in config.modalities if name not in known]
   if unknown:
     raise UserError(

@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> None:
   del argv
   config = _CONFIG.value
   framework = setup.build(config)
-  data = {s: datasets.load(**config.data, split=s) for s in ("train", "test")}
+  data = {s: datasets.load(**config.data.to_dict(), split=s) for s in ("train", "test")}
   trainer.train(framework, config, setup.WORKDIR.value, data["train"], data["test"])
   print(f"Trained: {setup.WORKDIR.value}")
 

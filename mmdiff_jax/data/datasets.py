@@ -1,14 +1,18 @@
 """Finds a data set by its name: the module of that name beside this one.
 
 Such a module has `MODALITIES`, the modalities that a model may use, in order, and
-`load(split, data_dir, manual_dir)`, which returns a whole split in the model's view.
+`load(split, data_dir, manual_dir)`, which returns a whole split in the model's view. Where they
+depend on options, which then are further arguments of `load`, it has `modalities(**options)`.
 """
 
+from collections.abc import Mapping
 import importlib
 import importlib.util
+import inspect
 import os
 import pkgutil
 import types
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +27,7 @@ def _find(name: str) -> types.ModuleType | None:
   if importlib.util.find_spec(path) is None:
     return None
   module = importlib.import_module(path)
-  return module if hasattr(module, "MODALITIES") else None
+  return module if hasattr(module, "MODALITIES") or hasattr(module, "modalities") else None
 
 
 def _module(name: str) -> types.ModuleType:
@@ -35,17 +39,35 @@ def _module(name: str) -> types.ModuleType:
   return module
 
 
-def modalities(name: str) -> tuple[Modality, ...]:
-  """The modalities of a data set, in order.
+def _check_options(name: str, module: types.ModuleType, options: Mapping[str, Any]) -> None:
+  try:
+    inspect.signature(module.load).bind("train", None, None, **options)
+  except TypeError as error:
+    raise UserError(
+      f"The data set {name!r} cannot have these options (config.data): {error}."
+    ) from error
+
+
+def modalities(
+  name: str, data_dir: str | None = None, manual_dir: str | None = None, **options: Any
+) -> tuple[Modality, ...]:
+  """The modalities of a data set, in order; arguments as `load` but for the split.
 
   Raises:
-    UserError: there is no such data set.
+    UserError: there is no such data set, or it has no such options.
   """
-  return _module(name).MODALITIES
+  del data_dir, manual_dir
+  module = _module(name)
+  _check_options(name, module, options)
+  return module.modalities(**options) if hasattr(module, "modalities") else module.MODALITIES
 
 
 def load(
-  name: str, split: str, data_dir: str | None = None, manual_dir: str | None = None
+  name: str,
+  split: str,
+  data_dir: str | None = None,
+  manual_dir: str | None = None,
+  **options: Any,
 ) -> dict[str, np.ndarray | Column]:
   """A whole split in the model's view, prepared on disk first where it is not there yet.
 
@@ -55,15 +77,18 @@ def load(
     data_dir: folder of prepared data sets; None is tfds's own, `~/tensorflow_datasets`.
     manual_dir: folder of files that you bring yourself, for sets that need such; None is tfds's
       own, `<data_dir>/downloads/manual`.
+    **options: of the data set, where it has any.
 
   Returns:
     One array a modality, or one that is made when its rows are read; the first axis is the example,
-    and row i of each is the same example.
+    and row i of each is the same example. Where a modality NAME may lack in examples there is a
+    `NAME_present`, bool [n].
 
   Raises:
-    UserError: there is no such data set or no such folder.
+    UserError: there is no such data set, option or folder.
   """
   module = _module(name)
+  _check_options(name, module, options)
   if data_dir is not None and not os.path.isdir(data_dir):
     raise UserError(
       f"The folder for prepared data, {data_dir!r}, does not exist. Make it (mkdir -p), or leave "
@@ -71,4 +96,4 @@ def load(
     )
   if manual_dir is not None and not os.path.isdir(manual_dir):
     raise UserError(f"The folder of your own files, manual_dir {manual_dir!r}, does not exist.")
-  return module.load(split, data_dir, manual_dir)
+  return module.load(split, data_dir, manual_dir, **options)

@@ -8,6 +8,7 @@ altered may pass.
 
 from collections.abc import Iterator, Sequence
 import contextlib
+import csv
 import math
 import os
 import pathlib
@@ -26,6 +27,7 @@ from mmdiff_jax.modalities import Modality
 
 Paths = Sequence[pathlib.Path]
 Size = tuple[int, int]  # height, width
+_ORIENTATION = 0x0112  # Exif's tag; from 5 on the image lies on its side.
 # What the decoders raise on damaged files.
 _DAMAGE = (OSError, EOFError, SyntaxError, ValueError, IndexError, RuntimeError, MemoryError)
 _DAMAGE += (struct.error, zlib.error, zipfile.BadZipFile, Image.DecompressionBombError)
@@ -76,6 +78,15 @@ def _view(still: Image.Image, path: pathlib.Path, size: Size, channels: int) -> 
   fitted = ImageOps.fit(still, size[::-1], Image.Resampling.BICUBIC)
   values = np.clip(np.asarray(fitted) / np.float32(255), 0.0, 1.0)
   return values if values.ndim == 3 else values[..., None].repeat(channels, -1)
+
+
+def extent(paths: Paths, *, half: Literal["", "left", "right"] = "") -> tuple[int, int]:
+  """Height and width of an image on disk, upright; of its half where it holds two."""
+  with _reading(paths[0]), Image.open(paths[0]) as file:
+    width, height = file.size
+    if file.getexif().get(_ORIENTATION, 1) >= 5:
+      width, height = height, width
+  return height, width // 2 if half else width
 
 
 def image(
@@ -256,11 +267,32 @@ def text(
   return np.pad(np.array(tokens, np.int32), (0, length - len(tokens)))
 
 
+def table(path: pathlib.Path, *, key: str, column: str) -> dict[str, list[str]]:
+  """The captions in one column of a CSV file, by the stems in another.
+
+  Raises:
+    UserError: there is no such file or column, it is no CSV, or a cell is empty.
+  """
+  found = {}
+  try:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+      for row in (rows := csv.DictReader(file, strict=True)):
+        if not row[key] or not (row[column] or "").strip():
+          raise csv.Error(f"line {rows.line_num} has no {key} or no {column}")
+        found.setdefault(row[key], []).append(row[column])
+  except (OSError, UnicodeError, csv.Error) as error:
+    raise UserError(f"The file {path} cannot be read as CSV: {error}. Get it again.") from error
+  except KeyError as error:
+    raise UserError(f"The file {path} has no column {error}. Name it in its first line.") from error
+  return found
+
+
 def text_of(tokens: Int[np.ndarray, " length"], alphabet: str = "") -> str:
-  """The caption that [length] tokens of `text` spell."""
+  """The caption that [length] tokens of `text` spell; what is no character of a line is U+FFFD."""
   if alphabet:
     return "".join(alphabet[token] for token in tokens).strip()
-  return bytes(token for token in tokens.tolist() if token).decode(errors="replace")
+  caption = bytes(token for token in tokens.tolist() if token).decode(errors="replace")
+  return "".join(character if character.isprintable() else "\ufffd" for character in caption)
 
 
 def npz(
@@ -294,14 +326,13 @@ def _checked(file, key: str, modality: Modality, path: str | os.PathLike[str]) -
     raise UserError(f"The file {path} has no array {key!r}, only: {', '.join(file)}. Add it.")
   array = file[key]
   pixels, whole = modality.kind in ("image", "video"), modality.num_classes > 0
-  top = modality.num_classes - 1 if whole else 1 if pixels else np.inf
-  kind, dtype = ("iu", np.int32) if whole else ("f", np.float32)
+  kind, dtype, top = ("iu", np.int32, modality.num_classes - 1) if whole else ("f", np.float32, 1)
   view = array / np.float32(255) if pixels and array.dtype == np.uint8 else array
-  fits = view.dtype.kind in kind and view.shape[1:] == modality.shape and np.isfinite(view).all()
-  if not fits or (top < np.inf and view.size and not 0 <= view.min() <= view.max() <= top):
+  fits = view.dtype.kind in kind and view.shape[1:] == modality.shape and view.ndim > 0
+  if not fits or not ((view >= 0) & (view <= top)).all():
     raise UserError(
-      f"The array {key!r} of {path} is {array.dtype} of shape {array.shape}; a {modality.kind} "
-      f"must be {dtype.__name__} of shape [n, *{modality.shape}], finite"
-      f"{f', from 0 to {top}' if top < np.inf else ''}. Convert it and save it again."
+      f"The array {key!r} of {path} is {array.dtype} of shape {array.shape}; a modality of kind "
+      f"{modality.kind} must be {dtype.__name__} of shape [n, *{modality.shape}], from 0 to {top}. "
+      "Convert it and save it again."
     )
   return view.astype(dtype)

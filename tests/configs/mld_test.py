@@ -1,3 +1,5 @@
+import jax
+import jax.numpy as jnp
 import pytest
 
 from configs import mld
@@ -25,3 +27,20 @@ def test_every_preset_builds(name):
 def test_unknown_name_is_said():
   with pytest.raises(ValueError, match="digits_long"):
     mld.get_config("none")
+
+
+def test_paper_s_preset_has_the_published_sizes():
+  config = mld.get_config("mnist_svhn")
+  score = setup.build(config).stages[-1]
+  latents = {name: jnp.zeros((2, config.autoencoder[name].latent)) for name in config.modalities}
+  assert {name: z.shape[1] for name, z in latents.items()} == {"mnist": 16, "svhn": 64}
+  params = jax.eval_shape(lambda: score.init(jax.random.key(0), {}, latents))
+  assert sum(x.size for x in jax.tree.leaves(params)) == 8_176_720
+  assert score.settings.steps == 1_322_760
+
+
+def test_sizes_of_columns_can_be_set():
+  config = mld.get_config("folder")
+  config.data.columns.image.size = (32, 48)
+  image, _ = setup.modalities(config)
+  assert image.shape == (32, 48, 3)

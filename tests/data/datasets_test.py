@@ -58,3 +58,14 @@ def test_rendering_and_modalities_are_light():
     "assert not {'tensorflow', 'tensorflow_datasets', 'grain', 'sklearn', 'jax'} & set(sys.modules)"
   )
   subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def test_options_are_those_of_the_data_set():
+  columns = {"image": {"read": "image", "size": (4, 6)}}
+  (image,) = datasets.modalities("folder", None, None, columns=columns, test_share=0.5)
+  assert (image.name, image.shape) == ("image", (4, 6, 3))
+  for call in (datasets.modalities, functools.partial(datasets.load, split="train")):
+    with pytest.raises(UserError, match="'digits' cannot have .*'columns'"):
+      call("digits", columns=columns)
+    with pytest.raises(UserError, match="'folder' cannot have .*'columns'"):
+      call("folder")

@@ -7,7 +7,7 @@ from PIL import Image
 import pytest
 import soundfile
 
-from mmdiff_jax.data import audio, derived, folder, pipeline
+from mmdiff_jax.data import audio, datasets, derived, folder, pipeline
 from mmdiff_jax.errors import UserError
 
 _SIZE = (6, 8)
@@ -41,6 +41,10 @@ def _open(root, split="train", columns=(_PHOTOS, _CAPTIONS), **options):
   return folder.open_folder(root, columns, split, **{"test_share": 0.0, **options})
 
 
+def _arrays(data):
+  return {name: np.stack([example[name] for example in data]) for name in data[0]}
+
+
 def _said(data):
   show = data.modalities[-1].show
   return [show(example["caption"]) for example in data]
@@ -69,7 +73,7 @@ def test_examples_are_read_when_they_are_asked_for(tmp_path):
 
 def test_whole_split_feeds_the_pipeline_and_single_examples_feed_grain(tmp_path):
   data = _open(_fill(tmp_path))
-  arrays = data.arrays()
+  arrays = _arrays(data)
   for modality in data.modalities:
     assert arrays[modality.name].shape == (10, *modality.shape)
   batch = next(pipeline.batches(arrays, 4, seed=0))
@@ -139,7 +143,7 @@ def test_each_kind_is_found_and_is_what_its_modality_says(tmp_path):
     _photo(tmp_path / "video" / "0" / f"frame_{frame}.png", frame)
   Image.fromarray(_pixels(0)).save(tmp_path / "video" / "1.gif")
   data = _open(tmp_path, columns=columns)
-  arrays = data.arrays()
+  arrays = _arrays(data)
   for modality in data.modalities:
     array = arrays[modality.name]
     assert array.shape == (2, *modality.shape)
@@ -230,7 +234,7 @@ def test_lacking_files_are_said_at_most_five(tmp_path):
 def test_lacking_modalities_are_masked_zeros_or_dropped(tmp_path):
   _lacking(tmp_path)
   kept = _open(tmp_path, incomplete="keep")
-  arrays = kept.arrays()
+  arrays = _arrays(kept)
   whole = {name: np.array([stem in kept.found[name] for stem in kept.stems]) for name in kept.found}
   for name, there in whole.items():
     assert arrays[f"{name}_present"].dtype == bool
@@ -278,3 +282,229 @@ def test_what_is_not_there_is_said(tmp_path):
   _caption(tmp_path / "other" / "x.txt", "x")
   with pytest.raises(UserError, match="is empty: no example has all of photo, other"):
     _open(tmp_path, columns=(_PHOTOS, folder.text("other", 3)), incomplete="drop")
+
+
+def test_images_of_other_proportions_are_refused_unless_they_need_not_agree(tmp_path):
+  columns = (_PHOTOS, folder.mask("mask", _SIZE, 256))
+  for i, size in enumerate([(6, 8), (12, 16), (13, 16), (12, 12)]):
+    _photo(tmp_path / "photo" / f"{i}.png", i)
+    path = tmp_path / "mask" / f"{i}.png"
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(_pixels(i, size)[..., 0]).save(path)
+  data = _open(tmp_path, columns=columns)
+  for i in range(3):  # A pixel more is rounding.
+    data[i]
+  said = r"photo/3.png \(6 x 8, .*mask/3.png \(12 x 12\).*proportions.*aligned=False"
+  with pytest.raises(UserError, match=said):
+    data[3]
+  assert len(_arrays(_open(tmp_path, columns=columns, aligned=False))["mask"]) == 4
+
+
+def test_what_would_be_derived_is_read_where_it_is_given(tmp_path):
+  _fill(tmp_path, 3)
+  masks = folder.mask("mask", _SIZE, 256)
+  columns = (
+    _PHOTOS,
+    masks,
+    folder.sketch("sketch", _PHOTOS),
+    folder.partial_mask("some", masks, place="drawn"),
+  )
+  for name, channel in (("mask", 0), ("drawn", 1), ("sketch", 2)):
+    for i in range(3):
+      path = tmp_path / name / f"kind{i % 2}" / f"{i}.png"
+      path.parent.mkdir(parents=True, exist_ok=True)
+      Image.fromarray(_pixels(i)[..., channel]).save(path)
+  data = _open(tmp_path, columns=columns)
+  assert data.modalities == tuple(column.modality for column in columns)
+  for stem, example in zip(data.stems, data, strict=True):
+    pixels = _pixels(int(stem[-1]))
+    np.testing.assert_array_equal(example["some"], pixels[..., 1])
+    np.testing.assert_array_equal(example["sketch"], pixels[..., 2:] / np.float32(255))
+
+
+def test_labels_are_the_first_folders_in_order(tmp_path):
+  _fill(tmp_path)
+  _photo(tmp_path / "photo" / "a" / "deep" / "0.png")
+  _caption(tmp_path / "caption" / "a" / "deep" / "0.txt", "x")
+  data = _open(tmp_path, columns=(_PHOTOS, folder.label("label", _PHOTOS, 3)))
+  labels = _arrays(data)["label"]
+  assert labels.dtype == np.int32
+  np.testing.assert_array_equal(
+    labels, [["a", "kind0", "kind1"].index(stem.split("/")[0]) for stem in data.stems]
+  )
+  with pytest.raises(UserError, match=r"in 3 folders \(a, kind0, kind1\), but .* 2 classes"):
+    _open(tmp_path, columns=(_PHOTOS, folder.label("label", _PHOTOS, 2)))
+
+
+_SPECS = {
+  "photo": {"read": "image", "size": _SIZE},
+  "caption": {"read": "text", "length": 12},
+  "sketch": {"read": "sketch", "of": "photo", "sigma": 2.0},
+}
+
+
+def test_specs_say_what_the_functions_do(tmp_path):
+  view = {"sample_rate": 4000, "frames": 8}
+  columns = folder.parse({**_SPECS, "sound": {"read": "sound", "view": view, "place": "wav"}})
+  assert [c.modality.name for c in columns] == ["photo", "caption", "sketch", "sound"]
+  assert columns[0].modality == _PHOTOS.modality
+  assert columns[3].modality.shape == (8, audio.LogMel().bands) and columns[3].place == "wav"
+  data = _open(_fill(tmp_path), columns=columns[:3])
+  by_hand = _open(
+    tmp_path, columns=(_PHOTOS, _CAPTIONS, folder.sketch("sketch", _PHOTOS, sigma=2.0))
+  )
+  for name, array in _arrays(data).items():
+    np.testing.assert_array_equal(array, _arrays(by_hand)[name])
+  found = folder.modalities(_SPECS, test_share=0.5)
+  assert [m.shape for m in found] == [m.shape for m in data.modalities]
+
+
+@pytest.mark.parametrize(
+  "name, spec, complaint",
+  [
+    ("photo", {"read": "jpeg"}, r"columns\.photo\.read is 'jpeg'; it can be image, mask"),
+    ("photo", {"size": _SIZE}, r"columns\.photo\.read is None"),
+    ("photo", {"read": "image"}, "photo: missing a required argument: 'size'.*can have is: size"),
+    ("photo", {"read": "image", "size": 8}, r"photo\.size is 8; it must be \(height, width\)"),
+    ("photo", {"read": "image", "size": (8,)}, r"photo\.size is \(8,\)"),
+    ("photo", {"read": "image", "size": (8, 0)}, r"photo\.size is \(8, 0\).*at least 1"),
+    ("caption", {"read": "text", "length": 1.5}, r"caption\.length is 1.5; it must be whole"),
+    ("caption", {"read": "text", "lenght": 3}, "caption: .*'leng.*What it can have is: length"),
+    ("photo", {**_SPECS["photo"], "pattern": "("}, r"photo\.pattern is '\('"),
+    ("photo", {**_SPECS["photo"], "pattern": ".*"}, r"photo\.pattern is .*no group"),
+    ("sound", {"read": "sound", "view": {"rate": 1}}, r"sound\.view: .*'rate'.*sample_rate"),
+    ("sketch", {"read": "sketch", "of": "face"}, r"sketch\.of is 'face'.*photo, caption"),
+    ("sketch", {"read": "sketch", "of": "sketch"}, r"sketch\.of is 'sketch'"),
+    ("sketch", {"read": "sketch", "of": "caption"}, "'sketch' is to be made of 'caption'.* image"),
+    ("some", {"read": "partial_mask", "of": "photo"}, "'some' is to be made of 'photo'.* mask"),
+  ],
+)
+def test_specs_that_say_nothing_are_refused(name, spec, complaint):
+  with pytest.raises(UserError, match=complaint):
+    folder.parse({**_SPECS, name: spec})
+
+
+def _load(root, cache, split="train", columns=_SPECS, **options):
+  cache.mkdir(exist_ok=True)
+  return datasets.load(
+    "folder", split, str(cache), str(root), columns=columns, **{"test_share": 0.0, **options}
+  )
+
+
+def test_load_is_the_folder_on_disk(tmp_path):
+  root = _fill(tmp_path / "own")
+  arrays = _load(root, tmp_path / "cache")
+  expected = _arrays(_open(root, columns=folder.parse(_SPECS)))
+  assert arrays.keys() == expected.keys()
+  for name, array in expected.items():
+    assert isinstance(arrays[name], np.memmap) and arrays[name].dtype == array.dtype
+    np.testing.assert_array_equal(arrays[name], array)
+  batch = next(pipeline.batches(arrays, 4, seed=0))
+  assert batch["photo"].shape == (4, *_SIZE, 3)
+
+
+def test_load_reads_again_what_has_changed_and_only_that(tmp_path, monkeypatch):
+  root, cache = _fill(tmp_path / "own"), tmp_path / "cache"
+  _load(root, cache)
+  with monkeypatch.context() as patch:
+    patch.setattr(folder, "_prepare", None)
+    again = _load(root, cache)
+  np.testing.assert_array_equal(again["photo"][0], _pixels(0) / np.float32(255))
+  _photo(root / "photo" / "kind0" / "0.png", 77)
+  changed = _load(root, cache)
+  np.testing.assert_array_equal(changed["photo"][0], _pixels(77) / np.float32(255))
+  assert len(list((cache / "folder").iterdir())) == 1
+  other = {**_SPECS, "caption": {"read": "text", "length": 5}}
+  assert _load(root, cache, columns=other)["caption"].shape == (10, 5)
+  assert len(list((cache / "folder").iterdir())) == 2
+
+
+def test_load_says_how_far_it_is(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(folder, "_LINE_EVERY", 0.0)
+  monkeypatch.setattr(folder, "_CHUNK", 4)
+  arrays = _load(_fill(tmp_path / "own"), tmp_path / "cache")
+  assert len(arrays["photo"]) == 10
+  lines = capsys.readouterr().out.splitlines()
+  assert [line.split(": ")[1].split(" ")[0] for line in lines] == ["4/10", "8/10", "10/10"]
+  assert lines[0].startswith("Reading ") and lines[-1].endswith("0:00 left")
+
+
+def test_load_tells_what_is_there(tmp_path):
+  root = _lacking(tmp_path / "own")
+  arrays = _load(root, tmp_path / "cache", incomplete="keep")
+  assert set(arrays) == {f"{name}{end}" for name in _SPECS for end in ("", "_present")}
+  for name in _SPECS:
+    there = arrays[f"{name}_present"]
+    assert there.dtype == bool and there.shape == (9,)
+    assert there.sum() == (2 if name == "caption" else 8)
+    np.testing.assert_array_equal(arrays[name].reshape(9, -1).any(1) <= there, True)
+  assert len(_load(root, tmp_path / "cache", incomplete="drop")["photo"]) == 1
+
+
+def test_load_takes_another_split_for_tests(tmp_path):
+  root = tmp_path / "own"
+  _fill(root / "train", 4)
+  _fill(root / "val", 3)
+  for split, size in (("train", 4), ("test", 3)):
+    assert len(_load(root, tmp_path / "cache", split, test_split="val")["photo"]) == size
+
+
+def _truncate(path):
+  path.write_bytes(path.read_bytes()[:-20])
+
+
+def _cmyk(path):
+  Image.fromarray(_pixels(0)).convert("CMYK").save(path.with_suffix(".jpg"))
+  path.unlink()
+
+
+def _wide(path):
+  Image.fromarray(_pixels(0, (6, 12))).save(path)
+
+
+_SOUND = {"read": "sound", "view": {}}
+_BROKEN = {
+  "truncated image": ("photo", _truncate, "kind0/2.png cannot be read"),
+  "image of another mode": ("photo", _cmyk, "kind0/2.jpg has mode CMYK"),
+  "image of other proportions": ("photo", _wide, "photo/kind0/2.png .*mask/kind0/2.png"),
+  "empty caption": ("caption", lambda path: path.write_text("\n"), "no caption in .*kind0/2.txt"),
+  "caption without an image": ("photo", lambda path: path.unlink(), "no 'photo': kind0/2"),
+  "image without a caption": ("caption", lambda path: path.unlink(), "no 'caption': kind0/2"),
+  "truncated sound": ("sound", _truncate, "kind0/2.wav cannot be read"),
+}
+
+
+@pytest.mark.parametrize("what", _BROKEN)
+def test_load_names_the_file_that_is_wrong_and_keeps_nothing(tmp_path, what):
+  root = _fill(tmp_path / "own")
+  for path in sorted((root / "photo").rglob("*.png")):
+    other = root / "mask" / path.relative_to(root / "photo")
+    other.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.zeros(_SIZE, np.uint8)).save(other)
+    sound = (root / "sound" / path.relative_to(root / "photo")).with_suffix(".wav")
+    sound.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(sound, np.zeros(2048), 8000)
+  columns = {**_SPECS, "mask": {"read": "mask", "size": _SIZE, "num_classes": 2}, "sound": _SOUND}
+  place, spoil, complaint = _BROKEN[what]
+  spoil(next((root / place / "kind0").glob("2.*")))
+  with pytest.raises(UserError, match=complaint):
+    _load(root, tmp_path / "cache", columns=columns)
+  assert not list((tmp_path / "cache").glob("folder/*"))
+
+
+def test_load_without_a_folder_or_room_is_refused(tmp_path, monkeypatch):
+  with pytest.raises(UserError, match=r"--config\.data\.manual_dir=FOLDER"):
+    datasets.load("folder", "train", columns=_SPECS)
+  with pytest.raises(UserError, match="'missing', does not exist"):
+    datasets.load("folder", "train", manual_dir="missing", columns=_SPECS)
+  root = _fill(tmp_path / "own")
+  with pytest.raises(UserError, match="incomplete is 'lose'"):
+    _load(root, tmp_path / "cache", incomplete="lose")
+
+  def full(*args):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(folder, "_append", full)
+  with pytest.raises(UserError, match=r"cannot be kept in .*No space left.*data\.data_dir"):
+    _load(root, tmp_path / "cache")
+  assert not list((tmp_path / "cache").glob("folder/*"))

@@ -3,7 +3,7 @@ from PIL import Image
 import pytest
 import soundfile
 
-from mmdiff_jax.data import audio, derived, layouts
+from mmdiff_jax.data import audio, derived, folder, layouts
 from mmdiff_jax.errors import UserError
 
 _SIZE = (6, 8)
@@ -25,6 +25,10 @@ def _write(path, text):
   path.write_text(text, "utf-8")
 
 
+def _open(root, columns, split="train", **options):
+  return folder.open_folder(root, folder.parse(columns), split, **options)
+
+
 def _caption(data, example):
   (modality,) = (m for m in data.modalities if m.name == "caption")
   return modality.show(example["caption"])
@@ -36,8 +40,13 @@ def test_cub(tmp_path):
     _save(tmp_path / "images" / f"{name}.jpg", _pixels(i))
     _write(tmp_path / "text" / f"{name}.txt", f"bird {i}\n" * 10)
   _write(tmp_path / "images.txt", "1 001.Black_footed_Albatross/x.jpg")
-  data = layouts.cub(tmp_path, "train", size=_SIZE, length=12, test_share=0.0)
-  assert [m.name for m in data.modalities] == ["image", "caption"]
+  columns = layouts.cub(size=_SIZE, length=12)
+  with pytest.raises(UserError, match="images has files in 2 folders .* 200 classes"):
+    _open(tmp_path, columns, test_share=0.0)
+  columns["label"]["num_classes"] = 2
+  data = _open(tmp_path, columns, test_share=0.0)
+  assert [m.name for m in data.modalities] == ["image", "caption", "label"]
+  assert [int(example["label"]) for example in data] == [0, 1]
   assert [_caption(data, example) for example in data] == ["bird 0", "bird 1"]
   assert data[0]["image"].shape == (*_SIZE, 3)
 
@@ -49,15 +58,15 @@ def _faces(root):
     for part, rows in (("skin", np.s_[1:5]), ("nose", np.s_[2:3]), ("hair", np.s_[:2])):
       pixels = np.zeros((*_SIZE, 3), np.uint8)
       pixels[rows] = 255
-      folder = root / "CelebAMask-HQ-mask-anno" / str(i // 2000)
-      _save(folder / f"{i:05d}_{part}.png", pixels)
+      place = root / "CelebAMask-HQ-mask-anno" / str(i // 2000)
+      _save(place / f"{i:05d}_{part}.png", pixels)
   _write(root / "CelebAMask-HQ-pose-anno.txt", "x")
 
 
 def test_celebamask_hq(tmp_path):
   _faces(tmp_path)
-  options = {"size": _SIZE, "length": 12, "test_share": 0.0}
-  data = layouts.celebamask_hq(tmp_path, "train", **options)
+  columns = layouts.celebamask_hq(size=_SIZE, length=12)
+  data = _open(tmp_path, columns, test_share=0.0)
   names = [modality.name for modality in data.modalities]
   assert names == ["image", "sketch", "mask", "partial_mask", "caption"]
   assert data.stems == ("2001", "7")
@@ -71,7 +80,7 @@ def test_celebamask_hq(tmp_path):
   # Sketches that are given are taken.
   for i in (7, 2001):
     _save(tmp_path / "sketch" / f"{i}.png", _pixels(i)[..., 0])
-  given = layouts.celebamask_hq(tmp_path, "train", **options)[1]["sketch"]
+  given = _open(tmp_path, columns, test_share=0.0)[1]["sketch"]
   np.testing.assert_array_equal(given, _pixels(7)[..., :1] / np.float32(255))
 
 
@@ -79,34 +88,39 @@ def test_night2day_is_halved(tmp_path):
   for i, split in enumerate(("train", "val")):
     _save(tmp_path / split / "13412" / "20130101.png", np.hstack([_pixels(i), _pixels(i + 9)]))
   for i, split in enumerate(("train", "val")):
-    (pair,) = layouts.paired_images(tmp_path, split, size=_SIZE, places=["{split}"])
+    (pair,) = _open(tmp_path, layouts.night2day(size=_SIZE), split)
     np.testing.assert_array_equal(pair["source"], _pixels(i) / np.float32(255))
     np.testing.assert_array_equal(pair["target"], _pixels(i + 9) / np.float32(255))
 
 
 @pytest.mark.parametrize(
-  "files, places, patterns",
+  "files, columns, split",
   [
     (
       ("leftImg8bit/val/bonn/bonn_1_leftImg8bit.png", "gtFine/val/bonn/bonn_1_gtFine_color.png"),
-      ["leftImg8bit/{split}", "gtFine/{split}"],
-      {"patterns": (r"(.*)_leftImg8bit\.png", r"(.*)_gtFine_color\.png")},
+      layouts.cityscapes(size=_SIZE),
+      "val",
     ),
-    (("valA/1.png", "valB/1.png"), ["{split}A", "{split}B"], {}),
     (
-      ("val/701_StillsRaw_full/1.png", "val/LabeledApproved_full/1_L.png"),
-      ["{split}/701_StillsRaw_full", "{split}/LabeledApproved_full"],
-      {"patterns": (layouts.folder.IMAGES, r"(.*)_L\.png")},
+      ("701_StillsRaw_full/1.png", "LabeledApproved_full/1_L.png"),
+      layouts.camvid(size=_SIZE),
+      "train",
     ),
+    (
+      ("valA/1.png", "valB/1.png"),
+      layouts.paired_images(size=_SIZE, places=["{split}A", "{split}B"]),
+      "val",
+    ),
+    (("source/1.png", "target/1.png"), layouts.paired_images(size=_SIZE), "train"),
   ],
 )
-def test_pairs_of_two_folders(tmp_path, files, places, patterns):
+def test_pairs_of_two_folders(tmp_path, files, columns, split):
   for i, file in enumerate(files):
     _save(tmp_path / file, _pixels(i))
     _write((tmp_path / file).with_suffix(".json"), "{}")
   if "gtFine" in files[1]:  # Cityscapes has other pictures beside them.
     _save((tmp_path / files[1]).with_name("bonn_1_gtFine_instanceIds.png"), _pixels(5))
-  (pair,) = layouts.paired_images(tmp_path, "val", size=_SIZE, places=places, **patterns)
+  (pair,) = _open(tmp_path, columns, split, test_share=0.0)
   for i, name in enumerate(("source", "target")):
     np.testing.assert_array_equal(pair[name], _pixels(i) / np.float32(255))
 
@@ -129,14 +143,14 @@ _TABLE = """audiocap_id,youtube_id,start_time,caption
 
 def test_audiocaps(tmp_path):
   _sounds(tmp_path, ["-ab_C", "xyz"], _TABLE)
-  options = {"view": _VIEW, "length": 20}
+  columns = layouts.audiocaps(view=_VIEW, length=20)
   with pytest.raises(UserError, match="1 of 3 examples in .* no 'sound': gone"):
-    layouts.audiocaps(tmp_path, "val", **options)
-  data = layouts.audiocaps(tmp_path, "val", **options, incomplete="drop")
+    _open(tmp_path, columns, "val")
+  data = _open(tmp_path, columns, "val", incomplete="drop")
   assert data.stems == ("-ab_C", "xyz")
   assert [_caption(data, example) for example in data] == ["Rain, then a bark", "A bell"]
   assert data[0]["sound"].max() > 0.8
-  kept = layouts.audiocaps(tmp_path, "val", **options, incomplete="keep")
+  kept = _open(tmp_path, columns, "val", incomplete="keep")
   assert [bool(example["sound_present"]) for example in kept] == [True, False, True]
 
 
@@ -155,4 +169,4 @@ def test_table_that_is_none_is_refused(tmp_path, table, complaint):
   if table is None:
     (tmp_path / "val.csv").unlink()
   with pytest.raises(UserError, match=complaint):
-    list(layouts.audiocaps(tmp_path, "val", view=_VIEW, length=9))
+    _open(tmp_path, layouts.audiocaps(view=_VIEW, length=9), "val")

@@ -13,6 +13,8 @@ import pytest
 
 from experiments import evaluate, generation
 from mmdiff_jax import solvers
+from mmdiff_jax.data import datasets
+from mmdiff_jax.errors import UserError
 from mmdiff_jax.evaluation import coherence
 from mmdiff_jax.evaluation.classifiers import Classifier
 from mmdiff_jax.frameworks.base import Framework, Sampling
@@ -59,6 +61,20 @@ def test_measures_a_run(command, trained):
     "tone.npz",
     "caption.npz",
   }
+
+
+def test_examples_that_lack_something_are_not_judged():
+  split = {"a": np.arange(3), "a_present": np.array([1, 0, 1], bool), "label": np.arange(3)}
+  whole = evaluate._whole({**split, "b_present": np.array([1, 1, 0], bool)})
+  assert whole["a"].tolist() == whole["label"].tolist() == [0]
+  with pytest.raises(UserError, match="No example has all"):
+    evaluate._whole({**split, "b_present": np.zeros(3, bool)})
+  assert evaluate._whole(whole | {"a_present": np.ones(1, bool)})["a"].tolist() == [0]
+
+
+def test_data_without_classes_cannot_be_judged(command, trained, monkeypatch, refused):
+  monkeypatch.setattr(datasets, "load", lambda **_: {"digit": np.zeros((2, 16, 16, 1))})
+  refused(command(evaluate, f"--workdir={trained}"), "have no classes", "`label`")
 
 
 def test_joint_only_shows_and_writes_nothing(command, trained):
