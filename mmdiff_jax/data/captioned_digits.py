@@ -100,7 +100,7 @@ def load(
   Args:
     split: "train" (60,000 examples) or "test" (10,000).
     data_dir: folder of prepared data sets, for MNIST; None is tfds's own.
-    manual_dir: not needed.
+    manual_dir: folder in which the files of MNIST may lie, where there is no internet.
 
   Returns:
     digit: float32 [n, 32, 32, 3] in [0, 1], coloured ink on black.
@@ -110,8 +110,7 @@ def load(
   Raises:
     UserError: MNIST is not there.
   """
-  del manual_dir
-  digits, labels = sources.mnist(split, data_dir)
+  digits, labels = sources.mnist(split, data_dir, manual_dir)
   seed = (_SEED, split == "test")
   index = pairing.pair((labels,), COUNTS[split], seed=seed)[:, 0]
   rng = np.random.default_rng((*seed, 1))

@@ -8,15 +8,18 @@ The two splits share no handwriting: 80 % of scikit-learn's 1,797 are for traini
 alike in classes, and both the page's and the scene's come from the example's own split.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import dataclasses
 import functools
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mmdiff_jax.data import audio, rendering
+from mmdiff_jax.data import audio, rendering, sources
 from mmdiff_jax.modalities import image_picture, Modality
+
+# Handwritings of each split.
+HANDWRITINGS = {"train": 1437, "test": 360}
 
 # How often each handwriting is drawn; each time with a fresh placement, partner, crop, tone and
 # caption.
@@ -24,7 +27,6 @@ DRAWS = {"train": 30, "test": 3}
 
 _SEED = 0
 _LOUDEST = 32767  # of a 16-bit sample
-_CHUNK = 1000  # records read at once
 
 
 def _listen(log_mel: np.ndarray) -> np.ndarray:
@@ -70,6 +72,19 @@ class Drawn(tfds.core.BuilderConfig):
     self.name = f"drawn_{self.train}_{self.test}"
 
 
+class _Counted:
+  """Examples of a known number: so the progress bar of tfds says when it is done."""
+
+  def __init__(self, examples: Iterable, number: int):
+    self._examples, self._number = examples, number
+
+  def __iter__(self) -> Iterator:
+    return iter(self._examples)
+
+  def __len__(self) -> int:
+    return self._number
+
+
 class Digits(tfds.core.GeneratorBasedBuilder):
   """Prepares `digits` on disk as ArrayRecord files."""
 
@@ -97,11 +112,19 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(self, dl_manager):
     del dl_manager  # Nothing is downloaded.
-    draws = self.builder_config
     return {
-      "train": self._generate_examples("train", draws.train),
-      "test": self._generate_examples("test", draws.test),
+      split: _Counted(self._generate_examples(split, draws), self.number(split))
+      for split, draws in self.draws.items()
     }
+
+  @property
+  def draws(self) -> dict[str, int]:
+    """How often each handwriting of a split is drawn."""
+    return {split: getattr(self.builder_config, split) for split in HANDWRITINGS}
+
+  def number(self, split: str) -> int:
+    """Examples of a split."""
+    return self.draws[split] * HANDWRITINGS[split]
 
   def _generate_examples(self, split: str, draws: int):
     # Scikit-learn takes a second to import and is not needed once the data are prepared.
@@ -178,19 +201,24 @@ def load(
     tone: float32 [n, frames, bands], the log-mel spectrogram in [0, 1].
     caption: int32 [n, CAPTION_LENGTH], indices into `rendering.ALPHABET`.
     label: int32 [n].
+
+  Raises:
+    UserError: it cannot be prepared, such as on a full disk, or what is prepared is damaged.
   """
   del manual_dir
-  builder = Digits(data_dir=data_dir, file_format="array_record")
-  builder.download_and_prepare()
+  builder = sources.opened(Digits, "digits", data_dir)
+  sources.prepare(builder, "Check that files can be written there, or give another data_dir.")
   views = [model_view(records) for records in read(builder, split)]
   return {name: np.concatenate([view[name] for view in views]) for name in views[0]}
 
 
 def read(builder: Digits, split: str) -> Iterator[dict[str, np.ndarray]]:
-  """Yields the records of a prepared split as they are on disk, some at a time, stacked."""
-  source = builder.as_data_source(split)
-  for start in range(0, len(source), _CHUNK):
-    records = source.__getitems__(range(start, min(start + _CHUNK, len(source))))
+  """Yields the records of a prepared split as they are on disk, some at a time, stacked.
+
+  Raises:
+    UserError: a file is missing or damaged.
+  """
+  for records in sources.records(builder, split, builder.number(split)):
     yield {name: np.stack([record[name] for record in records]) for name in records[0]}
 
 

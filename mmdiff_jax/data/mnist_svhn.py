@@ -40,7 +40,7 @@ def load(
   Raises:
     UserError: a source is not there.
   """
-  digits, labels = sources.mnist(split, data_dir)
+  digits, labels = sources.mnist(split, data_dir, manual_dir)
   houses, numbers = sources.svhn(split, data_dir, manual_dir)
   counts = PERMUTATIONS[split] * pairing.smallest((labels, numbers))
   index = pairing.pair((labels, numbers), counts, seed=(_SEED, split == "test"))

@@ -64,7 +64,7 @@ def load(
   Args:
     split: "train" (60,000 examples) or "test" (10,000).
     data_dir: folder of prepared data sets, for MNIST; None is tfds's own.
-    manual_dir: not needed.
+    manual_dir: folder in which the files of MNIST may lie, where there is no internet.
 
   Returns:
     digit: float32 [n, 28, 28, 1] in [0, 1], 1 is ink.
@@ -75,8 +75,7 @@ def load(
   Raises:
     UserError: MNIST is not there.
   """
-  del manual_dir
-  digits, labels = sources.mnist(split, data_dir)
+  digits, labels = sources.mnist(split, data_dir, manual_dir)
   small = digits.reshape(-1, 14, 2, 14, 2).mean((2, 4), np.float32).astype(np.uint8)
   seed = (_SEED, split == "test")
   index = pairing.group(labels, 2, COUNTS[split], seed=seed)

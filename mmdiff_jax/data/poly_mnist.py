@@ -60,7 +60,7 @@ def load(
   Raises:
     UserError: MNIST is not there, or the photos will not do.
   """
-  digits, labels = sources.mnist(split, data_dir)
+  digits, labels = sources.mnist(split, data_dir, manual_dir)
   seed = (_SEED, split == "test")
   index = pairing.group(labels, 5, COUNTS[split], seed=seed)
   rng = np.random.default_rng((*seed, 1))
@@ -104,7 +104,7 @@ def backgrounds(folder: pathlib.Path) -> Sequence[UInt8[np.ndarray, "_ _ 3"]]:
   """Five photos: those in the folder, or parts of scikit-learn's where there is no such folder.
 
   Raises:
-    UserError: there are fewer than five, or one is smaller than a digit.
+    UserError: there are fewer than five, or one cannot be read or is smaller than a digit.
   """
   from PIL import Image
 
@@ -116,8 +116,18 @@ def backgrounds(folder: pathlib.Path) -> Sequence[UInt8[np.ndarray, "_ _ 3"]]:
   paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))[:5]
   if len(paths) < 5:
     raise UserError(f"{folder} has {len(paths)} photos (.jpg or .png); five are needed.")
-  photos = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
-  for path, photo in zip(paths, photos, strict=True):
-    if min(photo.shape[:2]) < SIZE:
+  photos = []
+  for path in paths:
+    try:
+      with Image.open(path) as file:
+        file.verify()  # Decoding alone does not look at the checksums of a PNG.
+      with Image.open(path) as file:
+        photos.append(np.asarray(file.convert("RGB")))
+    except (OSError, SyntaxError, ValueError) as error:
+      raise UserError(
+        f"The photo {path} cannot be read: {error}. If it is truncated or was altered, get it "
+        "again or take another one."
+      ) from error
+    if min(photos[-1].shape[:2]) < SIZE:
       raise UserError(f"The photo {path} is smaller than {SIZE} x {SIZE} pixels.")
   return photos

@@ -3,14 +3,23 @@
 Each function gives the items of a split and their classes, small enough for memory. Public sets are
 read as tensorflow_datasets (tfds) prepares them, in ArrayRecord files under `data_dir`; files that
 a user brings lie under `manual_dir`, which is tfds's own `<data_dir>/downloads/manual` when None.
+Without a network, tfds takes the files that it would download from there, too.
+
+What is read is checked: ArrayRecord has a hash of each of its pieces, which finds damage, and here
+are the number of examples and a checksum of the contents of each public split.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import errno
+import functools
+import hashlib
 import importlib.util
+import logging
 import os
 import pathlib
 import socket
 from typing import Any, NamedTuple
+import zlib
 
 from jaxtyping import Int
 import numpy as np
@@ -21,6 +30,50 @@ from mmdiff_jax.errors import UserError
 _PREPARED = "~/tensorflow_datasets"  # where tfds keeps what it prepares
 _CHUNK = 1000  # records read at once
 _TEST_RECORDINGS = 5
+
+# What says that a disk is full, a quota is used up or a file may not grow.
+_NO_ROOM = (*map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)), "Not enough disk space")
+
+_LOG = logging.getLogger(__name__)  # What is found where; silent unless somebody asks.
+
+
+class Known(NamedTuple):
+  """What is known of a public split.
+
+  Attributes:
+    number: its examples.
+    digest: its `contents`; None if they are not known.
+  """
+
+  number: int
+  digest: str | None
+
+
+PUBLIC = {
+  ("mnist", "train"): Known(
+    60_000, "b2dfdce178abb7dd4df785df2550d87a19083401fa3796ff83a2ba394ff54cc9"
+  ),
+  ("mnist", "test"): Known(
+    10_000, "6b1cffb2b16266d397f793118ed50489a8ef365856b39a2719c2f0607f9e1e3f"
+  ),
+  ("spoken_digit", "train"): Known(
+    2_500, "dca357038a2497519f71a0e21548d886711ba1e882ed674d174ff972d2405890"
+  ),
+  ("svhn_cropped", "train"): Known(73_257, None),
+  ("svhn_cropped", "test"): Known(26_032, None),
+  ("pendigits", "train"): Known(
+    7_494, "4be0cff5068b0b982907bcebc5e32a5ba6b365e42f4d83c83b7ac1cfd8b010b1"
+  ),
+  ("pendigits", "test"): Known(
+    3_498, "ab7e432db5195c6faeaf51c8c18fbc45e4ae93a7c35bc4241aa97831a166f112"
+  ),
+}
+
+# SHA-256 of the original's own files, which tfds's public builder has registered.
+_SVHN_FILES = {
+  "train": "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
+  "test": "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b",
+}
 
 
 class Source(NamedTuple):
@@ -35,13 +88,13 @@ class Source(NamedTuple):
   labels: Int[np.ndarray, " n"]
 
 
-def mnist(split: str, data_dir: str | None = None) -> Source:
+def mnist(split: str, data_dir: str | None = None, manual_dir: str | None = None) -> Source:
   """Handwritten digits, uint8 [n, 28, 28, 1], 255 is ink: 60,000 "train", 10,000 "test".
 
   Raises:
-    UserError: the set is neither prepared nor to be had.
+    UserError: the set is neither prepared nor to be had, or is damaged.
   """
-  return _images("mnist", split, data_dir)
+  return _images("mnist", split, data_dir, manual_dir)
 
 
 def svhn(split: str, data_dir: str | None = None, manual_dir: str | None = None) -> Source:
@@ -55,9 +108,18 @@ def svhn(split: str, data_dir: str | None = None, manual_dir: str | None = None)
   """
   folder = manual(data_dir, manual_dir) / "svhn"
   if (path := folder / f"{split}_32x32.mat").is_file():
-    return svhn_mat(path)
+    with path.open("rb") as file:
+      found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != _SVHN_FILES[split]:
+      raise UserError(
+        f"{path} is truncated or was altered: its SHA-256 is {found} instead of "
+        f"{_SVHN_FILES[split]}. Get it again from http://ufldl.stanford.edu/housenumbers."
+      )
+    source = svhn_mat(path)
+    _log_found("svhn", split, len(source.labels), [path])
+    return source
   own = f" Or put the original's files train_32x32.mat and test_32x32.mat into {folder}."
-  return _images("svhn_cropped", split, data_dir, own)
+  return _images("svhn_cropped", split, data_dir, manual_dir, own)
 
 
 def svhn_mat(path: str | os.PathLike[str]) -> Source:
@@ -71,8 +133,10 @@ def svhn_mat(path: str | os.PathLike[str]) -> Source:
   try:
     content = loadmat(path, variable_names=("X", "y"))
     images, labels = content["X"], content["y"].ravel()
-  except (OSError, ValueError, KeyError, NotImplementedError, matlab.MatReadError) as error:
+  except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
     raise UserError(f"{path} cannot be read as a .mat file with X and y: {error}") from error
+  except (matlab.MatReadError, zlib.error) as error:
+    raise UserError(f"{path} is truncated or was altered, get it again: {error}") from error
   if images.shape != (32, 32, 3, len(labels)) or images.dtype != np.uint8:
     raise UserError(
       f"{path} holds X {images.dtype}{list(images.shape)} and {len(labels)} labels; SVHN's cropped "
@@ -83,7 +147,9 @@ def svhn_mat(path: str | os.PathLike[str]) -> Source:
   return Source(np.ascontiguousarray(images.transpose(3, 0, 1, 2)), labels.astype(np.int32) % 10)
 
 
-def spoken_digit(split: str, samples: int, data_dir: str | None = None) -> Source:
+def spoken_digit(
+  split: str, samples: int, data_dir: str | None = None, manual_dir: str | None = None
+) -> Source:
   """Spoken digits at 8 kHz, int16 [n, samples]: 2,250 "train", 250 "test".
 
   The public set has one split. As its authors advise, the recordings 0 to 4 of each speaker and
@@ -94,25 +160,18 @@ def spoken_digit(split: str, samples: int, data_dir: str | None = None) -> Sourc
     split: "train" or "test".
     samples: length of a clip.
     data_dir: folder of prepared data sets.
+    manual_dir: folder in which the file that tfds would download may lie.
 
   Raises:
-    UserError: the set is neither prepared nor to be had, or TensorFlow, which tfds needs for
-      sounds, is not installed.
+    UserError: the set is neither prepared nor to be had, or is damaged, or TensorFlow, which tfds
+      needs for sounds, is not installed.
   """
-  if importlib.util.find_spec("tensorflow") is None:
-    raise UserError(
-      "Spoken digits need TensorFlow, since tfds reads no sound without it: pip install "
-      "tensorflow-cpu, or choose a data set without speech."
-    )
-  import tensorflow as tf
-
-  tf.config.set_visible_devices([], "GPU")  # It would take the accelerator's memory.
-  records = [record for chunk in _records("spoken_digit", "train", data_dir) for record in chunk]
-  names = [record["audio/filename"].decode() for record in records]
-  train, test = split_recordings(names)
+  _use_tensorflow("Spoken digits need TensorFlow, since tfds reads no sound without it")
+  found = _public("spoken_digit", "train", data_dir, manual_dir)
+  train, test = split_recordings([record["audio/filename"].decode() for record in found])
   own = {"train": train, "test": test}[split]
-  clips = np.stack([fit_clip(records[i]["audio"], samples) for i in own])
-  return Source(clips, np.array([records[i]["label"] for i in own], np.int32))
+  clips = np.stack([fit_clip(found[i]["audio"], samples) for i in own])
+  return Source(clips, np.array([found[i]["label"] for i in own], np.int32))
 
 
 def split_recordings(
@@ -140,7 +199,8 @@ def pendigits(split: str, data_dir: str | None = None, manual_dir: str | None = 
   Eight points (x, y) along the way of the pen, from 0 to 100, y upwards.
 
   Raises:
-    UserError: the file `<manual_dir>/pendigits/pendigits.{tra,tes}` is missing or another one.
+    UserError: the file `<manual_dir>/pendigits/pendigits.{tra,tes}` is missing, damaged or
+      another one.
   """
   suffix = {"train": "tra", "test": "tes"}[split]
   path = manual(data_dir, manual_dir) / "pendigits" / f"pendigits.{suffix}"
@@ -159,6 +219,8 @@ def pendigits(split: str, data_dir: str | None = None, manual_dir: str | None = 
     raise UserError(f"{path} must have 16 coordinates from 0 to 100 and the digit in each row.")
   if not np.isin(labels, np.arange(10)).all():
     raise UserError(f"{path} has digits other than 0 to 9 at the ends of its rows.")
+  _check("pendigits", split, [{"row": row} for row in rows], path)
+  _log_found("pendigits", split, len(rows), [path])
   return Source(points.reshape(-1, 8, 2).astype(np.uint8), labels.astype(np.int32))
 
 
@@ -169,38 +231,222 @@ def manual(data_dir: str | None, manual_dir: str | None) -> pathlib.Path:
   return pathlib.Path(data_dir or _PREPARED).expanduser() / "downloads" / "manual"
 
 
-def _images(name: str, split: str, data_dir: str | None, remedy: str = "") -> Source:
-  """All images and labels of a split that tfds has."""
-  images, labels = [], []
-  for chunk in _records(name, split, data_dir, remedy):
-    images += [record["image"] for record in chunk]
-    labels += [record["label"] for record in chunk]
-  return Source(np.stack(images), np.array(labels, np.int32))
+def opened(make: Callable[..., Any], name: str, data_dir: str | None) -> Any:
+  """The builder of a data set of tfds in ArrayRecord files, prepared or not.
 
-
-def _records(
-  name: str, split: str, data_dir: str | None, remedy: str = ""
-) -> Iterator[list[dict[str, Any]]]:
-  """Yields the records of a public set, some at a time; prepares it first where it is not there.
+  Args:
+    make: makes the builder, of `data_dir` and `file_format`.
+    name: the data set.
+    data_dir: folder of prepared data sets.
 
   Raises:
-    UserError: it is not prepared and cannot be; the message ends with `remedy`.
+    UserError: what is prepared there is damaged or in other files.
+  """
+  from google.protobuf import json_format
+
+  try:
+    return make(data_dir=data_dir, file_format="array_record")
+  except (json_format.ParseError, ValueError, OSError) as error:
+    folder = os.path.join(data_dir or _PREPARED, name)
+    raise UserError(
+      f"What is prepared in {folder} cannot be opened ({_one_line(error)}): its dataset_info.json "
+      "is truncated or was altered, or it was prepared in another file format than array_record. "
+      f"Delete {folder} and prepare it again."
+    ) from error
+
+
+def prepare(builder: Any, remedy: str, manual_dir: str | os.PathLike[str] | None = None) -> None:
+  """Prepares a data set of tfds on disk unless it is there; shows how far it is.
+
+  Tfds writes into a folder `incomplete.*` and renames it at the end, so that nothing interrupted is
+  ever taken for prepared.
+
+  Args:
+    builder: tfds's builder.
+    remedy: what to do when it cannot be prepared, for the message.
+    manual_dir: folder in which files that tfds would download may lie.
+
+  Raises:
+    UserError: it cannot be prepared, or what is in its place is not whole.
   """
   import tensorflow_datasets as tfds  # It takes seconds.
 
-  builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-  try:
-    if not builder.is_prepared():
-      # Without a network tfds would try for minutes before it gives up.
-      socket.getaddrinfo("tensorflow.org", 443)
-      builder.download_and_prepare()
-  except Exception as error:  # Whatever a download can fail of.
+  folder = builder.data_path
+  if not folder.exists():
+    for left in folder.parent.glob(f"incomplete.*_{folder.name}"):
+      _LOG.info("Left by a run that was interrupted, never used; you can delete it: %s", left)
+    _LOG.info("Preparing %s in %s", builder.name, folder)
+    failures = (OSError, RuntimeError)
+    if builder.url_infos:
+      failures = Exception  # Whatever a download can fail of.
+      _use_tensorflow(f"Preparing {builder.name!r} needs TensorFlow; what is prepared does not")
+    missing = not _at_hand(builder, manual_dir)
+    try:
+      if missing:
+        # Without a network tfds would try for minutes before it gives up.
+        socket.getaddrinfo("tensorflow.org", 443)
+      config = tfds.download.DownloadConfig(manual_dir=manual_dir)
+      builder.download_and_prepare(download_config=config)
+    except failures as error:
+      said = _one_line(error)
+      if any(sign in said for sign in _NO_ROOM):
+        raise UserError(
+          f"There is no room in {folder.parent} to prepare the data set {builder.name!r} ({said}). "
+          "Nothing of it was kept. Make room, or give a folder on another disk as data_dir."
+        ) from error
+      raise UserError(
+        f"The data set {builder.name!r} is not prepared in {folder} and could not be ({said}). "
+        f"{remedy}"
+      ) from error
+  if not builder.is_prepared():
     raise UserError(
-      f"The data set {name!r} is not prepared in {data_dir or _PREPARED} and could not be "
-      f"downloaded ({type(error).__name__}: {str(error)[:200]}). Where there is internet run `tfds "
-      f"build {name} --file_format=array_record --data_dir=FOLDER`, and give that folder as "
-      f"data_dir.{remedy}"
+      f"{folder} is no prepared data set: dataset_info.json or features.json is missing. Delete "
+      "the folder, or copy it again as a whole."
+    )
+
+
+def _at_hand(builder: Any, manual_dir: str | os.PathLike[str] | None) -> bool:
+  """Whether all that tfds would download is in its cache or was brought by the user."""
+  from tensorflow_datasets.core.download import resource
+
+  downloads = pathlib.Path(builder.data_dir_root, "downloads")
+  brought = pathlib.Path(manual_dir or downloads / "manual")
+  cached = {path.name for path in downloads.rglob("*")}
+  return all(
+    (brought / info.filename).is_file() or resource.get_dl_fname(url, info.checksum) in cached
+    for url, info in (builder.url_infos or {}).items()
+  )
+
+
+def records(builder: Any, split: str, number: int) -> Iterator[list[dict[str, Any]]]:
+  """Yields the records of a prepared split, some at a time.
+
+  Args:
+    builder: tfds's builder.
+    split: which one.
+    number: how many records it must have.
+
+  Raises:
+    UserError: it has another number of records, or a file is missing or damaged.
+  """
+  folder = builder.data_path
+  again = f"Delete {folder} and prepare it again."
+  found = {name: info.num_examples for name, info in builder.info.splits.items()}
+  if found.get(split) != number:
+    raise UserError(
+      f"{folder} has {found.get(split, 0):,} examples in its split {split!r}; there must be "
+      f"{number:,}. {again}"
+    )
+  files = builder.info.splits[split].filepaths
+  try:
+    source = builder.as_data_source(split)
+    for start in range(0, number, _CHUNK):
+      yield source.__getitems__(range(start, min(start + _CHUNK, number)))
+  except (RuntimeError, OSError, ValueError, IndexError) as error:
+    raise UserError(
+      f"{', '.join(map(str, files))} cannot be read, it is truncated or was altered "
+      f"({_one_line(error)}). {again}"
     ) from error
-  source = builder.as_data_source(split)
-  for start in range(0, len(source), _CHUNK):
-    yield source.__getitems__(range(start, min(start + _CHUNK, len(source))))
+  _log_found(builder.name, split, number, files)
+
+
+def _images(
+  name: str, split: str, data_dir: str | None, manual_dir: str | None, remedy: str = ""
+) -> Source:
+  """All images and labels of a split that tfds has."""
+  found = _public(name, split, data_dir, manual_dir, remedy)
+  images = np.stack([record["image"] for record in found])
+  return Source(images, np.array([record["label"] for record in found], np.int32))
+
+
+def _public(
+  name: str, split: str, data_dir: str | None, manual_dir: str | None, remedy: str = ""
+) -> list[dict[str, Any]]:
+  """The records of a split of a public set, prepared first where it is not there, and checked.
+
+  Raises:
+    UserError: it is not prepared and cannot be (the message ends with `remedy`), or is damaged.
+  """
+  import tensorflow_datasets as tfds
+
+  builder = opened(functools.partial(tfds.builder, name), name, data_dir)
+  brought = manual(data_dir, manual_dir)
+  files = ", ".join(info.filename for info in (builder.url_infos or {}).values())
+  prepare(
+    builder,
+    f"Where there is internet run `tfds build {name} --file_format=array_record --data_dir=FOLDER` "
+    f"and give that folder as data_dir, or put the files {files} into {brought}.{remedy}",
+    brought,
+  )
+  found = [
+    record for chunk in records(builder, split, PUBLIC[name, split].number) for record in chunk
+  ]
+  _check(name, split, found, builder.data_path)
+  return found
+
+
+def _check(
+  name: str, split: str, examples: Sequence[Mapping[str, Any]], place: str | os.PathLike[str]
+) -> None:
+  """Checks that examples, in whatever order, are those of a public split.
+
+  Args:
+    name: the public set.
+    split: of it.
+    examples: numbers, arrays of them and bytes, by name.
+    place: the file or folder that they are from, for the message.
+
+  Raises:
+    UserError: they are others, or not as many.
+  """
+  number, digest = PUBLIC[name, split]
+  wrong = f"{place} is not the public {name!r}: it was truncated or altered, or is another set."
+  if len(examples) != number:
+    raise UserError(
+      f"{wrong} It has {len(examples):,} examples in the split {split!r}, which has {number:,}. "
+      "Get it again."
+    )
+  if digest is not None and (found := contents(examples)) != digest:
+    raise UserError(
+      f"{wrong} The contents of its split {split!r} have the checksum {found}, which should be "
+      f"{digest}. Delete it and get it again."
+    )
+
+
+def contents(examples: Iterable[Mapping[str, Any]]) -> str:
+  """A checksum of examples that does not depend on their order: SHA-256 of their sorted SHA-256.
+
+  Args:
+    examples: numbers of at most 16 bits, arrays of them and bytes, by name.
+
+  Returns:
+    64 hexadecimal digits.
+  """
+  rows = []
+  for example in examples:
+    values = (value for _, value in sorted(example.items()))
+    whole = b"".join(v if isinstance(v, bytes) else np.asarray(v, "<i2").tobytes() for v in values)
+    rows.append(hashlib.sha256(whole).digest())
+  return hashlib.sha256(b"".join(sorted(rows))).hexdigest()
+
+
+def _use_tensorflow(purpose: str) -> None:
+  """Raises UserError where TensorFlow is missing; keeps it from taking the accelerator's memory."""
+  if importlib.util.find_spec("tensorflow") is None:
+    raise UserError(
+      f"{purpose}: pip install tensorflow-cpu, or choose a data set that does without."
+    )
+  import tensorflow as tf
+
+  tf.config.set_visible_devices([], "GPU")
+
+
+def _log_found(name: str, split: str, number: int, files: Sequence[str | os.PathLike[str]]) -> None:
+  size = sum(os.path.getsize(file) for file in files) / 1e6
+  folder = os.path.dirname(files[0])
+  _LOG.info("%s, %s: %s examples, %.1f MB in %s", name, split, f"{number:,}", size, folder)
+
+
+def _one_line(error: Exception) -> str:
+  said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+  return said if len(said) <= 400 else f"{said[:100]} ... {said[-300:]}"  # The cause comes last.

@@ -47,5 +47,5 @@ def handwriting(monkeypatch):
   split = {
     name: sources.Source(items[i::2], labels[i::2]) for i, name in enumerate(("train", "test"))
   }
-  monkeypatch.setattr(sources, "mnist", lambda name, data_dir: split[name])
+  monkeypatch.setattr(sources, "mnist", lambda name, *_: split[name])
   return split

@@ -1,3 +1,5 @@
+import logging
+import signal
 import subprocess
 import sys
 
@@ -6,7 +8,7 @@ import pytest
 from sklearn.datasets import load_digits
 import tensorflow_datasets as tfds
 
-from mmdiff_jax.data import digits, rendering
+from mmdiff_jax.data import digits, rendering, sources
 
 _TWICE = np.ones((1, 2, 2), np.float32)
 _WHITE = np.ones(3, np.float32)
@@ -129,6 +131,57 @@ def test_interrupted_preparation_is_made_anew(tmp_path, monkeypatch):
   builder = digits.Digits(data_dir=str(tmp_path), config=drawn, file_format="array_record")
   builder.download_and_prepare()
   assert sum(len(chunk["label"]) for chunk in digits.read(builder, "train")) == 1437
+
+
+_HANGS = """
+import sys, time
+from mmdiff_jax.data import digits, rendering, sources
+drawn = digits.Drawn(train=2, test=1)
+builder = digits.Digits(data_dir=sys.argv[1], config=drawn, file_format="array_record")
+whole, calls = rendering.captions, []
+def captions(*args):
+  calls.append(args)
+  if len(calls) == int(sys.argv[2]):
+    print("now", flush=True)
+    time.sleep(600)
+  return whole(*args)
+rendering.captions = captions
+sources.prepare(builder, "")
+"""
+
+
+@pytest.mark.parametrize("call", [2, 3])
+def test_killed_preparation_is_made_anew_and_what_it_left_is_told(
+  tmp_path, few_draws, caplog, call
+):
+  """Killed within the training split, and when that is written already."""
+  program = [sys.executable, "-c", _HANGS, str(tmp_path), str(call)]
+  with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as running:
+    while running.stdout.readline() not in ("now\n", ""):
+      pass
+    running.send_signal(signal.SIGKILL)
+  assert running.returncode == -signal.SIGKILL
+  drawn = digits.Drawn(train=2, test=1)
+  builder = digits.Digits(data_dir=str(tmp_path), config=drawn, file_format="array_record")
+  (left,) = builder.data_path.parent.iterdir()
+  assert left.name.startswith("incomplete.") and not builder.is_prepared()
+  with caplog.at_level(logging.INFO, logger="mmdiff_jax.data"):
+    sources.prepare(builder, "")
+  assert "you can delete it" in caplog.text and str(left) in caplog.text
+  for split in ("train", "test"):
+    pairs = zip(digits.read(builder, split), digits.read(few_draws, split), strict=True)
+    for ours, theirs in pairs:
+      for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+  before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+  again = digits.Digits(data_dir=str(tmp_path), config=drawn, file_format="array_record")
+  sources.prepare(again, "")
+  assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_progress_bar_knows_its_end(few_draws):
+  found = few_draws._split_generators(None)
+  assert {split: len(examples) for split, examples in found.items()} == {"train": 2874, "test": 360}
 
 
 def test_builder_is_registered_and_its_files_can_be_read_without_our_code(few_draws):

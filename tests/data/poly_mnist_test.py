@@ -78,3 +78,20 @@ def test_photos_of_ones_own_take_the_place(handwriting, monkeypatch, tmp_path):
     Image.new("RGB", (20, 40)).save(folder / f"{i}.jpg")
   with pytest.raises(UserError, match="0.jpg is smaller than 28"):
     poly_mnist.load("test", None, str(tmp_path))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_damaged_photo_is_named(tmp_path, suffix):
+  noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8)
+  for i in range(5):
+    Image.fromarray(noise).save(tmp_path / f"{i}.{suffix}")
+  path = tmp_path / f"3.{suffix}"
+  whole = path.read_bytes()
+  damaged = [whole[:keep] for keep in (0, 1, 20, 40, len(whole) // 2, len(whole) - 40)]
+  if suffix == "png":  # A JPEG has no checksum.
+    places = range(0, len(whole), 97)
+    damaged += [whole[:i] + bytes([whole[i] ^ 8]) + whole[i + 1 :] for i in places]
+  for content in damaged:
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"{path} cannot be read"):
+      poly_mnist.backgrounds(tmp_path)

@@ -1,11 +1,21 @@
+import errno
+import functools
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from scipy.io import savemat
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download import resource
 
-from mmdiff_jax.data import sources
+from mmdiff_jax.data import digits, sources
 from mmdiff_jax.errors import UserError
 
 
@@ -18,14 +28,50 @@ def _svhn(n=6, **change):
   return {**content, **change}
 
 
-def test_svhn_of_the_original_layout(tmp_path):
+@pytest.fixture
+def svhn_file(tmp_path, monkeypatch):
+  """A small file in the place of SVHN's test digits, which counts as the original."""
   content = _svhn(12)
-  (tmp_path / "svhn").mkdir()
-  savemat(tmp_path / "svhn" / "test_32x32.mat", content)
+  path = tmp_path / "svhn" / "test_32x32.mat"
+  path.parent.mkdir()
+  savemat(path, content, do_compression=True)
+  digest = hashlib.sha256(path.read_bytes()).hexdigest()
+  monkeypatch.setattr(sources, "_SVHN_FILES", {"test": digest})
+  return path, content
+
+
+def test_svhn_of_the_original_layout(svhn_file, tmp_path):
+  _, content = svhn_file
   items, labels = sources.svhn("test", manual_dir=str(tmp_path))
   np.testing.assert_array_equal(labels, [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2])
   assert items.dtype == np.uint8 and items.flags["C_CONTIGUOUS"]
   np.testing.assert_array_equal(items[3], content["X"][..., 3])
+
+
+def _damaged(whole):
+  """Bytes of a file cut or altered in places, those at its ends among them."""
+  size = len(whole)
+  for keep in (0, 1, 100, size // 2, size - 1):
+    yield whole[:keep]
+  for place in (0, 4, 130, size // 3, size // 2, size - 70, size - 1):
+    yield whole[:place] + bytes([whole[place] ^ 64]) + whole[place + 1 :]
+
+
+def test_damaged_file_of_svhn_is_refused(svhn_file, tmp_path):
+  path, _ = svhn_file
+  for content in _damaged(path.read_bytes()):
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"{path} is truncated or was altered.*Get it again"):
+      sources.svhn("test", manual_dir=str(tmp_path))
+
+
+def test_truncated_mat_file_is_refused(svhn_file):
+  path, _ = svhn_file
+  whole = path.read_bytes()
+  for keep in range(0, len(whole), 997):
+    path.write_bytes(whole[:keep])
+    with pytest.raises(UserError, match=str(path)):
+      sources.svhn_mat(path)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +91,7 @@ def test_svhn_file_that_is_another_one_is_refused(tmp_path, change, complaint):
 @pytest.mark.parametrize("content", [b"", b"no matlab file at all" * 20])
 def test_file_that_is_no_mat_file_is_refused(tmp_path, content):
   (tmp_path / "a.mat").write_bytes(content)
-  with pytest.raises(UserError, match="a.mat cannot be read"):
+  with pytest.raises(UserError, match="a.mat (cannot be read|is truncated)"):
     sources.svhn_mat(tmp_path / "a.mat")
   savemat(tmp_path / "b.mat", {"X": np.zeros(3)})
   with pytest.raises(UserError, match="b.mat cannot be read"):
@@ -57,7 +103,8 @@ def _pens(folder, split, lines):
   (folder / "pendigits" / f"pendigits.{split}").write_text(lines)
 
 
-def test_pen_digits_are_points_in_order(tmp_path):
+def test_pen_digits_are_points_in_order(tmp_path, monkeypatch):
+  monkeypatch.setitem(sources.PUBLIC, ("pendigits", "train"), sources.Known(1, None))
   _pens(tmp_path, "tra", " 0,100, " + ", ".join(map(str, range(14))) + ", 7\n")
   points, labels = sources.pendigits("train", manual_dir=str(tmp_path))
   assert points.shape == (1, 8, 2) and points.dtype == np.uint8
@@ -124,6 +171,127 @@ def test_speech_without_tensorflow_says_so(monkeypatch):
     sources.spoken_digit("train", 100)
 
 
+def test_checksum_of_contents_sees_all_but_the_order():
+  examples = [
+    {"image": np.arange(6, dtype=np.uint8).reshape(2, 3), "label": 7, "name": b"a"},
+    {"image": np.arange(6, dtype=np.uint8).reshape(2, 3), "label": 6, "name": b"b"},
+  ]
+  first = sources.contents(examples)
+  assert sources.contents(examples[::-1]) == first
+  assert sources.contents([{**e, "label": np.int64(e["label"])} for e in examples]) == first
+  for change in ({"label": 8}, {"name": b"c"}, {"image": examples[0]["image"].T[::-1].T}):
+    assert sources.contents([{**examples[0], **change}, examples[1]]) != first
+  assert sources.contents(examples[:1]) != first
+  swapped = [{**a, "label": b["label"]} for a, b in (examples, examples[::-1])]
+  assert sources.contents(swapped) != first
+
+
+# ---------------------------------------------------------------------------- prepared files
+
+
+def _copy(builder, folder):
+  """`few_draws` in another folder: its builder and its files of the split "test"."""
+  shutil.copytree(builder.data_path, folder / builder.data_path.relative_to(builder.data_dir_root))
+  config = builder.builder_config
+  copy = digits.Digits(data_dir=str(folder), config=config, file_format="array_record")
+  return copy, pathlib.Path(copy.info.splits["test"].filepaths[0])
+
+
+def _stacked(builder):
+  parts = list(digits.read(builder, "test"))
+  return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def test_truncated_or_altered_prepared_file_is_named(few_draws, tmp_path):
+  builder, path = _copy(few_draws, tmp_path)
+  truth, whole = _stacked(builder), path.read_bytes()
+  rng = np.random.default_rng(0)
+  refused = 0
+  for cut in (0, 1, 1 << 16, len(whole) // 2, len(whole) - (1 << 16), len(whole) - 1):
+    path.write_bytes(whole[:cut])
+    with pytest.raises(UserError, match=rf"{path}.*truncated.*Delete {path.parent} and"):
+      _stacked(builder)
+  for place in rng.integers(len(whole), size=40):
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+    try:
+      found = _stacked(builder)
+    except UserError as error:
+      assert str(path) in str(error) and "\n" not in str(error)
+      refused += 1
+    else:  # It was in the padding.
+      for name, values in truth.items():
+        np.testing.assert_array_equal(found[name], values)
+  assert refused > 30
+  path.unlink()
+  with pytest.raises(UserError, match=str(path)):
+    _stacked(builder)
+
+
+def test_prepared_files_of_another_number_are_refused(few_draws):
+  with pytest.raises(UserError, match=r"has 360 examples.*'test'.*must be 361.*Delete"):
+    next(sources.records(few_draws, "test", 361))
+  with pytest.raises(UserError, match=r"has 0 examples.*'validation'"):
+    next(sources.records(few_draws, "validation", 1))
+
+
+def test_half_a_copy_is_refused(few_draws, tmp_path):
+  builder, path = _copy(few_draws, tmp_path)
+  (path.parent / "dataset_info.json").unlink()
+  with pytest.raises(UserError, match=rf"{path.parent} is no prepared data set.*dataset_info.json"):
+    sources.prepare(builder, "")
+
+
+@pytest.mark.parametrize("change", [("array_record", "tfrecord"), ('"splits": [', "")])
+def test_altered_dataset_info_is_refused(few_draws, tmp_path, change):
+  builder, path = _copy(few_draws, tmp_path)
+  info = path.with_name("dataset_info.json")
+  info.write_text(info.read_text().replace(*change))
+  make = functools.partial(digits.Digits, config=builder.builder_config)
+  with pytest.raises(UserError, match=rf"{tmp_path}/digits cannot be opened.*Delete"):
+    sources.opened(make, "digits", str(tmp_path))
+
+
+def test_tells_what_it_finds_when_asked(few_draws, caplog):
+  with caplog.at_level(logging.INFO, logger="mmdiff_jax.data"):
+    _stacked(few_draws)
+  assert "digits, test: 360 examples" in caplog.text and str(few_draws.data_path) in caplog.text
+
+
+def test_full_disk_is_said_and_nothing_is_kept(tmp_path, monkeypatch):
+  def full(*args, **kwargs):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(tfds.core.example_serializer.ExampleSerializer, "serialize_example", full)
+  drawn = digits.Drawn(train=1, test=1)
+  builder = digits.Digits(data_dir=str(tmp_path), config=drawn, file_format="array_record")
+  with pytest.raises(UserError, match=rf"no room in {builder.data_path.parent}.*data_dir"):
+    sources.prepare(builder, "")
+  assert not list(builder.data_path.parent.iterdir())
+
+
+_SMALL = """
+import resource, sys
+from mmdiff_jax.data import digits, sources
+from mmdiff_jax.errors import UserError
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), -1))
+drawn = digits.Drawn(train=1, test=1)
+builder = digits.Digits(data_dir=sys.argv[1], config=drawn, file_format="array_record")
+try:
+  sources.prepare(builder, "")
+except UserError as error:
+  sys.exit(f"UserError: {error}")
+"""
+
+
+@pytest.mark.parametrize("limit", [1000, 300_000, 3_000_000])
+def test_files_that_cannot_grow_leave_nothing(tmp_path, limit):
+  """As on a full disk: in the shuffle, in the test split's file, in the training split's."""
+  program = [sys.executable, "-c", _SMALL, str(tmp_path), str(limit)]
+  ended = subprocess.run(program, capture_output=True, text=True, timeout=120)
+  assert "UserError: There is no room" in ended.stderr, ended.stderr
+  assert not list(tmp_path.rglob("*.array_record*")) and not list(tmp_path.rglob("*info.json"))
+
+
 # ---------------------------------------------------------------------------- real data
 
 
@@ -157,3 +325,89 @@ def test_pen_digits_as_they_are(brought):
     # A seven starts at the top left; y points upwards.
     start = points[labels == 7][:, 0].mean(0)
     assert start[0] < 30 and start[1] > 70
+
+
+@pytest.fixture
+def downloads(brought, tmp_path):
+  """A data folder whose cache of downloads has all that tfds wants of a set, under its names."""
+
+  def fill(name):
+    for url, info in tfds.builder_cls(name).url_infos.items():
+      # As tfds keeps a download of which it knows the checksum.
+      cached = tmp_path / "downloads" / name / resource.get_dl_fname(url, info.checksum)
+      cached.parent.mkdir(parents=True, exist_ok=True)
+      shutil.copy(brought / "downloads" / info.filename, cached)
+      cached.chmod(0o644)
+      facts = {"dataset_names": [name], "urls": [url], "original_fname": info.filename}
+      cached.with_name(cached.name + ".INFO").write_text(json.dumps(facts))
+    return tmp_path
+
+  return fill
+
+
+@pytest.fixture
+def offline(monkeypatch):
+  def refuse(*args, **kwargs):
+    raise OSError("no such host")
+
+  monkeypatch.setattr(sources.socket, "getaddrinfo", refuse)
+  monkeypatch.setattr(sources.socket.socket, "connect", refuse)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["cache", "manual"])
+def test_mnist_is_prepared_without_a_network(brought, downloads, offline, place, tmp_path):
+  """The checksum of the contents, that of the set prepared elsewhere, is checked in reading."""
+  if place == "cache":
+    items, _ = sources.mnist("test", str(downloads("mnist")))
+  else:
+    items, _ = sources.mnist("test", str(tmp_path), str(brought / "downloads"))
+  assert items.shape == (10_000, 28, 28, 1)
+  assert sources.mnist("train", str(tmp_path)).items.shape == (60_000, 28, 28, 1)
+
+
+@pytest.mark.slow
+def test_speech_is_prepared_without_a_network(downloads, offline):
+  pytest.importorskip("pydub")  # Tfds reads sound files with it.
+  assert len(sources.spoken_digit("test", 100, str(downloads("spoken_digit"))).items) == 250
+
+
+@pytest.mark.parametrize("damage", ["cut", "altered"])
+def test_damaged_download_is_named(brought, offline, tmp_path, damage):
+  files = tmp_path / "downloads" / "manual"
+  files.mkdir(parents=True)
+  for path in (brought / "downloads").glob("*-ubyte.gz"):
+    shutil.copyfile(path, files / path.name)
+  hurt = files / "train-labels-idx1-ubyte.gz"
+  content = bytearray(hurt.read_bytes())
+  content[1000] ^= 1
+  hurt.write_bytes(content if damage == "altered" else content[:-9])
+  with pytest.raises(UserError, match="train-labels-idx1-ubyte.gz.*checksum"):
+    sources.mnist("train", str(tmp_path))
+  assert not list(tmp_path.rglob("*.array_record*"))
+
+
+def test_altered_public_set_is_refused(prepared, monkeypatch):
+  """Files that are whole but hold something else."""
+  read = sources.records
+
+  def other(*args):
+    for chunk in read(*args):
+      yield [{**record, "image": record["image"] ^ (record["label"] == 3)} for record in chunk]
+
+  monkeypatch.setattr(sources, "records", other)
+  with pytest.raises(UserError, match=r"mnist/3.0.1 is not the public 'mnist'.*checksum"):
+    sources.mnist("test", prepared)
+
+
+@pytest.mark.parametrize("damage", ["cut", "altered"])
+def test_damaged_pen_digits_are_refused(brought, tmp_path, damage):
+  lines = (brought / "pendigits" / "pendigits.tes").read_text().splitlines(keepends=True)
+  if damage == "cut":
+    lines = lines[:-1]
+  else:
+    lines[7] = lines[8]
+  _pens(tmp_path, "tes", "".join(lines))
+  words = {"cut": "3,497 examples", "altered": "checksum"}[damage]
+  with pytest.raises(UserError, match=rf"pendigits.tes is not the public 'pendigits'.*{words}"):
+    sources.pendigits("test", manual_dir=str(tmp_path))

@@ -1,0 +1,214 @@
+"""Prepares a data set on disk, checks it and shows what is in it.
+
+python -m experiments.prepare_data --dataset=NAME [--data_dir=DIR --manual_dir=DIR --out=DIR]
+
+What is prepared already is only checked. Files of a public set come from the internet or, where
+they are there, from the manual folder, which is `<data_dir>/downloads/manual` by default.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import logging
+import pathlib
+import sys
+import tempfile
+from typing import NamedTuple
+
+from absl import flags
+import numpy as np
+
+from experiments import setup
+from mmdiff_jax.data import datasets
+from mmdiff_jax.errors import UserError
+from mmdiff_jax.modalities import grid, Modality, picture
+
+_DATASET = flags.DEFINE_string("dataset", None, "Name of the data set, such as digits.")
+_DATA_DIR = flags.DEFINE_string(
+  "data_dir", None, "Folder of prepared data sets; ~/tensorflow_datasets if not given."
+)
+_MANUAL_DIR = flags.DEFINE_string(
+  "manual_dir", None, "Folder of files that you bring; DATA_DIR/downloads/manual if not given."
+)
+# Other entry points may have an --out of their own, and tests load several into one process.
+_OUT = flags.DEFINE_string(
+  "out",
+  None,
+  "Folder for the contact sheets; contact_sheets/DATASET if not given.",
+  allow_override=True,
+)
+
+SPLITS = ("train", "test")
+REPORT = "report.txt"  # Written with the sheets: where it is, they are all there.
+
+_SHOWN, _HEARD = 64, 16  # Examples on a sheet, in a sound.
+_SIDE, _WIDTH = 64, 1200  # Pixels: least height of an example, width of a sheet.
+_PAUSE = 0.1  # Seconds of silence after each sound.
+
+
+class Split(NamedTuple):
+  """What is kept of a split.
+
+  Attributes:
+    number: examples.
+    first: the first of them, {modality: [_SHOWN, ...]}, in the model's view.
+  """
+
+  number: int
+  first: Mapping[str, np.ndarray]
+
+
+def main(argv: Sequence[str]) -> None:
+  """Prepares, checks, prints and draws."""
+  del argv
+  name = _DATASET.value
+  modalities = datasets.modalities(name)
+  out = pathlib.Path(_OUT.value or pathlib.Path("contact_sheets") / name)
+  drawn = (out / REPORT).is_file()
+  if not drawn and out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    raise UserError(
+      f"There are other files in {out}, where the contact sheets should be. Name another folder "
+      "with --out."
+    )
+  splits = {}
+  with _sources_tell():
+    for split in SPLITS:
+      print(f"{name}, {split}: reading and checking ...", flush=True)
+      arrays = datasets.load(name, split, data_dir=_DATA_DIR.value, manual_dir=_MANUAL_DIR.value)
+      splits[split] = check(name, split, modalities, arrays)
+  report = table(name, modalities, splits)
+  print(report, end="")
+  if drawn:
+    print(f"All was prepared before. The contact sheets are in {out}.")
+    return
+  write(out, modalities, splits["train"].first, report)
+  print(f"Wrote the contact sheets into {out}.")
+
+
+def check(
+  name: str, split: str, modalities: Sequence[Modality], arrays: Mapping[str, np.ndarray]
+) -> Split:
+  """Checks a split against its modalities.
+
+  Args:
+    name: the data set.
+    split: the split.
+    modalities: what must be there.
+    arrays: the split in the model's view; may be columns that are made when read.
+
+  Returns:
+    Its number of examples and the first ones.
+
+  Raises:
+    UserError: it is empty, or a modality is missing, has another shape or other values than it
+      says, or another number of examples than the others.
+  """
+  numbers = {modality.name: len(arrays[modality.name]) for modality in modalities}
+  if len(set(numbers.values())) != 1 or 0 in numbers.values():
+    raise UserError(
+      f"The split {split!r} of the data set {name!r} must have examples, of each modality the same "
+      f"number; it has {numbers}. Check the folders given as --data_dir and --manual_dir."
+    )
+  first = {modality.name: arrays[modality.name][:_SHOWN] for modality in modalities}
+  return Split(next(iter(numbers.values())), first)
+
+
+def table(name: str, modalities: Sequence[Modality], splits: Mapping[str, Split]) -> str:
+  """What is in a data set: its splits, and of each modality the kind, shape, type and size."""
+  lines = [
+    "",
+    *(f"{name}, {split}: {found.number:,} examples, checked" for split, found in splits.items()),
+  ]
+  rows = [("modality", "kind", "shape", "type", "classes", *(f"MB, {split}" for split in splits))]
+  for modality in modalities:
+    first = next(iter(splits.values())).first[modality.name]
+    sizes = (found.number * first[0].nbytes / 1e6 for found in splits.values())
+    rows.append(
+      (
+        modality.name,
+        modality.kind,
+        " x ".join(map(str, first.shape[1:])) or "-",
+        str(first.dtype),
+        str(modality.num_classes or "-"),
+        *(f"{size:,.1f}" for size in sizes),
+      )
+    )
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  for row in rows:
+    cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+    lines.append("  ".join(cells).rstrip())
+  return "\n".join([*lines, "MB are those of the model's view in memory.", ""])
+
+
+def write(
+  out: pathlib.Path,
+  modalities: Sequence[Modality],
+  first: Mapping[str, np.ndarray],
+  report: str,
+) -> None:
+  """Writes a sheet for each modality, all of them or none; example i is at place i in each.
+
+  Args:
+    out: the folder, which must not be there or be empty.
+    modalities: what to draw.
+    first: examples in the model's view, {modality: [n, ...]}.
+    report: text to be kept with them.
+
+  Raises:
+    UserError: they cannot be written, such as on a full disk.
+  """
+  try:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"incomplete.{out.name}.", dir=out.parent) as folder:
+      sheets = pathlib.Path(folder) / "sheets"
+      sheets.mkdir()
+      for modality in modalities:
+        _draw(sheets, modality, first[modality.name])
+      (sheets / REPORT).write_text(report)
+      sheets.replace(out)
+  except OSError as error:
+    raise UserError(
+      f"The contact sheets cannot be written to {out} ({error}); nothing was left there. Make "
+      "room, or name another folder with --out."
+    ) from error
+
+
+def _draw(folder: pathlib.Path, modality: Modality, rows: np.ndarray) -> None:
+  """Writes what a person looks at, listens to and reads."""
+  # They take their time to import.
+  from PIL import Image
+  from scipy.io import wavfile
+
+  path = folder / modality.name
+  if modality.kind in ("text", "label"):
+    path.with_suffix(".txt").write_text("".join(f"{modality.show(row)}\n" for row in rows))
+    return
+  tiles = [picture(modality, row) for row in rows]
+  height, width, _ = tiles[0].shape
+  zoom = -(-_SIDE // height)
+  sheet = grid(tiles, max(1, _WIDTH // (zoom * width)), zoom=zoom)
+  Image.fromarray(sheet).save(path.with_suffix(".png"))
+  if modality.kind == "audio":
+    pause = np.zeros(int(_PAUSE * modality.sample_rate))
+    sound = np.concatenate([part for row in rows[:_HEARD] for part in (modality.show(row), pause)])
+    whole = np.round(np.clip(sound, -1.0, 1.0) * 32767).astype(np.int16)
+    wavfile.write(path.with_suffix(".wav"), modality.sample_rate, whole)
+
+
+@contextlib.contextmanager
+def _sources_tell() -> Iterator[None]:
+  """Within, what the sources find, prepare and check is printed."""
+  log, handler = logging.getLogger("mmdiff_jax.data"), logging.StreamHandler(sys.stdout)
+  kept = log.level, log.propagate
+  log.propagate = False
+  log.setLevel(logging.INFO)
+  log.addHandler(handler)
+  try:
+    yield
+  finally:
+    log.removeHandler(handler)
+    log.propagate = kept[1]
+    log.setLevel(kept[0])
+
+
+if __name__ == "__main__":
+  setup.run(main, required=("dataset",))
