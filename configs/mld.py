@@ -52,7 +52,8 @@ def _spoken_mnist(config):
     "speech": _autoencoder("gaussian", latent=32, width=512, penalty=0.02, steps=6000),
     "pen": _autoencoder("gaussian", latent=16, penalty=0.01, steps=3000),
   }
-  config.score.training.steps = 15000
+  config.score.training.steps = 12000
+  config.sampling.order = (("pen",), ("speech",))
   config.evaluation.num = 1000
 
 
@@ -60,7 +61,8 @@ def _poly_mnist(config):
   config.data.name = "poly_mnist"
   config.modalities = ("m0", "m1", "m2", "m3", "m4")
   config.autoencoder = {
-    name: _layered(latent=48, shape_latent=32, grid=4, steps=4000) for name in config.modalities
+    name: _layered(latent=48, shape_latent=32, grid=4, negative=True, steps=4000)
+    for name in config.modalities
   }
   config.score.training.steps = 15000
 
@@ -275,8 +277,10 @@ def _autoencoder(likelihood, *, latent, penalty, noise=0.3, width=256, steps=200
   )
 
 
-def _layered(*, latent, shape_latent, grid, steps) -> ConfigDict:
+def _layered(*, latent, shape_latent, grid, steps, negative=False) -> ConfigDict:
   """A figure on a ground: the first components of the latent carry its shape and nothing else."""
   config = _autoencoder("gaussian", latent=latent, width=512, penalty=0.004, steps=steps)
-  config.layers = ConfigDict({"shape_latent": shape_latent, "grid": grid, "robust": 2.0})
+  config.layers = ConfigDict(
+    {"shape_latent": shape_latent, "grid": grid, "negative": negative, "robust": 2.0}
+  )
   return config

@@ -6,8 +6,9 @@ decoder composes two layers,
 
   x = m a + (1 - m) b,    m = mask(z_shape),    (a, b) = layers(z_colour),
 
-where the figure's layer a is one colour and the ground's layer b so coarse that it cannot draw the
-figure: it must come from the mask, and the mask from a latent that has nothing else to say.
+where the figure's layer a is one colour, or the negative 1 - b of what lies under it, and the
+ground's layer b so coarse that it cannot draw the figure: it must come from the mask, and the mask
+from a latent that has nothing else to say.
 """
 
 import math
@@ -30,6 +31,7 @@ class LayeredAutoencoder(nn.Module):
     width: size of the encoder's hidden layers; the decoders have half of it.
     depth: residual blocks on either side.
     grid: the ground is grid x grid colours, enlarged linearly.
+    negative: whether the figure is the ground's negative instead of one colour.
     robust: c in c log(1 + error / c), which the squared error of an example passes: those that are
       hopeless to reconstruct, such as fine textures, then do not take all the latent.
   """
@@ -40,6 +42,7 @@ class LayeredAutoencoder(nn.Module):
   width: int
   depth: int
   grid: int
+  negative: bool
   robust: float
 
   def setup(self):
@@ -48,7 +51,7 @@ class LayeredAutoencoder(nn.Module):
     half = self.width // 2
     self.encoder = ResidualMLP(self.width, self.depth, self.latent)
     self.mask = ResidualMLP(half, self.depth, height * width)
-    self.layers = ResidualMLP(half, self.depth, (1 + self.grid**2) * channels)
+    self.layers = ResidualMLP(half, self.depth, (self.grid**2 + (not self.negative)) * channels)
 
   def _compose(self, z):
     height, width, channels = self.shape
@@ -56,9 +59,10 @@ class LayeredAutoencoder(nn.Module):
     mask = jax.nn.sigmoid(self.mask(z[:, : self.shape_latent]) - 2.0)
     mask = mask.reshape(-1, height, width, 1)
     layers = 0.5 * (self.layers(z[:, self.shape_latent :]) + 1.0)
-    figure = layers[:, None, None, :channels]
-    ground = layers[:, channels:].reshape(-1, self.grid, self.grid, channels)
+    # The colours of the ground come last.
+    ground = layers[:, -(self.grid**2) * channels :].reshape(-1, self.grid, self.grid, channels)
     ground = jax.image.resize(ground, (z.shape[0], height, width, channels), "bilinear")
+    figure = 1.0 - ground if self.negative else layers[:, None, None, :channels]
     return mask * figure + (1.0 - mask) * ground
 
   def encode(

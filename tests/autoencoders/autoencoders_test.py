@@ -1,5 +1,7 @@
 """What holds of every autoencoder, and what each promises beyond it."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,7 @@ def signal(likelihood):
   return SignalAutoencoder((4, 4, 1), 8, 32, 1, likelihood)
 
 
-LAYERED = LayeredAutoencoder((8, 8, 3), 10, 6, 32, 1, grid=2, robust=2.0)
+LAYERED = LayeredAutoencoder((8, 8, 3), 10, 6, 32, 1, grid=2, negative=False, robust=2.0)
 TEXT = CategoricalAutoencoder((5,), num_classes=7, latent=8, width=32, depth=1)
 
 
@@ -127,11 +129,26 @@ def test_figure_is_drawn_by_the_shape_latent_alone():
   )
 
 
+def test_figure_can_be_the_negative_of_the_ground():
+  """Black on white and white on black of one mask: they add up to 1 where layers are opposite."""
+  codec = dataclasses.replace(LAYERED, negative=True)
+  x = jax.random.uniform(jax.random.key(1), (4, 8, 8, 3))
+  params = codec.init(jax.random.key(0), method=both(codec, x))
+  z = codec.apply(params, x, method="encode")
+  layers = params["params"]["layers"]
+  last = max(name for name in layers if name.startswith("Dense"))
+  opposite = layers | {last: jax.tree.map(jnp.negative, layers[last])}
+  swapped = {"params": params["params"] | {"layers": opposite}}
+  image, other = (codec.apply(p, z, method="_compose") for p in (params, swapped))
+  np.testing.assert_allclose(image + other, 1.0, atol=1e-5)
+  assert np.abs(image - other).max() > 0.05
+
+
 def test_robust_error_grows_as_a_logarithm():
   x = jax.random.uniform(jax.random.key(1), (4, 8, 8, 3))
   params = LAYERED.init(jax.random.key(0), method=both(LAYERED, x))
   z = LAYERED.apply(params, x, method="encode")
-  plain = LayeredAutoencoder((8, 8, 3), 10, 6, 32, 1, grid=2, robust=1e6)
+  plain = dataclasses.replace(LAYERED, robust=1e6)
   error = plain.apply(params, x, z, method="loss")
   np.testing.assert_allclose(
     LAYERED.apply(params, x, z, method="loss"), 2 * np.log1p(error / 2), rtol=1e-3
