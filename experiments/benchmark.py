@@ -2,6 +2,7 @@
 
 python -m experiments.benchmark [network] [--against=torch] [--rounds=5] [--out=FILE.json]
 python -m experiments.benchmark solvers [--against=diffrax] [--rounds=5] [--out=FILE.json]
+python -m experiments.benchmark data [--rounds=5] [--out=FILE.json]
 
 `network` times the training step, the network and the sampler at the published MNIST-SVHN sizes:
 latents of 16 and 64, `ScoreMLP` of width 256 (2.35 M parameters), batch 128, Adam, EMA. It runs
@@ -12,7 +13,8 @@ weights and as many threads: its step does the same, as public code writes it an
 evaluation is of one time a row, as the public reference evaluates (and of one time for all, for
 comparison).
 
-`solvers` is `benchmark_solvers`: the loop of `solvers.sample` without a network.
+`solvers` is `benchmark_solvers`: the loop of `solvers.sample` without a network. `data` is
+`benchmark_data`: what the input pipeline costs a training step.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +30,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from experiments import benchmark_solvers, setup, timing
+from experiments import benchmark_data, benchmark_solvers, setup, timing
 from mmdiff_jax import multitime, schedules, solvers
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import mld
@@ -87,7 +89,7 @@ class Sizes:
 def main(argv: Sequence[str]) -> None:
   """Measures, shows a table, writes the JSON."""
   name = argv[1] if len(argv) > 1 else "network"
-  counterparts = {"network": "torch", "solvers": "diffrax"}
+  counterparts = {"network": "torch", "solvers": "diffrax", "data": None}
   if name not in counterparts:
     raise UserError(f"There is no benchmark {name!r}; there are: {', '.join(counterparts)}.")
   if _AGAINST.value not in (None, counterparts[name]):
@@ -95,12 +97,17 @@ def main(argv: Sequence[str]) -> None:
       f"The benchmark {name!r} has no counterpart {_AGAINST.value!r} (--against); it has"
       f" {counterparts[name]!r}."
     )
-  timing.limit_threads()
   options = {"against": _AGAINST.value, "rounds": _ROUNDS.value}
-  if name == "solvers":
+  if name == "data":
+    # Reads on all cores before it limits itself.
+    results = benchmark_data.run(benchmark_data.Sizes(), rounds=_ROUNDS.value)
+    print(benchmark_data.table(results))
+  elif name == "solvers":
+    timing.limit_threads()
     results = benchmark_solvers.run(benchmark_solvers.Sizes(), **options)
     print(benchmark_solvers.table(results))
   else:
+    timing.limit_threads()
     results = run(Sizes(), **options)
     print(table(results))
   if _OUT.value:

@@ -1,46 +1,65 @@
-"""Batches without end out of arrays in memory, through Grain.
+"""Batches without end out of arrays in memory and columns made when read, through Grain.
 
 The examples of all epochs stand in one line: one permutation of them after the other. Batch i is
 the i-th piece of that line, so every example is seen once an epoch, no remainder is dropped, and
-the place in the line is all the state there is.
+the place in the line is all the state there is. Several processes share each batch by rows: within
+an epoch every example is made by one of them, once, however uneven the sizes are, and the place in
+the line is the same for all and for any number of them.
 """
 
 from collections.abc import Mapping
 import functools
+import os
 import sys
 
 import grain
+from jaxtyping import Int
 import numpy as np
 
 from mmdiff_jax.data.pairing import Column
 
 
 def batches(
-  arrays: Mapping[str, np.ndarray | Column], batch_size: int, *, seed: int, group: int = 1
+  arrays: Mapping[str, np.ndarray | Column],
+  batch_size: int,
+  *,
+  seed: int,
+  group: int = 1,
+  rows: Int[np.ndarray, " local"] | None = None,
+  threads: int | None = None,
 ) -> grain.DatasetIterator:
   """Batches of a deterministic shuffle, without end.
 
-  Each batch is gathered with one fancy index an array. The iterator's `get_state` and `set_state`
-  resume at the very next batch; `grain.checkpoint` saves it.
+  Each batch is gathered with one fancy index an array, by threads that run ahead of the caller. The
+  iterator's `get_state` and `set_state` resume at the very next batch, whatever `rows` and
+  `threads` are; `grain.checkpoint` saves it.
 
   Args:
     arrays: dict of arrays, or of columns made when read, whose first axis is the example.
-    batch_size: examples in a batch.
+    batch_size: examples in a batch, over all processes.
     seed: of the shuffle.
     group: batches that come at once.
+    rows: which rows of each batch to make, in the order in which they come: one process's part, as
+      `parallel.local_rows` says. None: all.
+    threads: batches that are made at the same time; None is `reading_threads`.
 
   Returns:
-    An iterator over dicts of arrays [batch_size, ...], or [group, batch_size, ...] when group > 1.
+    An iterator over dicts of arrays [rows, ...], or [group, rows, ...] when group > 1.
 
   Raises:
-    ValueError: the arrays differ in length or are empty, or `batch_size` or `group` is below 1.
+    ValueError: the arrays differ in length or are empty, or `batch_size`, `group` or `threads` is
+      below 1.
   """
   sizes = {name: len(array) for name, array in arrays.items()}
   if len(set(sizes.values())) != 1 or 0 in sizes.values():
     raise ValueError(f"all arrays must have the same examples, at least one; got {sizes} of them")
   if batch_size < 1 or group < 1:
     raise ValueError(f"batch_size={batch_size} and group={group} must be at least 1")
+  threads = reading_threads(arrays) if threads is None else threads
+  if threads < 1:
+    raise ValueError(f"threads={threads} must be at least 1")
   size = next(iter(sizes.values()))
+  rows = np.arange(batch_size) if rows is None else rows
   lead = (group, batch_size) if group > 1 else (batch_size,)
 
   # A batch can straddle epochs, so the neighbours of the current one are wanted, too.
@@ -55,9 +74,33 @@ def batches(
     while len(line) < group * batch_size:
       epoch += 1
       line = np.concatenate([line, shuffled(epoch)])
-    rows = line[: group * batch_size].reshape(lead)
-    return {name: array[rows] for name, array in arrays.items()}
+    examples = line[: group * batch_size].reshape(lead)[..., rows]
+    return {name: array[examples] for name, array in arrays.items()}
 
-  # One thread gathers ahead while the device computes.
-  options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+  # One batch more than is being made, so that no thread waits for the caller.
+  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
   return iter(grain.MapDataset.range(sys.maxsize).map(gather).to_iter_dataset(options))
+
+
+def reading_threads(arrays: Mapping[str, np.ndarray | Column]) -> int:
+  """How many threads should make batches on this machine.
+
+  Arrays in memory are gathered at the speed of memory, in a small part of any training step: one
+  thread is enough, and more would only take cores from the step. Columns compute what they return;
+  for them it is half of the cores that this process may use.
+
+  Worker processes are not used. The reads of columns are NumPy's and Pillow's, which let go of the
+  interpreter's lock, so threads use many cores as well; a process would need its own copy of the
+  sources, seconds to start and a copy of every batch on its way back; and the state of Grain's
+  `mp_prefetch` depends on how many there are. `experiments.benchmark data` measures both.
+  """
+  if not any(isinstance(array, Column) for array in arrays.values()):
+    return 1
+  return max(1, cores() // 2)
+
+
+def cores() -> int:
+  """How many cores this process may use; not all of the machine need be its own."""
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1

@@ -69,22 +69,35 @@ def load(
     places = crop_places(photo)
     places = places[rng.integers(len(places), size=len(index))]
     columns[f"m{m}"] = Column(
-      np.column_stack([index[:, m], places]), functools.partial(_read, digits, photo)
+      np.column_stack([index[:, m], places]), functools.partial(read, digits, photo)
     )
   return {**columns, "label": labels[index[:, 0]]}
 
 
-def _read(digits: np.ndarray, photo: np.ndarray, index: np.ndarray) -> np.ndarray:
-  windows = np.lib.stride_tricks.sliding_window_view(photo, (SIZE, SIZE), axis=(0, 1))
-  crops = windows[index[:, 1], index[:, 2]].transpose(0, 2, 3, 1)
-  return compose(digits[index[:, 0]] / np.float32(255), crops / np.float32(255))
+def read(
+  digits: UInt8[np.ndarray, "_ 28 28 1"],
+  photo: UInt8[np.ndarray, "_ _ 3"],
+  index: Int[np.ndarray, "n 3"],
+) -> Float[np.ndarray, "n 28 28 3"]:
+  """Digits on crops of a photo, in the negative under the ink; all in [0, 1].
 
-
-def compose(
-  ink: Float[np.ndarray, "n h w 1"], crops: Float[np.ndarray, "n h w 3"]
-) -> Float[np.ndarray, "n h w 3"]:
-  """Crops of a photo, in the negative under the ink; all in [0, 1]."""
-  return crops * (1 - ink) + (1 - crops) * ink
+  Args:
+    digits: ink, 255 at its most.
+    photo: the background.
+    index: of each picture its digit, and row and column of the crop's upper left corner.
+  """
+  windows = np.lib.stride_tricks.sliding_window_view(photo, (SIZE, SIZE, 3))[:, :, 0]
+  crops = windows[index[:, 1], index[:, 2]]
+  ink = digits[index[:, 0], ..., 0]
+  pictures = np.empty(crops.shape, np.float32)
+  # Training waits for this. Whole numbers, a channel at a time, take a fifth of the time of float
+  # products over a last axis of 3.
+  for channel in range(3):
+    crop = crops[..., channel]
+    inked = np.multiply(crop, 255 - ink, dtype=np.uint16)
+    inked += np.multiply(255 - crop, ink, dtype=np.uint16)
+    np.divide(inked, np.float32(255**2), out=pictures[..., channel])
+  return pictures
 
 
 def crop_places(photo: UInt8[np.ndarray, "h w 3"]) -> Int[np.ndarray, "places 2"]:

@@ -152,9 +152,12 @@ def restore(
         {"params": params, "ema": params, "constants": model["constants"]}
       ),
       training=ocp.args.StandardRestore(training),
-      data=grain.checkpoint.CheckpointRestore(iterator),
     ),
   )
+  # Grain writes a file for each process and reads that of its own number only. All say the same,
+  # and there may be fewer or more processes now.
+  position = next((ckpt.directory / str(step) / "data").glob("process_*.json"))
+  iterator.set_state(json.loads(position.read_text()))
   state = TrainState(
     step=restored["training"]["step"],
     params=restored["model"]["params"],

@@ -104,7 +104,11 @@ def _train_stage(
   constants, examples = stage.prepare(earlier, train_data)
   constants = parallel.replicate(mesh, constants)
   batches = pipeline.batches(
-    examples, settings.batch_size, seed=config.seed, group=settings.steps_per_dispatch
+    examples,
+    settings.batch_size,
+    seed=config.seed,
+    group=settings.steps_per_dispatch,
+    rows=parallel.local_rows(mesh, settings.batch_size),
   )
   sample_batch = {name: jnp.asarray(x[: settings.batch_size]) for name, x in examples.items()}
 

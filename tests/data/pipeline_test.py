@@ -1,4 +1,6 @@
 import json
+import os
+import time
 
 import numpy as np
 import pytest
@@ -74,6 +76,79 @@ def test_state_resumes_at_the_very_next_batch(done):
   np.testing.assert_array_equal(_rows(resumed, 9), expected)
 
 
+@pytest.mark.parametrize("group", [1, 3])
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_make_the_same_batches_together(processes, group):
+  whole = pipeline.batches(_arrays(10), 7, seed=0, group=group)
+  parts = [
+    pipeline.batches(_arrays(10), 7, seed=0, group=group, rows=rows)
+    for rows in np.array_split(np.arange(7), processes)
+  ]
+  for _ in range(6):
+    made = [next(part) for part in parts]
+    for name, x in next(whole).items():
+      together = np.concatenate([part[name] for part in made], axis=int(group > 1))
+      np.testing.assert_array_equal(together, x)
+
+
+@pytest.mark.parametrize(
+  "size, batch_size, processes", [(10, 4, 2), (13, 6, 3), (7, 7, 2), (3, 8, 4)]
+)
+def test_within_an_epoch_processes_see_disjoint_examples_and_together_all(
+  size, batch_size, processes
+):
+  seen = [[set() for _ in range(processes)] for _ in range(batch_size)]
+  for process, rows in enumerate(np.array_split(np.arange(batch_size), processes)):
+    iterator = pipeline.batches(_arrays(size), batch_size, seed=1, rows=rows)
+    for i in range(size):  # As many batches as examples: `batch_size` epochs.
+      for row, example in zip(rows, next(iterator)["row"].tolist(), strict=True):
+        own = seen[(i * batch_size + row) // size][process]
+        assert example not in own
+        own.add(example)
+  for epoch in seen:
+    assert sum(map(len, epoch)) == size  # Disjoint, since together they are all.
+    assert set().union(*epoch) == set(range(size))
+
+
+def test_threads_do_not_change_the_order():
+  def slow(index):
+    time.sleep(0.01 * (index[0] % 3))  # A batch that was begun later is ready sooner.
+    return index
+
+  column = {"row": pairing.Column(np.arange(10), slow)}
+  one, many = (pipeline.batches(column, 3, seed=0, threads=threads) for threads in (1, 4))
+  np.testing.assert_array_equal(_rows(many, 20), _rows(one, 20))
+
+
+def test_state_resumes_with_another_number_of_processes_and_threads():
+  options = [
+    {"rows": None, "threads": 1},
+    {"rows": np.arange(3), "threads": 4},
+    {"rows": np.arange(3, 7), "threads": 2},
+  ]
+  whole = _rows(pipeline.batches(_arrays(10), 7, seed=0), 12).reshape(12, 7)
+  for saving in options:
+    interrupted = pipeline.batches(_arrays(10), 7, seed=0, **saving)
+    _rows(interrupted, 5)
+    state = json.loads(json.dumps(interrupted.get_state()))
+    for resuming in options:
+      resumed = pipeline.batches(_arrays(10), 7, seed=0, **resuming)
+      resumed.set_state(state)
+      rows = np.arange(7) if resuming["rows"] is None else resuming["rows"]
+      np.testing.assert_array_equal(_rows(resumed, 7).reshape(7, -1), whole[5:, rows])
+
+
+@pytest.mark.parametrize("cores, threads", [(1, 1), (2, 1), (16, 8)])
+def test_columns_are_read_with_half_of_the_cores_and_arrays_with_one_thread(
+  cores, threads, monkeypatch
+):
+  monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+  arrays = _arrays(10)
+  assert pipeline.reading_threads(arrays) == 1
+  arrays["view"] = pairing.Column(np.arange(10), np.square)
+  assert pipeline.reading_threads(arrays) == threads
+
+
 def test_batches_are_copies():
   arrays = _arrays(10)
   next(pipeline.batches(arrays, 10, seed=0))["image"][:] = -1
@@ -87,6 +162,7 @@ def test_batches_are_copies():
     ({"a": np.zeros(0)}, {}, "at least one"),
     ({"a": np.zeros(3)}, {"batch_size": 0}, "batch_size=0"),
     ({"a": np.zeros(3)}, {"group": 0}, "group=0"),
+    ({"a": np.zeros(3)}, {"threads": 0}, "threads=0"),
   ],
 )
 def test_impossible_batches_are_refused(arrays, options, complaint):

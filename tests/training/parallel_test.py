@@ -1,4 +1,5 @@
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -8,6 +9,7 @@ from jax.sharding import AbstractMesh, AxisType
 import numpy as np
 import pytest
 
+from mmdiff_jax.data import pipeline
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.training import checkpoints, parallel, trainer
 
@@ -25,30 +27,115 @@ def test_replicate_copies():
   assert x.unsafe_buffer_pointer() != y.addressable_data(0).unsafe_buffer_pointer()
 
 
+def test_one_process_makes_all_rows():
+  np.testing.assert_array_equal(parallel.local_rows(parallel.data_mesh(), 6), np.arange(6))
+
+
+# What a process of its own begins with: the toy framework, and no TensorFlow, which loads slowly.
+LOAD_TOY = """
+  import importlib.util, os, sys
+  sys.modules["tensorflow"] = None
+  import jax
+  import numpy as np
+  from mmdiff_jax.data import pipeline
+  from mmdiff_jax.training import parallel, trainer
+  spec = importlib.util.spec_from_file_location("toy", os.environ["TOY"])
+  toy = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(toy)
+"""
+
+
+def start(toy, code, *arguments, devices):
+  """A process that runs the code after `LOAD_TOY`."""
+  flags = os.environ.get("XLA_FLAGS", "")
+  return subprocess.Popen(
+    [sys.executable, "-c", textwrap.dedent(LOAD_TOY) + textwrap.dedent(code), *map(str, arguments)],
+    env={
+      **os.environ,
+      "TOY": toy.file,
+      "JAX_PLATFORMS": "cpu",
+      "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
+    },
+  )
+
+
+def check_as_one(toy, framework, workdir, other):
+  """The run in `workdir` is the run of one device, `other`, but for the order of sums."""
+  trained = [checkpoints.load_params(framework, path) for path in (workdir, other)]
+  for x, y in zip(*map(jax.tree.leaves, trained), strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
+  # Plain sums of gradients: Adam would hide a factor, the gradient norm does not.
+  norms = [toy.rows(path)[-1]["grad_norm"] for path in (workdir, other)]
+  np.testing.assert_allclose(*norms, rtol=1e-4)
+
+
 def test_four_devices_train_as_one_and_their_checkpoint_loads_on_one(toy, tmp_path):
-  """The first stage, plain gradient sums: Adam would hide a factor, the gradient norm does not."""
-  framework = toy.only_first(toy.framework(steps=4, steps_per_dispatch=2, clip=0.0))
-  code = f"""
-    import importlib.util, sys
-    sys.modules["tensorflow"] = None
-    import jax
-    from mmdiff_jax.training import trainer
-    spec = importlib.util.spec_from_file_location("toy", {toy.file!r})
-    toy = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(toy)
+  code = """
     assert jax.device_count() == 4
     framework = toy.only_first(toy.framework(steps=4, steps_per_dispatch=2, clip=0.0))
-    trainer.train(framework, toy.config(), {str(tmp_path / "four")!r}, toy.data(), toy.data(8))
+    trainer.train(framework, toy.config(), sys.argv[1], toy.data(), toy.data(8))
   """
-  flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
-  subprocess.run(
-    [sys.executable, "-c", textwrap.dedent(code)],
-    env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-    check=True,
-  )
-  one = trainer.train(framework, toy.config(), tmp_path / "one", toy.data(), toy.data(8))
-  four = checkpoints.load_params(framework, tmp_path / "four")
-  for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(four), strict=True):
-    np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
-  norms = [toy.rows(tmp_path / name)[-1]["grad_norm"] for name in ("one", "four")]
-  np.testing.assert_allclose(*norms, rtol=1e-4)
+  process = start(toy, code, tmp_path / "four", devices=4)
+  framework = toy.only_first(toy.framework(steps=4, steps_per_dispatch=2, clip=0.0))
+  trainer.train(framework, toy.config(), tmp_path / "one", toy.data(), toy.data(8))
+  assert process.wait() == 0
+  check_as_one(toy, framework, tmp_path / "four", tmp_path / "one")
+
+
+def test_two_processes_make_the_batches_of_one_train_as_one_and_resume(toy, tmp_path):
+  """Of two devices each: the batches and, of a stopped and resumed run, the parameters."""
+  code = """
+    import dataclasses, pathlib
+    from jax.experimental import multihost_utils
+    process, port, folder = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
+    jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
+    assert (jax.device_count(), jax.local_device_count()) == (4, 2)
+
+    mesh = parallel.data_mesh()
+    rows = parallel.local_rows(mesh, 8)
+    made = {}
+    for group in (1, 3):
+      batches = pipeline.batches({"row": np.arange(11)}, 8, seed=5, group=group, rows=rows)
+      for i in range(4):
+        local = next(batches)
+        assert local["row"].shape[-1] == 4
+        batch = parallel.shard_batch(mesh, local, grouped=group > 1)
+        whole = multihost_utils.process_allgather(batch["row"], tiled=True)
+        made[f"{group}_{i}"] = whole
+    np.savez(folder / f"batches_{process}.npz", **made)
+
+    framework = toy.only_first(toy.framework(steps=8, steps_per_dispatch=2, clip=0.0))
+    stage, = framework.stages
+    class Stopped(Exception):
+      pass
+    def stop(*_):
+      raise Stopped
+    stopping = dataclasses.replace(framework, stages=(dataclasses.replace(stage, report=stop),))
+    def train(name, framework):
+      trainer.train(framework, toy.config(), folder / name, toy.data(44), toy.data(8))
+    train("whole", framework)
+    try:
+      train("parts", stopping)
+      raise AssertionError("not stopped")
+    except Stopped:
+      train("parts", framework)
+  """
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  processes = [start(toy, code, i, port, tmp_path, devices=2) for i in range(2)]
+  framework = toy.only_first(toy.framework(steps=8, steps_per_dispatch=2, clip=0.0))
+  trainer.train(framework, toy.config(), tmp_path / "one", toy.data(44), toy.data(8))
+  assert [process.wait() for process in processes] == [0, 0]
+
+  for group in (1, 3):
+    batches = pipeline.batches({"row": np.arange(11)}, 8, seed=5, group=group)
+    made = [np.load(tmp_path / f"batches_{i}.npz") for i in range(2)]
+    for i in range(4):
+      expected = next(batches)["row"]
+      for of_process in made:
+        np.testing.assert_array_equal(of_process[f"{group}_{i}"], expected)
+  whole, parts = (checkpoints.load_params(framework, tmp_path / d) for d in ("whole", "parts"))
+  for x, y in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+    np.testing.assert_array_equal(x, y)
+  check_as_one(toy, framework, tmp_path / "whole", tmp_path / "one")

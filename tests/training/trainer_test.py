@@ -1,5 +1,10 @@
 import dataclasses
 import itertools
+import os
+import signal
+import subprocess
+import sys
+import textwrap
 
 import jax
 import numpy as np
@@ -72,6 +77,35 @@ def test_resumed_run_is_the_same_run(toy, tmp_path, group, stage):
   # Neither a line twice nor one too few.
   for a, b in zip(toy.rows(tmp_path / "whole"), toy.rows(tmp_path / "parts"), strict=True):
     assert {**a, "ms_per_step": 0} == {**b, "ms_per_step": 0}
+
+
+def test_killed_and_resumed_run_is_the_same_run(toy, tmp_path):
+  """SIGKILL at step 6, after the checkpoint of step 4 and with batches made ahead."""
+  code = """
+    import dataclasses, importlib.util, os, signal, sys
+    sys.modules["tensorflow"] = None
+    from mmdiff_jax.training import trainer
+    spec = importlib.util.spec_from_file_location("toy", sys.argv[1])
+    toy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(toy)
+    framework = toy.framework()
+    def report(*_):
+      os.kill(os.getpid(), signal.SIGKILL)
+    stages = tuple(dataclasses.replace(stage, report=report) for stage in framework.stages)
+    framework = dataclasses.replace(framework, stages=stages)
+    trainer.train(framework, toy.config(), sys.argv[2], toy.data(), toy.data(8, seed=1))
+  """
+  killed = subprocess.Popen(
+    [sys.executable, "-c", textwrap.dedent(code), toy.file, str(tmp_path / "killed")],
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+  )
+  framework = toy.framework()
+  whole = train(toy, tmp_path / "whole", framework)
+  assert killed.wait() == -signal.SIGKILL
+  assert checkpoints.latest_step(tmp_path / "killed", "first_stage") == 4
+  assert [row["step"] for row in toy.rows(tmp_path / "killed")] == [2, 4, 6]
+  equal(whole, train(toy, tmp_path / "killed", framework))
+  equal(*(checkpoints.load_params(framework, tmp_path / d, ema=False) for d in ("whole", "killed")))
 
 
 @pytest.mark.parametrize("group", [5])
