@@ -77,6 +77,17 @@ def _captioned_digits(config):
   config.score.training.steps = 15000
 
 
+def _moving_digits(config):
+  config.data.name = "moving_digits"
+  config.modalities = ("digit", "video", "caption")
+  config.autoencoder = {
+    "digit": _autoencoder("bernoulli", latent=32, width=512, penalty=0.1, steps=6000),
+    "video": _autoencoder("bernoulli", latent=48, width=512, penalty=0.1, steps=8000),
+    "caption": _autoencoder("categorical", latent=32, width=512, noise=1.0, penalty=0.05),
+  }
+  config.score.training.steps = 15000
+
+
 def _mnist_svhn(config):
   """The paper's: its latents, likelihood, score network, schedule, and length of training.
 
@@ -184,6 +195,7 @@ _PRESETS = {
   "spoken_mnist": _spoken_mnist,
   "poly_mnist": _poly_mnist,
   "captioned_digits": _captioned_digits,
+  "moving_digits": _moving_digits,
   "mnist_svhn": _mnist_svhn,
   "folder": _folder,
   "cub": _cub,
@@ -202,6 +214,9 @@ def _defaults() -> ConfigDict:
   config.seed = 0
   # masked: the paper's. inpaint, unidiffuser: its baselines.
   config.variant = "masked"
+
+  # Each modality of a training example is taken away with this probability; one stays.
+  config.drop_prob = 0.0
 
   config.data = ConfigDict()
   config.data.data_dir = ml_collections.config_dict.placeholder(str)

@@ -20,7 +20,7 @@ import numpy as np
 
 from experiments import generation, setup
 from mmdiff_jax import multitime
-from mmdiff_jax.data import datasets
+from mmdiff_jax.data import datasets, missing
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.evaluation import classifiers, coherence, frechet, pictures, tables
 from mmdiff_jax.evaluation.classifiers import Classifier
@@ -41,23 +41,23 @@ def main(argv: Sequence[str]) -> None:
   workdir = setup.WORKDIR.value
   trained = generation.load(workdir)
   config = trained.config
-  data = {s: _whole(datasets.load(**config.data.to_dict(), split=s)) for s in ("train", "test")}
-  if "label" not in data["test"]:
+  data = {s: datasets.load(**config.data.to_dict(), split=s) for s in ("train", "test")}
+  if "label" not in data["train"]:
     raise UserError(
       f"The examples of {config.data.name!r} have no classes, by which samples are judged. A folder"
       " has them with a column `label` (README, Your own data); experiments.sample needs none."
     )
-  judges = {
-    modality.name: classifiers.load_or_fit(
+  judges = {}
+  for modality in trained.framework.modalities:
+    labelled = missing.complete(data["train"], [modality.name, "label"])
+    judges[modality.name] = classifiers.load_or_fit(
       modality,
-      data["train"][modality.name],
-      data["train"]["label"],
+      labelled[modality.name],
+      np.asarray(labelled["label"]),
       pathlib.Path(workdir) / "classifiers",
       num_steps=config.evaluation.get("classifier_steps"),
       say=_say,
     )
-    for modality in trained.framework.modalities
-  }
   num = generation.NUM.value or config.evaluation.num
   seeds = range(_SEEDS.value or config.evaluation.seeds)
   subsets = [()] if _JOINT_ONLY.value else [(), *coherence.proper_subsets(tuple(judges))]
@@ -68,17 +68,6 @@ def main(argv: Sequence[str]) -> None:
     return
   picture = _write(workdir, trained, results, panels)
   print(f"\n{tables.screen(results)}\nPicture: {picture}", flush=True)
-
-
-def _whole(split: Data) -> Data:
-  """The examples of a split that have all modalities."""
-  there = [x for name, x in split.items() if name.endswith("_present")]
-  if not there:
-    return split
-  rows = np.flatnonzero(np.all(there, axis=0))
-  if not rows.size:
-    raise UserError("No example has all modalities, so that there is nothing to judge by.")
-  return {name: x[rows] for name, x in split.items()}
 
 
 def _say(line: str) -> None:
@@ -109,7 +98,8 @@ def evaluate(
     trained: from `generation.load`.
     judges: a classifier of each modality.
     data: splits "train" and "test" in the model's view, with "label". What is given comes from the
-      test split, other rows (or another order) at each seed.
+      test split, other rows (or another order) at each seed. Of examples that lack modalities
+      (`data.missing`) those that have all are used.
     subsets: what is given each time; the empty one, joint samples, must be among them.
     num: samples a seed.
     seeds: the sampling seeds.
@@ -119,8 +109,9 @@ def evaluate(
     The results as `tables` reads them, but for the whole wall time; and panels of samples.
   """
   names = tuple(modality.name for modality in trained.framework.modalities)
-  test, labels = data["test"], data["test"]["label"]
-  num_classes = int(data["train"]["label"].max()) + 1
+  train, test = (missing.complete(data[split], (*names, "label")) for split in ("train", "test"))
+  labels, train_labels = np.asarray(test["label"]), np.asarray(train["label"])
+  num_classes = int(train_labels.max()) + 1
   truth = {name: classifiers.classify(judges[name], test[name]) for name in names}
   references = {name: frechet.fit(features) for name, (_, features) in truth.items()}
   rebuilt = trained.framework.reconstruct(trained.params, {name: test[name] for name in names})
@@ -130,7 +121,7 @@ def evaluate(
     "reconstruction_accuracy": classifiers.accuracy(judges, rebuilt, labels),
     "frechet_of_training_split": {
       name: frechet.distance(
-        references[name], frechet.fit(_judge(judges, name, data["train"][name][:num])[1])
+        references[name], frechet.fit(_judge(judges, name, train[name][:num])[1])
       )
       for name in names
     },
@@ -166,7 +157,7 @@ def evaluate(
         }
       results["conditional"].append(entry | cost)
     else:
-      law = coherence.histogram(data["train"]["label"], num_classes)
+      law = coherence.histogram(train_labels, num_classes)
       results["joint"] = _joint(trained.config, names, classes, law) | cost
       results["joint"]["frechet"] = distances
     if len(given) <= 1:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from experiments import generation, setup
-from mmdiff_jax.data import datasets, readers
+from mmdiff_jax.data import datasets, missing, readers
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.evaluation import pictures
 from mmdiff_jax.modalities import Modality
@@ -123,15 +123,11 @@ def read_given(path: str, modalities: Sequence[Modality], num: int | None) -> di
 
 
 def _from_test_split(config, given: Sequence[str], num: int, seed: int) -> dict[str, np.ndarray]:
-  """Rows of the test split, chosen by the seed, the same for each modality."""
-  test = datasets.load(**config.to_dict(), split="test")
-  # Examples may lack modalities; what is given must be there.
-  there = [test[f"{name}_present"] for name in given if f"{name}_present" in test]
-  whole = np.flatnonzero(np.all([np.ones(len(test[given[0]]), bool), *there], axis=0))
-  if not whole.size:
-    raise UserError(f"No example of the test split has all of: {', '.join(given)} (--given).")
+  """Rows of the test split, chosen by the seed, the same for each modality; none lacks any."""
+  test = missing.complete(datasets.load(**config.to_dict(), split="test"), given)
+  size = len(test[given[0]])
   rng = np.random.default_rng(seed)
-  rows = np.concatenate([rng.permutation(whole) for _ in range(-(-num // whole.size))])[:num]
+  rows = np.concatenate([rng.permutation(size) for _ in range(-(-num // size))])[:num]
   return {name: test[name][rows] for name in given}
 
 
@@ -153,8 +149,8 @@ def write(
 
   Returns:
     The files: `stem.png` with the first 64 samples, `stem.npz` with all arrays, and for what was
-    generated a `stem_NAME.wav` (16 bit, one sound after the other) and a `stem_NAME.txt` (one line
-    a sample).
+    generated a `stem_NAME.wav` (16 bit, one sound after the other), a `stem_NAME.gif` (the first 64
+    videos) and a `stem_NAME.txt` (one line a sample).
   """
   # SciPy takes its time to import.
   from scipy.io import wavfile
@@ -176,6 +172,9 @@ def write(
       paths.append(out / f"{stem}_{modality.name}.wav")
       whole = np.round(np.clip(sound, -1.0, 1.0) * 32767).astype(np.int16)
       wavfile.write(paths[-1], modality.sample_rate, whole)
+    elif modality.kind == "video":
+      paths.append(out / f"{stem}_{modality.name}.gif")
+      pictures.animate(paths[-1], shown[modality.name], _COLUMNS)
     elif modality.kind in ("text", "label"):
       paths.append(out / f"{stem}_{modality.name}.txt")
       paths[-1].write_text("".join(f"{modality.show(x)}\n" for x in views))

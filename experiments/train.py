@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ml_collections.config_flags import config_flags
 
 from experiments import setup
-from mmdiff_jax.data import datasets
+from mmdiff_jax.data import datasets, missing
 from mmdiff_jax.training import trainer
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to train: FILE or FILE:DATASET.")
@@ -20,6 +20,9 @@ def main(argv: Sequence[str]) -> None:
   config = _CONFIG.value
   framework = setup.build(config)
   data = {s: datasets.load(**config.data.to_dict(), split=s) for s in ("train", "test")}
+  data["train"] = missing.drop(
+    data["train"], config.modalities, config.get("drop_prob", 0.0), config.seed
+  )
   trainer.train(framework, config, setup.WORKDIR.value, data["train"], data["test"])
   print(f"Trained: {setup.WORKDIR.value}")
 

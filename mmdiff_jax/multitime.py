@@ -138,12 +138,14 @@ def draw_masked(
   given_prob: float = 0.5,
   absent_prob: float = 0.0,
   draw_t: DrawTime | None = None,
+  present: Mapping[str, Bool[Array, " batch"]] | None = None,
 ) -> Draw:
   """MLD's draw, for each example anew: some modalities given, the others at one shared time.
 
   With probability `given_prob` a set of modalities is given, uniform over the non-empty proper
   subsets (a single modality is never given). Each of the others is absent with probability
-  `absent_prob`, except that where all would be, one of them, uniformly, stays diffused.
+  `absent_prob`, except that where all would be, one of them, uniformly, stays diffused. Where an
+  example lacks modalities they are absent, and this is the law of those that it has.
 
   Args:
     key: randomness.
@@ -152,24 +154,29 @@ def draw_masked(
     given_prob: probability in [0, 1] that some modalities are given (d of the MLD paper).
     absent_prob: probability in [0, 1] that a modality that is not given is absent; 0 is the paper.
     draw_t: `(key, batch_size) -> (t, weight)`, `uniform_time()` if None; or `importance_time`.
+    present: for each modality which examples have it; None is all, and the same draw as all True.
 
   Returns:
     The draw.
   """
   given_key, subset_key, absent_key, t_key = jax.random.split(key, 4)
   num = len(names)
-  # A subset is a number with one bit for each modality; neither no bits nor all of them.
-  subset = jax.random.randint(subset_key, (batch_size, 1), 1, max(2**num - 1, 2))
-  some = jax.random.bernoulli(given_key, given_prob if num > 1 else 0.0, (batch_size, 1))
-  given = some & ((subset >> jnp.arange(num)) & 1).astype(bool)
+  present = present or dict.fromkeys(names, jnp.ones(1, bool))
+  there = jnp.stack([present[name] for name in names], axis=1)
+  count = jnp.sum(there, axis=1, keepdims=True)
+  # A subset is a number with one bit for each modality that is there; neither no bits nor all.
+  subset = jax.random.randint(subset_key, (batch_size, 1), 1, jnp.maximum(2**count - 1, 2))
+  some = jax.random.bernoulli(given_key, jnp.where(count > 1, given_prob, 0.0), (batch_size, 1))
+  bit = jnp.cumsum(there, axis=1) - 1
+  given = some & there & ((subset >> bit) & 1).astype(bool)
   # The largest score stays diffused. This changes nothing unless all are below `absent_prob`, and
   # then it is uniform among them.
-  score = jnp.where(given, -1.0, jax.random.uniform(absent_key, (batch_size, num)))
+  free = there & ~given
+  score = jnp.where(free, jax.random.uniform(absent_key, (batch_size, num)), -1.0)
   last = jnp.arange(num) == jnp.argmax(score, axis=1, keepdims=True)
-  absent = ~given & ~last & (score < absent_prob)
+  diffused = free & (last | (score >= absent_prob))
   shared, weight = (draw_t or uniform_time())(t_key, batch_size)
-  t = jnp.where(given, 0.0, jnp.where(absent, 1.0, shared[:, None]))
-  diffused = ~given & ~absent
+  t = jnp.where(given, 0.0, jnp.where(diffused, shared[:, None], 1.0))
   return Draw(
     t={name: t[:, i] for i, name in enumerate(names)},
     diffused={name: diffused[:, i] for i, name in enumerate(names)},
@@ -183,10 +190,12 @@ def draw_joint(
   names: Sequence[str],
   *,
   draw_t: DrawTime | None = None,
+  present: Mapping[str, Bool[Array, " batch"]] | None = None,
 ) -> Draw:
   """All modalities at one shared time (MLD-inpaint's training); arguments as `draw_masked`."""
   t, weight = (draw_t or uniform_time())(key, batch_size)
-  return Draw(dict.fromkeys(names, t), dict.fromkeys(names, jnp.ones_like(t, bool)), weight)
+  there = present or dict.fromkeys(names, jnp.ones_like(t, bool))
+  return Draw({name: jnp.where(there[name], t, 1.0) for name in names}, dict(there), weight)
 
 
 def draw_independent(
@@ -195,16 +204,18 @@ def draw_independent(
   names: Sequence[str],
   *,
   draw_t: DrawTime | None = None,
+  present: Mapping[str, Bool[Array, " batch"]] | None = None,
 ) -> Draw:
   """Each modality at a time of its own (MLD-unidiffuser's training); arguments as `draw_masked`.
 
-  The weight is the product of the modalities' weights.
+  The weight is the product of the weights of the modalities that are there.
   """
   draw_t = draw_t or uniform_time()
   draws = {name: draw_t(modality_key(key, name), batch_size) for name in names}
-  t = {name: draw[0] for name, draw in draws.items()}
-  diffused = {name: jnp.ones_like(time, bool) for name, time in t.items()}
-  return Draw(t, diffused, functools.reduce(jnp.multiply, [draw[1] for draw in draws.values()]))
+  there = present or {name: jnp.ones(batch_size, bool) for name in names}
+  t = {name: jnp.where(there[name], draw[0], 1.0) for name, draw in draws.items()}
+  weights = [jnp.where(there[name], draw[1], 1.0) for name, draw in draws.items()]
+  return Draw(t, dict(there), functools.reduce(jnp.multiply, weights))
 
 
 # --- Paths in sampling ---

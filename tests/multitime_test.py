@@ -22,19 +22,22 @@ def states(draw):
   return np.where(t == 0, "g", np.where(t == 1, "x", "d"))
 
 
-def masked_law(given_prob, absent_prob):
-  """The probability of every state, by enumeration."""
+def masked_law(given_prob, absent_prob, there=(0, 1, 2)):
+  """The probability of every state of an example that has `there`, by enumeration."""
   law = dict.fromkeys(map("".join, itertools.product("gdx", repeat=3)), 0.0)
-  for given in itertools.product((False, True), repeat=3):
-    share = 1 - given_prob if not any(given) else 0.0 if all(given) else given_prob / 6
-    rest = [i for i in range(3) if not given[i]]
+  if not there:
+    return law | {"xxx": 1.0}
+  some = given_prob if len(there) > 1 else 0.0
+  proper = [g for size in range(len(there)) for g in itertools.combinations(there, size)]
+  for given in proper:
+    share = some / (len(proper) - 1) if given else 1 - some
+    rest = [i for i in there if i not in given]
     for absent in itertools.product((False, True), repeat=len(rest)):
       p = share * np.prod([absent_prob if a else 1 - absent_prob for a in absent])
       for keep in rest if all(absent) else [None]:
-        gone = {i for i, a in zip(rest, absent, strict=True) if a and i != keep}
-        state = "".join("g" if given[i] else "x" if i in gone else "d" for i in range(3))
-        if rest:
-          law[state] += p / (len(rest) if all(absent) else 1)
+        stay = {i for i, a in zip(rest, absent, strict=True) if not a or i == keep}
+        state = "".join("g" if i in given else "d" if i in stay else "x" for i in range(3))
+        law[state] += p / (len(rest) if all(absent) else 1)
   return law
 
 
@@ -50,6 +53,53 @@ def test_masked_law(given_prob, absent_prob):
     assert rows.count(state) / ROWS == pytest.approx(p, abs=bound + 1e-12), state
   for i, name in enumerate(NAMES):
     np.testing.assert_array_equal(draw.diffused[name], got[:, i] == "d")
+
+
+@pytest.mark.parametrize(("given_prob", "absent_prob"), [(0.6, 0.0), (0.7, 0.4), (1.0, 1.0)])
+def test_masked_law_of_what_is_there(given_prob, absent_prob):
+  """In each of the eight ways in which an example may have some of three modalities."""
+  ways = np.array(list(itertools.product((False, True), repeat=3)))
+  present = ways[np.arange(ROWS) % 8]
+  draw = multitime.draw_masked(
+    jax.random.key(1),
+    ROWS,
+    NAMES,
+    given_prob=given_prob,
+    absent_prob=absent_prob,
+    present={name: jnp.asarray(present[:, i]) for i, name in enumerate(NAMES)},
+  )
+  got = states(draw)
+  for way in ways:
+    rows = ["".join(row) for row in got[(present == way).all(1)]]
+    law = masked_law(given_prob, absent_prob, tuple(np.flatnonzero(way)))
+    for state, p in law.items():
+      bound = 4.5 * (p * (1 - p) / len(rows)) ** 0.5
+      assert rows.count(state) / len(rows) == pytest.approx(p, abs=bound + 1e-12), (way, state)
+  for i, name in enumerate(NAMES):
+    np.testing.assert_array_equal(draw.diffused[name], got[:, i] == "d")
+
+
+def test_all_there_is_the_same_draw():
+  there = dict.fromkeys(NAMES, jnp.ones(200, bool))
+  for draw_all in (multitime.draw_masked, multitime.draw_joint, multitime.draw_independent):
+    draws = [draw_all(jax.random.key(0), 200, NAMES, present=p) for p in (None, there)]
+    jax.tree.map(np.testing.assert_array_equal, *draws)
+
+
+def test_joint_and_independent_draws_of_what_is_there():
+  def draw_t(key, batch_size):
+    t = jax.random.uniform(key, (batch_size,), minval=0.2, maxval=0.8)
+    return t, 1 + t
+
+  there = {"a": jnp.arange(50) % 2 == 0, "b": jnp.arange(50) % 3 == 0}
+  for draw_all in (multitime.draw_joint, multitime.draw_independent):
+    draw = draw_all(jax.random.key(0), 50, ("a", "b"), draw_t=draw_t, present=there)
+    whole = draw_all(jax.random.key(0), 50, ("a", "b"), draw_t=draw_t)
+    for name, mask in there.items():
+      np.testing.assert_array_equal(draw.diffused[name], mask)
+      np.testing.assert_array_equal(draw.t[name], np.where(mask, whole.t[name], 1))
+  weight = np.prod([np.where(there[name], 1 + draw.t[name], 1) for name in there], axis=0)
+  np.testing.assert_allclose(draw.weight, weight, rtol=1e-6)
 
 
 def test_diffused_modalities_share_one_uniform_time():

@@ -1,7 +1,8 @@
-"""Autoencoder of images and log-mel spectrograms: residual MLPs over the flat view.
+"""Autoencoder of images, log-mels, videos and trajectories: residual MLPs over the flat view.
 
 At digit size a matrix product over all pixels is both faster on a CPU and no worse than
-convolutions; larger images want an encoder of their own.
+convolutions; larger images want an encoder of their own. So it is for short videos of that size: a
+network for each frame, shared, and one for the frames' codes learnt more slowly.
 """
 
 import math
@@ -16,6 +17,9 @@ from mmdiff_jax.networks.residual import ResidualMLP
 
 class SignalAutoencoder(nn.Module):
   """Deterministic autoencoder of a view in [0, 1].
+
+  It encodes what lies outside, too, such as points of a trajectory that leave the canvas, but what
+  is decoded ends at 0 and 1.
 
   Attributes:
     shape: shape of the view, without the batch.

@@ -1,6 +1,7 @@
 """Sheets of samples for a person: a column a sample, its captions under its pictures."""
 
 from collections.abc import Mapping, Sequence
+import math
 import os
 import textwrap
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from mmdiff_jax.modalities import Modality
 _INCH = 0.8  # A column's width.
 _TEXT, _TITLE = 0.5, 0.3  # Inches that a caption and a title take.
 _WRAP = 13  # Letters in a line of a caption.
+_FRAME = 200  # Milliseconds that a frame of a video stays.
+_ZOOM = 3
 
 
 class Panel(NamedTuple):
@@ -96,7 +99,34 @@ def _grid(modality: Modality, rows: np.ndarray) -> np.ndarray | None:
   """The samples side by side, or None for what is read."""
   if modality.kind in ("text", "label"):
     return None
-  return modalities_lib.grid([modalities_lib.picture(modality, x) for x in rows], len(rows))
+  return modalities_lib.grid([_tile(modality, x) for x in rows], len(rows))
+
+
+def _tile(modality: Modality, x: np.ndarray) -> np.ndarray:
+  """A picture of one sample; that of a video has its frames in rows, a strip would be too wide."""
+  if modality.kind != "video":
+    return modalities_lib.picture(modality, x)
+  frames = [modalities_lib.image_picture(frame) for frame in x]
+  return modalities_lib.grid(frames, math.ceil(math.sqrt(len(frames))))
+
+
+def animate(path: str | os.PathLike[str], videos: np.ndarray, columns: int) -> None:
+  """Writes videos as one animated GIF in which all play at once, without end.
+
+  Args:
+    path: the file.
+    videos: [samples, frames, height, width, 1 or 3] in [0, 1].
+    columns: videos in a row.
+  """
+  from PIL import Image
+
+  columns = min(columns, len(videos))
+  moments = [
+    modalities_lib.grid([modalities_lib.image_picture(x) for x in moment], columns, zoom=_ZOOM)
+    for moment in np.swapaxes(videos, 0, 1)
+  ]
+  first, *rest = [Image.fromarray(moment) for moment in moments]
+  first.save(path, save_all=True, append_images=rest, duration=_FRAME, loop=0)
 
 
 def _height(tiles: np.ndarray, rows: np.ndarray) -> float:

@@ -10,7 +10,8 @@ Stage 2 trains one score network on all latents R = (z_1, .., z_M) together. The
 diffuses the modalities of A_1 and leaves those of A_2 as they are. In multi-time that is t_m = t
 for m in A_1 and t_m = 0 in A_2, and the law of each latent at its time has a closed form:
 z_m(t_m) = alpha(t_m) z_m + sigma(t_m) eps. A_1 is drawn anew for each example. Beyond the paper
-some modalities may be absent (t_m = 1): what guidance and generation without them need.
+some modalities may be absent (t_m = 1): what guidance and generation without them need. So are
+those that an example of the training set lacks (see `data.missing`), and they have no loss.
 
 Sampling integrates the reverse of (1) from noise, the given latents held at time 0,
 
@@ -35,6 +36,7 @@ from mmdiff_jax import guidance, multitime, schedules, solvers
 from mmdiff_jax.autoencoders.categorical import CategoricalAutoencoder
 from mmdiff_jax.autoencoders.layered import LayeredAutoencoder
 from mmdiff_jax.autoencoders.signal import SignalAutoencoder
+from mmdiff_jax.data import missing
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks.base import Batch, Framework, Params, Sampling, Settings, Stage
 from mmdiff_jax.modalities import Modality
@@ -116,7 +118,7 @@ def _autoencoder_stage(modality: Modality, codec, config) -> Stage:
 
   def prepare(frozen: Params, data: Batch):
     del frozen
-    return {}, {name: data[name]}
+    return {}, {name: missing.complete(_own(data, name), [name])[name]}
 
   def init(key, frozen, batch):
     del frozen
@@ -147,6 +149,11 @@ def _autoencoder_stage(modality: Modality, codec, config) -> Stage:
 
   settings = Settings(**size.training)
   return Stage(f"autoencoder_{name}", (entry,), settings, prepare, init, loss, report)
+
+
+def _own(data, name):
+  """A modality and its mask, if there is one."""
+  return {key: data[key] for key in (name, f"{name}_present") if key in data}
 
 
 def _init_both(codec, key, x):
@@ -201,7 +208,10 @@ def _decoder(codec):
 
 
 def statistics(latents: Batch) -> dict[str, dict[str, np.ndarray]]:
-  """Mean and deviation of each latent's components over all examples given."""
+  """Mean and deviation of each latent's components over all examples given.
+
+  The score stage adds `share`, the share of examples that have the modality, where some lack some.
+  """
   return {
     name: {
       "mean": z.mean(axis=0, dtype=np.float64).astype(np.float32),
@@ -240,8 +250,10 @@ def schedule_of(config: Any) -> schedules.Schedule:
   return known[config.score.schedule]()
 
 
-def draw_times(config: Any, key, batch_size: int, names: Sequence[str]) -> multitime.Draw:
-  """The variant's draw of times for a batch."""
+def draw_times(
+  config: Any, key, batch_size: int, names: Sequence[str], present: Batch | None = None
+) -> multitime.Draw:
+  """The variant's draw of times for a batch; `present` as `multitime.draw_masked` has it."""
   score = config.score
   schedule = schedule_of(config)
   draw_t = (
@@ -250,9 +262,9 @@ def draw_times(config: Any, key, batch_size: int, names: Sequence[str]) -> multi
     else multitime.uniform_time(score.t_min)
   )
   if config.variant == "inpaint":
-    return multitime.draw_joint(key, batch_size, names, draw_t=draw_t)
+    return multitime.draw_joint(key, batch_size, names, draw_t=draw_t, present=present)
   if config.variant == "unidiffuser":
-    return multitime.draw_independent(key, batch_size, names, draw_t=draw_t)
+    return multitime.draw_independent(key, batch_size, names, draw_t=draw_t, present=present)
   return multitime.draw_masked(
     key,
     batch_size,
@@ -260,15 +272,25 @@ def draw_times(config: Any, key, batch_size: int, names: Sequence[str]) -> multi
     given_prob=score.given_prob,
     absent_prob=score.absent_prob,
     draw_t=draw_t,
+    present=present,
   )
 
 
-def score_loss(config: Any, network, params, key, latents: Batch):
+def score_loss(
+  config: Any,
+  network,
+  params,
+  key,
+  latents: Batch,
+  present: Batch | None = None,
+  share: Batch | None = None,
+):
   """The masked denoising loss of (1).
 
-  Each modality counts equally, whatever the size of its latent: the squared error is a mean over
-  components, then over the examples in which it is diffused (and not over those where it is given
-  or absent), then over modalities.
+  Each modality counts equally, whatever the size of its latent and however rare it is: the squared
+  error is a mean over components, then over the examples that have the modality (0 where it is
+  given or absent), then over modalities. How many examples of a batch have it is left to chance, so
+  the divisor is its expectation, from `share`, and the loss is unbiased.
 
   Args:
     config: the score's settings; `prediction` "eps" or "v" says what the network predicts, and the
@@ -277,6 +299,9 @@ def score_loss(config: Any, network, params, key, latents: Batch):
     params: its parameters.
     key: draws times and noise.
     latents: standardised latents, {name: [batch, latent]}.
+    present: for each modality which examples have it, {name: bool [batch]}; None is all. Latents
+      of the others are not used.
+    share: with `present`, each modality's share of all examples that have it.
 
   Returns:
     The loss and `loss_<modality>` for each.
@@ -285,7 +310,9 @@ def score_loss(config: Any, network, params, key, latents: Batch):
   names = sorted(latents)
   batch_size = latents[names[0]].shape[0]
   time_key, noise_key = jax.random.split(key)
-  draw = draw_times(config, time_key, batch_size, names)
+  draw = draw_times(config, time_key, batch_size, names, present)
+  if present:
+    latents = {name: jnp.where(present[name][:, None], latents[name], 0.0) for name in names}
   noisy, target = {}, {}
   for name in names:
     z, t = latents[name], draw.t[name][:, None]
@@ -299,8 +326,9 @@ def score_loss(config: Any, network, params, key, latents: Batch):
   for name in names:
     error = jnp.mean((predicted[name] - target[name]) ** 2, axis=-1)
     diffused = draw.diffused[name]
-    # The expected number of diffused examples is the same for all modalities.
-    total += jnp.mean(draw.weight * diffused * error) / len(names)
+    # Of the examples that have it the same share is diffused, in expectation, of all modalities.
+    part = jnp.mean(draw.weight * diffused * error)
+    total += (part / share[name] if present else part) / len(names)
     metrics[f"loss_{name}"] = jnp.sum(draw.weight * diffused * error) / jnp.maximum(
       jnp.sum(diffused), 1
     )
@@ -312,12 +340,19 @@ def _score_stage(config, modalities, codecs, generate) -> Stage:
   names = tuple(modality.name for modality in modalities)
 
   def prepare(frozen: Params, data: Batch):
-    latents = encode(codecs, frozen, {name: data[name] for name in names})
+    whole = {name: missing.complete(_own(data, name), [name])[name] for name in names}
+    latents = encode(codecs, frozen, whole)
     measured = statistics(latents)
     standard = {
       name: (z - measured[name]["mean"]) / measured[name]["std"] for name, z in latents.items()
     }
-    return {"statistics": measured}, standard
+    masks = missing.masks(data, names)
+    for name, mask in masks.items():
+      measured[name]["share"] = np.float32(mask.mean())
+      rows = np.zeros((len(mask), standard[name].shape[1]), np.float32)
+      rows[mask] = standard[name]
+      standard[name] = rows
+    return {"statistics": measured}, standard | {f"{n}_present": m for n, m in masks.items()}
 
   def init(key, frozen, batch):
     del frozen
@@ -325,8 +360,12 @@ def _score_stage(config, modalities, codecs, generate) -> Stage:
     return {"score": network.init(key, x, {name: jnp.zeros(2) for name in names})}
 
   def loss(trained, frozen, key, batch):
-    del frozen
-    return score_loss(config, network, trained["score"], key, batch)
+    latents = {name: batch[name] for name in names}
+    if f"{names[0]}_present" not in batch:
+      return score_loss(config, network, trained["score"], key, latents)
+    present = {name: batch[f"{name}_present"] for name in names}
+    share = {name: frozen["statistics"][name]["share"] for name in names}
+    return score_loss(config, network, trained["score"], key, latents, present, share)
 
   settings = sampling_of(config)
   jitted = jax.jit(generate, static_argnums=(3, 4, 5))
@@ -410,9 +449,9 @@ def sample(
   schedule = schedule_of(config)
   absent = [name for name in names if name not in given and name not in targets]
   groups = _groups(targets, sampling.order if config.variant != "inpaint" else ())
-  _warn_untrained(config, absent, groups, sampling)
-
   measured = params["statistics"]
+  _warn_untrained(config, absent, groups, sampling, gaps="share" in measured[names[0]])
+
   prior_key, loop_key, absent_key, known_key = jax.random.split(key, 4)
   shapes = {name: (codecs[name].latent,) for name in names}
   prior, other = (solvers.prior(k, schedule, shapes, num) for k in (prior_key, absent_key))
@@ -456,11 +495,16 @@ def _standardised_latent(codecs, params, name, x):
   return (z - measured["mean"]) / measured["std"]
 
 
-def _warn_untrained(config, absent, groups, sampling: Sampling) -> None:
-  """Says when the path visits states that the network has not been trained on."""
+def _warn_untrained(config, absent, groups, sampling: Sampling, gaps: bool) -> None:
+  """Says when the path visits states that the network has not been trained on.
+
+  A training set with gaps has shown it absent modalities.
+  """
   uses_absent = bool(absent) or len(groups) > 1 or sampling.guidance != 1.0
-  trained = config.variant == "unidiffuser" or (
-    config.variant == "masked" and config.score.absent_prob > 0
+  trained = (
+    gaps
+    or config.variant == "unidiffuser"
+    or (config.variant == "masked" and config.score.absent_prob > 0)
   )
   if uses_absent and not trained:
     warnings.warn(

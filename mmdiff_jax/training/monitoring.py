@@ -29,10 +29,16 @@ _NUM_CLIPS = 8  # Of these, how many are turned into sound.
 
 
 def report_rows(test_data: Mapping[str, np.ndarray | Column]) -> dict[str, np.ndarray]:
-  """Rows of the test split that reports show: the same ones every time, spread over the split."""
+  """Rows of the test split that reports show: the same ones every time, spread over the split.
+
+  Where examples lack modalities (`data.missing`) these are among those that have the most.
+  """
   size = len(next(iter(test_data.values())))
-  index = np.linspace(0, size - 1, min(size, _NUM_ROWS)).astype(int)
-  return {name: x[index] for name, x in test_data.items()}
+  masks = [np.asarray(x) for name, x in test_data.items() if name.endswith("_present")]
+  there = np.sum(masks, axis=0) if masks else np.ones(size)
+  (fullest,) = np.nonzero(there == there.max())
+  index = np.linspace(0, len(fullest) - 1, min(len(fullest), _NUM_ROWS)).astype(int)
+  return {name: x[fullest[index]] for name, x in test_data.items()}
 
 
 class Monitor:
@@ -126,7 +132,9 @@ class Monitor:
   def _show(self, step: int, tag: str, modality: Modality, view: np.ndarray) -> None:
     if modality.kind not in ("text", "label"):
       pictures = [modalities_lib.picture(modality, x) for x in view]
-      self._writer.write_images(step, {tag: modalities_lib.grid(pictures, _COLUMNS)[None]})
+      # A video is a strip already.
+      columns = 1 if modality.kind == "video" else _COLUMNS
+      self._writer.write_images(step, {tag: modalities_lib.grid(pictures, columns)[None]})
     if modality.kind == "audio":
       waves = [modality.show(x) for x in view[:_NUM_CLIPS]]
       length = max(len(wave) for wave in waves)

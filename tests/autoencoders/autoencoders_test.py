@@ -82,6 +82,16 @@ def test_signal_loss_is_its_likelihood(likelihood, expected):
   np.testing.assert_allclose(loss, expected(np.asarray(x), mean), rtol=1e-4)
 
 
+def test_trajectories_that_leave_the_canvas_are_taken_as_they_are():
+  """Their codes tell them apart; what is decoded ends at the edge."""
+  x = jnp.stack([jnp.linspace(a, b, 16).reshape(8, 2) for a, b in ((0, 1), (-0.3, 1), (0, 1.3))])
+  codec = SignalAutoencoder((8, 2), 4, 32, 1, "gaussian")
+  params, loss = fit(codec, x)
+  assert loss < 1e-2
+  back = codec.apply(params, codec.apply(params, x, method="encode"), method="decode")
+  np.testing.assert_allclose(back, np.clip(x, 0, 1), atol=0.1)
+
+
 @pytest.mark.parametrize("shape", [(5,), (3, 2), ()])
 def test_classes_come_back_exactly(shape):
   """A text, a mask and a label."""

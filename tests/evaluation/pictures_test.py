@@ -2,7 +2,7 @@ import numpy as np
 from PIL import Image
 
 from mmdiff_jax.evaluation import pictures
-from mmdiff_jax.modalities import image_picture, Modality
+from mmdiff_jax.modalities import image_picture, Modality, video_picture
 
 IMAGE = Modality("image", "image", (4, 4, 1), image_picture)
 SOUND = Modality("sound", "audio", (5, 4), str, sample_rate=100)
@@ -31,12 +31,41 @@ def test_draws_what_there_is(tmp_path):
   assert np.any(np.ptp(one.astype(int), axis=-1) > 50)  # The spectrogram's colours.
 
 
-def test_draws_trajectories_and_videos_for_the_eye(tmp_path):
+def clips():
+  """Three videos of four frames, each of one grey."""
+  greys = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
+  return np.broadcast_to(greys[..., None, None, None], (3, 4, 6, 6, 1))
+
+
+def test_draws_all_frames_of_a_video_in_a_square(tmp_path):
+  video = Modality("clip", "video", (4, 6, 6, 1), video_picture)
+  pictures.draw(tmp_path / "clip.png", [video], [pictures.Panel("Clip", {"clip": clips()})])
+  drawn = np.asarray(Image.open(tmp_path / "clip.png").convert("RGB"))
+  for grey in image_picture(clips()[:, :, 0, :1, 0])[..., 0].ravel():
+    # A quarter of a column wide would be 23 pixels, half of it 41.
+    rows, columns = np.nonzero((drawn == grey).all(-1))
+    if 0 < grey < 255:
+      assert np.ptp(rows) > 30 and np.ptp(columns) > 30
+
+
+def test_videos_play_side_by_side(tmp_path):
+  pictures.animate(tmp_path / "clips.gif", clips(), columns=2)
+  film = Image.open(tmp_path / "clips.gif")
+  assert film.n_frames == 4 and film.info["loop"] == 0
+  assert film.size == (3 * 15, 3 * 15)
+  for moment in range(4):
+    film.seek(moment)
+    frame = np.asarray(film.convert("L"), int)
+    centres = frame[10, 10], frame[10, 31], frame[31, 10]
+    np.testing.assert_allclose(centres, 255 * clips()[:, moment, 0, 0, 0], atol=2)
+
+
+def test_draws_trajectories_and_masks_for_the_eye(tmp_path):
   def red(view):
     return np.full((8, 8, 3), (255, 0, 0), np.uint8)
 
-  for kind in ("trajectory", "video"):
-    modality = Modality("seen", kind, (2, 2), red)
+  for kind in ("trajectory", "mask"):
+    modality = Modality("seen", kind, (2, 2), red, num_classes=2 * (kind == "mask"))
     sheet = [pictures.Panel("Seen", {"seen": np.zeros((3, 2, 2), np.float32)})]
     pictures.draw(tmp_path / "seen.png", [modality], sheet)
     drawn = np.asarray(Image.open(tmp_path / "seen.png").convert("RGB"))

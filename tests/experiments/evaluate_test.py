@@ -14,7 +14,6 @@ import pytest
 from experiments import evaluate, generation
 from mmdiff_jax import solvers
 from mmdiff_jax.data import datasets
-from mmdiff_jax.errors import UserError
 from mmdiff_jax.evaluation import coherence
 from mmdiff_jax.evaluation.classifiers import Classifier
 from mmdiff_jax.frameworks.base import Framework, Sampling
@@ -61,15 +60,6 @@ def test_measures_a_run(command, trained):
     "tone.npz",
     "caption.npz",
   }
-
-
-def test_examples_that_lack_something_are_not_judged():
-  split = {"a": np.arange(3), "a_present": np.array([1, 0, 1], bool), "label": np.arange(3)}
-  whole = evaluate._whole({**split, "b_present": np.array([1, 1, 0], bool)})
-  assert whole["a"].tolist() == whole["label"].tolist() == [0]
-  with pytest.raises(UserError, match="No example has all"):
-    evaluate._whole({**split, "b_present": np.zeros(3, bool)})
-  assert evaluate._whole(whole | {"a_present": np.ones(1, bool)})["a"].tolist() == [0]
 
 
 def test_data_without_classes_cannot_be_judged(command, trained, monkeypatch, refused):
@@ -241,3 +231,28 @@ def test_raw_parameters_are_those_of_the_last_stage_only(trained, monkeypatch):
   assert asked == {f"autoencoder_{n}": True for n in ("digit", "tone", "caption")} | {
     "score": False
   }
+
+
+def test_judges_what_is_there_alone(oracle):
+  """Where a modality is missing its array holds something else."""
+  judge = Classifier({}, lambda params, x: (x, x))
+  data = {}
+  for split, size in (("train", 500), ("test", 300)):
+    data[split] = oracle_data(size)
+    for k, name in enumerate(NAMES):
+      mask = np.arange(size) % 4 != k
+      data[split][name] = np.where(mask[:, None], data[split][name], np.nan).astype(np.float32)
+      data[split][f"{name}_present"] = mask
+  results, _ = evaluate.evaluate(
+    oracle,
+    dict.fromkeys(NAMES, judge),
+    data,
+    [(), *coherence.proper_subsets(NAMES)],
+    num=60,
+    seeds=(0,),
+    say=lambda _: None,
+  )
+  assert results["classifier_accuracy"] == dict.fromkeys(NAMES, 1.0)
+  assert results["conditional"][0]["targets"]["b"]["coherence"]["mean"] == 1.0
+  assert results["conditional"][0]["targets"]["b"]["frechet"]["mean"] < 0.3
+  assert all(value < 0.3 for value in results["frechet_of_training_split"].values())

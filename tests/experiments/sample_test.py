@@ -10,7 +10,7 @@ from scipy.io import wavfile
 from experiments import sample
 from mmdiff_jax.data import datasets, rendering
 from mmdiff_jax.errors import UserError
-from mmdiff_jax.modalities import Modality
+from mmdiff_jax.modalities import mask_picture, Modality, trajectory_picture, video_picture
 
 
 def run(command, workdir, out, *arguments):
@@ -155,6 +155,33 @@ def test_names_come_in_the_order_of_the_run():
   assert sample.check_names(known, [], []) == ((), known)
 
 
+def test_writes_each_kind_as_a_person_takes_it(tmp_path):
+  kinds = (
+    Modality("clip", "video", (4, 6, 6, 1), video_picture),
+    Modality("parts", "mask", (6, 6), mask_picture, num_classes=3),
+    Modality("pen", "trajectory", (8, 2), trajectory_picture),
+    Modality("label", "label", (), lambda x: f"class {x}", num_classes=3),
+  )
+  rng = np.random.default_rng(0)
+  samples = {
+    m.name: rng.integers(3, size=(5, *m.shape))
+    if m.num_classes
+    else rng.uniform(size=(5, *m.shape))
+    for m in kinds
+  }
+  paths = sample.write(tmp_path, "joint", kinds, {}, samples)
+  assert [path.name for path in paths] == [
+    "joint.png", "joint.npz", "joint_clip.gif", "joint_label.txt"
+  ]  # fmt: skip
+  assert Image.open(tmp_path / "joint_clip.gif").n_frames == 4
+  assert (tmp_path / "joint_label.txt").read_text().splitlines() == [
+    f"class {x}" for x in samples["label"]
+  ]
+  sheet = np.asarray(Image.open(tmp_path / "joint.png").convert("RGB"), int)
+  # The colours of the mask; the ink of the pen is grey.
+  assert np.any((sheet == mask_picture(np.array([[1]]))).all(-1))
+
+
 def test_what_is_given_is_of_examples_that_have_it(monkeypatch):
   there = {
     "sound": np.array([True, False, True, False]),
@@ -168,5 +195,5 @@ def test_what_is_given_is_of_examples_that_have_it(monkeypatch):
     for name in given:
       assert len(values[name]) == 9 and set(values[name].tolist()) == rows
   there["words"][:] = False
-  with pytest.raises(UserError, match="No example of the test split has all of: words"):
+  with pytest.raises(UserError, match="No example of the data has words"):
     sample._from_test_split(ml_collections.ConfigDict(), ["words"], 9, 0)

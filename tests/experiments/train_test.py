@@ -6,9 +6,13 @@ import pathlib
 import subprocess
 import sys
 import textwrap
+import types
 
 import numpy as np
 import pytest
+
+from configs import mld as mld_config
+from experiments import train
 
 TOY = pathlib.Path(__file__).parents[1] / "training" / "conftest.py"
 
@@ -106,6 +110,23 @@ def test_loss_that_is_not_finite(run, tmp_path):
 def test_bad_arguments(run, tmp_path, argument, words):
   says(run(*flags(tmp_path, argument)), 2, *words)
   assert not (tmp_path / "run").exists()
+
+
+def test_drops_modalities_on_purpose(tmp_path, monkeypatch):
+  config = mld_config.get_config("digits")
+  config.drop_prob = 0.5
+  seen = {}
+  monkeypatch.setattr(train, "_CONFIG", types.SimpleNamespace(value=config))
+  monkeypatch.setattr(train.setup, "WORKDIR", types.SimpleNamespace(value=tmp_path))
+  rows = {name: np.zeros(100) for name in (*config.modalities, "label")}
+  monkeypatch.setattr(train.datasets, "load", lambda **_: rows)
+  monkeypatch.setattr(
+    train.trainer, "train", lambda *args: seen.update(train=args[3], test=args[4])
+  )
+  train.main([])
+  masks = [seen["train"][f"{name}_present"] for name in config.modalities]
+  assert 0.4 < np.mean(masks) < 0.7
+  assert seen["test"].keys() == rows.keys()  # All that is judged is whole.
 
 
 def test_missing_arguments(run, tmp_path):

@@ -1,6 +1,7 @@
 """MLD's own laws: what its loss is, what its draws and paths mean, what it keeps."""
 
 import functools
+import sys
 import warnings
 
 import jax
@@ -10,9 +11,10 @@ import pytest
 
 from configs import mld as mld_config
 from mmdiff_jax import modalities as modalities_lib, solvers
-from mmdiff_jax.data import pairing
+from mmdiff_jax.data import missing, pairing
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import base, mld
+from mmdiff_jax.training import trainer
 
 
 def show(x):
@@ -66,10 +68,10 @@ def data(size=40):
   }
 
 
-def made(config):
+def made(config, examples=None):
   """The framework with parameters that have not been trained but are not at their zeros."""
   framework = mld.build(config, MODALITIES)
-  params, examples = {}, data()
+  params, examples = {}, examples or data()
   for i, stage in enumerate(framework.stages):
     constants, rows = stage.prepare(params, examples)
     batch = {name: jnp.asarray(x[:8]) for name, x in rows.items()}
@@ -172,6 +174,155 @@ def test_absent_input_tells_nothing_of_the_data():
     absent = np.asarray(seen["t"][name] == 1)
     assert absent.sum() > 100
     assert np.abs(np.asarray(seen["x"][name])[absent]).max() < 6
+
+
+def gaps(size, *, seed=0, prob=1 / 3):
+  """A mask for each modality; every example has one at least."""
+  masks = missing.drop({name: np.zeros(size) for name in "abc"}, tuple("abc"), prob, seed)
+  return {name: jnp.asarray(masks[f"{name}_present"]) for name in "abc"}
+
+
+@pytest.mark.parametrize("variant", mld.VARIANTS)
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_what_is_not_there_does_not_enter_the_loss(variant, prediction):
+  config = tiny(variant=variant, score__prediction=prediction)
+  network = mld.score_network(config)
+  masks = gaps(64)
+  share = dict.fromkeys("abc", 0.5)
+  latents = {n: jax.random.normal(jax.random.key(i), (64, 3)) for i, n in enumerate("abc")}
+  params = network.init(jax.random.key(0), latents, {name: jnp.zeros(64) for name in "abc"})
+  params = jax.tree.map(lambda p: p + 0.1, params)
+
+  @jax.jit
+  def both(latents):
+    def loss(params, latents):
+      return mld.score_loss(config, network, params, jax.random.key(1), latents, masks, share)
+
+    return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, latents)
+
+  expected = both(latents)
+  for other in (0.0, 1e6, np.nan):
+    filled = {n: jnp.where(masks[n][:, None], z, other) for n, z in latents.items()}
+    found = both(filled)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+  for name, slope in expected[1][1].items():
+    assert (slope[~masks[name]] == 0).all()
+    assert np.any(slope[masks[name]] != 0)
+
+
+def test_rare_modalities_count_as_much_as_others():
+  config = tiny(score__given_prob=0.0, score__absent_prob=0.0)
+  latents = {n: jax.random.normal(jax.random.key(i), (64, 4)) for i, n in enumerate("abc")}
+  i = jnp.arange(64)
+  masks = {"a": i >= 0, "b": i % 2 == 0, "c": i % 8 == 0}
+  share = {name: mask.mean() for name, mask in masks.items()}
+  for knows in "abc":
+    network = Oracle(latents, knows, "v")
+    loss, metrics = mld.score_loss(config, network, None, jax.random.key(5), latents, masks, share)
+    np.testing.assert_allclose(loss, 2 / 3, rtol=2e-3)
+    for name in "abc":
+      np.testing.assert_allclose(metrics[f"loss_{name}"], float(name != knows), atol=2e-3)
+
+
+def test_loss_of_batches_is_unbiased():
+  """Over batches, it is the loss of the whole set, however many a batch has of what is rare."""
+  config = tiny(score__given_prob=0.0)
+  masks = gaps(4096, prob=0.7)
+  share = {name: mask.mean() for name, mask in masks.items()}
+  latents = {n: jnp.ones((4096, 1)) for n in "abc"}
+  network = Oracle(latents, "none", "v")
+  whole, _ = mld.score_loss(config, network, None, jax.random.key(0), latents, masks, share)
+  parts = []
+  for k in range(0, 4096, 64):
+    piece = [{name: x[k : k + 64] for name, x in of.items()} for of in (latents, masks)]
+    network = Oracle(piece[0], "none", "v")
+    parts.append(mld.score_loss(config, network, None, jax.random.key(k), *piece, share)[0])
+  np.testing.assert_allclose(np.mean(parts), whole, rtol=0.03)
+
+
+def test_stages_learn_from_what_is_there_alone():
+  config = tiny()
+  framework, params = made(config)
+  masks = {name: np.asarray(mask) for name, mask in gaps(40).items()}
+  with_masks = {f"{name}_present": mask for name, mask in masks.items()}
+  filled = data()
+  for name in "ab":
+    filled[name][~masks[name]] = np.nan
+  for stage, name in zip(framework.stages, "abc", strict=False):
+    _, examples = stage.prepare({}, {**filled, **with_masks})
+    assert examples.keys() == {name}
+    np.testing.assert_array_equal(examples[name][:], data()[name][masks[name]])
+
+  constants, examples = framework.stages[-1].prepare(params, {**filled, **with_masks})
+  codecs = {m.name: mld.autoencoder(m, config) for m in MODALITIES}
+  raw = mld.encode(codecs, params, data())
+  for name, mask in masks.items():
+    assert len(examples[name]) == 40
+    np.testing.assert_array_equal(examples[f"{name}_present"], mask)
+    stats = constants["statistics"][name]
+    assert stats["share"] == np.float32(mask.mean())
+    np.testing.assert_allclose(stats["mean"], raw[name][mask].mean(0), atol=1e-5)
+    np.testing.assert_allclose(stats["std"], raw[name][mask].std(0), rtol=1e-4)
+    expected = (raw[name] - stats["mean"]) / stats["std"]
+    np.testing.assert_allclose(examples[name][mask], expected[mask], atol=1e-4)
+
+  # The stage's loss weighs by these shares.
+  batch = {name: jnp.asarray(x) for name, x in examples.items()}
+  loss = framework.stages[-1].loss({"score": params["score"]}, constants, jax.random.key(0), batch)
+  share = {name: mask.mean() for name, mask in masks.items()}
+  latents = {name: batch[name] for name in "abc"}
+  expected = mld.score_loss(
+    config, mld.score_network(config), params["score"], jax.random.key(0), latents, gaps(40), share
+  )
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), loss, expected)
+
+
+def test_a_modality_that_no_example_has_is_named():
+  framework = mld.build(tiny(), MODALITIES)
+  nothing = data() | {"b_present": np.zeros(40, bool)}
+  with pytest.raises(UserError, match="has b"):
+    framework.stages[1].prepare({}, nothing)
+
+
+KINDS = (
+  modalities_lib.Modality("image", "image", (4, 4, 1), modalities_lib.image_picture),
+  modalities_lib.Modality("film", "video", (3, 4, 4, 1), modalities_lib.video_picture),
+  modalities_lib.Modality("pen", "trajectory", (8, 2), modalities_lib.trajectory_picture),
+  modalities_lib.Modality("parts", "mask", (4, 4), modalities_lib.mask_picture, num_classes=3),
+  modalities_lib.Modality("label", "label", (), show, num_classes=4),
+  modalities_lib.Modality("words", "text", (5,), show, num_classes=7),
+)
+
+
+def test_all_kinds_train_and_are_generated_though_a_third_of_each_is_missing(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "tensorflow", None)  # It takes seconds to load.
+  config = tiny()
+  names = config.modalities = tuple(m.name for m in KINDS)
+  size = {"latent": 3, "width": 8, "depth": 1, "noise": 0.1, "penalty": 0.1}
+  training = {"steps": 2, "batch_size": 8, "learning_rate": 1e-3}
+  config.autoencoder = {
+    m.name: {**size, "likelihood": "categorical" if m.num_classes else "gaussian",
+             "training": training} for m in KINDS
+  }  # fmt: skip
+  rng = np.random.default_rng(0)
+  whole = {
+    m.name: rng.integers(m.num_classes, size=(30, *m.shape)).astype(np.int32)
+    if m.num_classes
+    else rng.uniform(size=(30, *m.shape)).astype(np.float32)
+    for m in KINDS
+  }
+  some = missing.drop(whole, names, 1 / 3, 0)
+  for m in KINDS:
+    some[m.name] = some[m.name].copy()
+    some[m.name][~some[f"{m.name}_present"]] = -1 if m.num_classes else np.nan
+  framework = mld.build(config, KINDS)
+  params = trainer.train(framework, config, tmp_path, some, whole)
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
+  run = jax.jit(framework.sample, static_argnums=(3, 4, 5))
+  joint = run(params, jax.random.key(0), {}, names, 3, sampling())
+  assert {name: x.shape[1:] for name, x in joint.items()} == {m.name: m.shape for m in KINDS}
+  rows = framework.reconstruct(params, whole)
+  assert {name: x.shape for name, x in rows.items()} == {n: x.shape for n, x in whole.items()}
 
 
 def test_variants_draw_their_times():
@@ -306,6 +457,11 @@ def test_untrained_states_warn():
   with warnings.catch_warnings():
     warnings.simplefilter("error")
     framework.sample(params, key, given, ("b", "c"), 5, sampling())
+    # A training set with gaps has shown them.
+    framework, params = made(
+      tiny(score__absent_prob=0.0), data() | {"a_present": np.arange(40) % 3 > 0}
+    )
+    framework.sample(params, key, given, ("b",), 5, sampling())
 
 
 def test_reconstruct_goes_through_the_latent():

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmdiff_jax import modalities as modalities_lib
+from mmdiff_jax.modalities import Modality
 from mmdiff_jax.training import monitoring, trainer
 
 
@@ -20,6 +22,39 @@ def test_report_rows_are_spread_over_the_split(toy):
   assert rows["x"][-1] == 999
   np.testing.assert_array_equal(rows["y"], 2 * rows["x"])
   assert len(monitoring.report_rows(toy.data(8))["image"]) == 8
+
+
+def test_report_rows_are_those_that_lack_least():
+  i = np.arange(1000)
+  data = {"x": i, "x_present": i % 2 == 0, "y": -i, "y_present": i % 5 == 0}
+  rows = monitoring.report_rows(data)
+  assert len(rows["x"]) == 32 and rows["x"][-1] == 990 and (rows["x"] % 10 == 0).all()
+  np.testing.assert_array_equal(rows["y"], -rows["x"])
+  never_both = data | {"y_present": (i % 2 == 1) & (i > 900)}
+  assert len(monitoring.report_rows(never_both)["x"]) == 32
+
+
+def test_every_kind_is_shown(toy, tmp_path):
+  event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+  pytest.importorskip("tensorflow")
+  shown = (
+    Modality("video", "video", (4, 6, 6, 1), modalities_lib.video_picture),
+    Modality("mask", "mask", (6, 6), modalities_lib.mask_picture, num_classes=3),
+    Modality("pen", "trajectory", (8, 2), modalities_lib.trajectory_picture),
+    Modality("label", "label", (), lambda x: f"class {x}", num_classes=3),
+  )
+  views = {m.name: np.ones((5, *m.shape), np.int32 if m.num_classes else np.float32) for m in shown}
+  with monitoring.Monitor(tmp_path, shown, toy.config()) as monitor:
+    monitor.start(toy.framework().stages[0], 0, {"w": jnp.ones(3)})
+    monitor.report(7, {"data": views})
+  events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+  found = {name: events.Tensors(f"first_stage/data/{name}")[0].tensor_proto.string_val
+           for name in views}  # fmt: skip
+  # Width and height: a strip below the other, the others beside each other, a pixel between.
+  assert found["video"][:2] == [b"31", b"46"]
+  assert found["mask"][:2] == [b"57", b"8"]
+  assert found["pen"][:2] == [b"233", b"30"]
+  assert b"5. `class 1`" in found["label"][0]
 
 
 def test_event_files_hold_what_a_person_looks_at(toy, tmp_path):
