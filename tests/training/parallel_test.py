@@ -83,9 +83,9 @@ def test_four_devices_train_as_one_and_their_checkpoint_loads_on_one(toy, tmp_pa
 
 
 def test_two_processes_make_the_batches_of_one_train_as_one_and_resume(toy, tmp_path):
-  """Of two devices each: the batches and, of a stopped and resumed run, the parameters."""
+  """Of two devices each: the batches and, of a run resumed by two or by one, the parameters."""
   code = """
-    import dataclasses, pathlib
+    import dataclasses, pathlib, shutil
     from jax.experimental import multihost_utils
     process, port, folder = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
     jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
@@ -118,6 +118,9 @@ def test_two_processes_make_the_batches_of_one_train_as_one_and_resume(toy, tmp_
       train("parts", stopping)
       raise AssertionError("not stopped")
     except Stopped:
+      if process == 0:
+        shutil.copytree(folder / "parts", folder / "half")
+      multihost_utils.sync_global_devices("copied")
       train("parts", framework)
   """
   with socket.socket() as free:
@@ -135,6 +138,10 @@ def test_two_processes_make_the_batches_of_one_train_as_one_and_resume(toy, tmp_
       expected = next(batches)["row"]
       for of_process in made:
         np.testing.assert_array_equal(of_process[f"{group}_{i}"], expected)
+  # What two processes began one can end.
+  assert (checkpoints.latest_step(tmp_path / "half", framework.stages[0].name) or 8) < 8
+  trainer.train(framework, toy.config(), tmp_path / "half", toy.data(44), toy.data(8))
+  check_as_one(toy, framework, tmp_path / "half", tmp_path / "one")
   whole, parts = (checkpoints.load_params(framework, tmp_path / d) for d in ("whole", "parts"))
   for x, y in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
     np.testing.assert_array_equal(x, y)
