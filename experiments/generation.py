@@ -48,9 +48,6 @@ class Trained(NamedTuple):
 def load(workdir: str) -> Trained:
   """The run in a workdir, to be sampled as the flags say and else as its config does.
 
-  Without `--ema` only the last stage gives its raw parameters: those before it were trained upon
-  as running means, and their raw ones would be other networks than the last stage has seen.
-
   Raises:
     UserError: there is no run, it is not trained or damaged, or the solver is unknown.
   """
@@ -61,10 +58,7 @@ def load(workdir: str) -> Trained:
   framework = setup.build(config)
   method = importlib.import_module(f"mmdiff_jax.frameworks.{config.framework}")
   sampling = method.sampling_of(config)
-  params: Params = {}
-  for stage in framework.stages:
-    last = stage is framework.stages[-1]
-    params |= checkpoints.load_stage(workdir, stage.name, ema=EMA.value or not last)
+  params = checkpoints.load_params(framework, workdir, ema=EMA.value)
   return Trained(config, framework, params, sampling, EMA.value)
 
 

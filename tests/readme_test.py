@@ -7,14 +7,33 @@ import re
 
 import pytest
 
+from mmdiff_jax.data import folder
+
 README = pathlib.Path(__file__).parents[1] / "README.md"
 
 
-def test_solver_example_gives_the_conditional_law():
-  (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
-  out = io.StringIO()
+def run(words):
+  """Runs the one Python block that has these words; returns its variables and what it prints."""
+  blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+  (code,) = (block for block in blocks if words in block)
+  variables, out = {}, io.StringIO()
   with contextlib.redirect_stdout(out):
-    exec(compile(code, str(README), "exec"), {})  # noqa: S102
-  mean, deviation = map(float, out.getvalue().split())
+    exec(compile(code, str(README), "exec"), variables)  # noqa: S102
+  return variables, out.getvalue()
+
+
+def test_solver_example_gives_the_conditional_law():
+  _, printed = run("solvers.sample")
+  mean, deviation = map(float, printed.split())
   assert mean == pytest.approx(0.8, abs=0.06)
   assert deviation == pytest.approx(0.6, abs=0.05)
+
+
+def test_columns_of_a_folder_are_such_as_it_takes():
+  columns = run("columns = {")[0]["columns"]
+  assert [column.modality.name for column in folder.parse(columns)] == list(columns)
+  kinds = {modality.name: modality.kind for modality in folder.modalities(columns)}
+  assert kinds == {
+    "image": "image", "mask": "mask", "some_classes": "mask", "sketch": "image", "sound": "audio",
+    "clip": "video", "caption": "text", "label": "label",
+  }  # fmt: skip

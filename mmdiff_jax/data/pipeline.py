@@ -1,4 +1,4 @@
-"""Batches without end out of arrays in memory and columns made when read, through Grain.
+"""Batches without end out of arrays, in memory or on disk, and columns made when read, with Grain.
 
 The examples of all epochs stand in one line: one permutation of them after the other. Batch i is
 the i-th piece of that line, so every example is seen once an epoch, no remainder is dropped, and
@@ -86,15 +86,15 @@ def reading_threads(arrays: Mapping[str, np.ndarray | Column]) -> int:
   """How many threads should make batches on this machine.
 
   Arrays in memory are gathered at the speed of memory, in a small part of any training step: one
-  thread is enough, and more would only take cores from the step. Columns compute what they return;
-  for them it is half of the cores that this process may use.
+  thread is enough, and more would only take cores from the step. Columns compute what they return,
+  and memory maps may wait for the disk; for them it is half of the cores that this process may use.
 
-  Worker processes are not used. The reads of columns are NumPy's and Pillow's, which let go of the
+  Worker processes are not used. Columns and memory maps are read by NumPy, which lets go of the
   interpreter's lock, so threads use many cores as well; a process would need its own copy of the
   sources, seconds to start and a copy of every batch on its way back; and the state of Grain's
   `mp_prefetch` depends on how many there are. `experiments.benchmark data` measures both.
   """
-  if not any(isinstance(array, Column) for array in arrays.values()):
+  if not any(isinstance(array, (Column, np.memmap)) for array in arrays.values()):
     return 1
   return max(1, cores() // 2)
 

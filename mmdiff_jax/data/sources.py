@@ -259,7 +259,8 @@ def prepare(builder: Any, remedy: str, manual_dir: str | os.PathLike[str] | None
   """Prepares a data set of tfds on disk unless it is there; shows how far it is.
 
   Tfds writes into a folder `incomplete.*` and renames it at the end, so that nothing interrupted is
-  ever taken for prepared.
+  ever taken for prepared. Of several processes that prepare at once the first one's is kept and
+  all use it.
 
   Args:
     builder: tfds's builder.
@@ -274,7 +275,7 @@ def prepare(builder: Any, remedy: str, manual_dir: str | os.PathLike[str] | None
   folder = builder.data_path
   if not folder.exists():
     for left in folder.parent.glob(f"incomplete.*_{folder.name}"):
-      _LOG.info("Left by a run that was interrupted, never used; you can delete it: %s", left)
+      _LOG.info("Of a run that prepares now, or was interrupted (you can delete it then): %s", left)
     _LOG.info("Preparing %s in %s", builder.name, folder)
     failures = (OSError, RuntimeError)
     if builder.url_infos:
@@ -289,20 +290,25 @@ def prepare(builder: Any, remedy: str, manual_dir: str | os.PathLike[str] | None
       builder.download_and_prepare(download_config=config)
     except failures as error:
       said = _one_line(error)
-      if any(sign in said for sign in _NO_ROOM):
+      if builder.is_prepared():
+        _LOG.info("Another process has prepared %s meanwhile: %s", folder, said)
+      elif any(sign in said for sign in _NO_ROOM):
         raise UserError(
           f"There is no room in {folder.parent} to prepare the data set {builder.name!r} ({said}). "
           "Nothing of it was kept. Make room, or give a folder on another disk as data_dir."
         ) from error
-      raise UserError(
-        f"The data set {builder.name!r} is not prepared in {folder} and could not be ({said}). "
-        f"{remedy}"
-      ) from error
+      else:
+        raise UserError(
+          f"The data set {builder.name!r} is not prepared in {folder} and could not be ({said}). "
+          f"{remedy}"
+        ) from error
   if not builder.is_prepared():
     raise UserError(
       f"{folder} is no prepared data set: dataset_info.json or features.json is missing. Delete "
       "the folder, or copy it again as a whole."
     )
+  # A builder that was made before another process had prepared it knows nothing of it yet.
+  builder.info.read_from_directory(folder)
 
 
 def _at_hand(builder: Any, manual_dir: str | os.PathLike[str] | None) -> bool:

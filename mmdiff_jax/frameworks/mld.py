@@ -287,10 +287,12 @@ def score_loss(
 ):
   """The masked denoising loss of (1).
 
-  Each modality counts equally, whatever the size of its latent and however rare it is: the squared
-  error is a mean over components, then over the examples that have the modality (0 where it is
-  given or absent), then over modalities. How many examples of a batch have it is left to chance, so
-  the divisor is its expectation, from `share`, and the loss is unbiased.
+  The squared error is a mean over components, then over the examples that have the modality (0
+  where it is given or absent), then over modalities: neither the size of a latent nor how few
+  examples have it matters. How often it is diffused in these does: always where it is alone, less
+  where others are beside it, so a modality that is often alone counts somewhat more. How many
+  examples of a batch have it is left to chance, so the divisor is its expectation, from `share`,
+  and the loss is unbiased.
 
   Args:
     config: the score's settings; `prediction` "eps" or "v" says what the network predicts, and the
@@ -326,7 +328,7 @@ def score_loss(
   for name in names:
     error = jnp.mean((predicted[name] - target[name]) ** 2, axis=-1)
     diffused = draw.diffused[name]
-    # Of the examples that have it the same share is diffused, in expectation, of all modalities.
+    # The mean over the examples that have it; by their number in the batch it would be biased.
     part = jnp.mean(draw.weight * diffused * error)
     total += (part / share[name] if present else part) / len(names)
     metrics[f"loss_{name}"] = jnp.sum(draw.weight * diffused * error) / jnp.maximum(

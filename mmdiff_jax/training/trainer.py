@@ -56,7 +56,8 @@ def train(
     framework: what to train.
     config: `seed` and `monitor.{log_every, report_every, checkpoint_every}` (in steps) are read
       here; all of it is kept in the workdir.
-    workdir: takes the checkpoints, `config.json`, `metrics.jsonl` and TensorBoard's files.
+    workdir: takes the checkpoints, `config.json`, `data.json`, `metrics.jsonl` and TensorBoard's
+      files.
     train_data: the training split, arrays or columns whose first axis is the example.
     test_data: the test split; some of its rows are shown in reports.
 
@@ -64,10 +65,12 @@ def train(
     All parameters: the running means of the trained entries, and the measured ones.
 
   Raises:
-    UserError: the workdir belongs to another config, or a checkpoint is damaged.
+    UserError: the workdir belongs to another config or other data, or a checkpoint is damaged.
     DivergedError: a loss or a gradient is not finite.
   """
-  checkpoints.claim_workdir(workdir, config)
+  names = [name for m in framework.modalities for name in (m.name, f"{m.name}_present")]
+  trained_on = {name: train_data[name] for name in names if name in train_data}
+  checkpoints.claim_workdir(workdir, config, trained_on)
   mesh = parallel.data_mesh()
   rows = monitoring.report_rows(test_data)
   params: Params = {}

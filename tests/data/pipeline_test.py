@@ -139,14 +139,16 @@ def test_state_resumes_with_another_number_of_processes_and_threads():
 
 
 @pytest.mark.parametrize("cores, threads", [(1, 1), (2, 1), (16, 8)])
-def test_columns_are_read_with_half_of_the_cores_and_arrays_with_one_thread(
-  cores, threads, monkeypatch
+def test_what_is_made_or_on_disk_is_read_with_half_of_the_cores_and_arrays_with_one_thread(
+  cores, threads, monkeypatch, tmp_path
 ):
   monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
   arrays = _arrays(10)
   assert pipeline.reading_threads(arrays) == 1
-  arrays["view"] = pairing.Column(np.arange(10), np.square)
-  assert pipeline.reading_threads(arrays) == threads
+  np.save(tmp_path / "row.npy", arrays["row"])
+  on_disk = np.load(tmp_path / "row.npy", mmap_mode="r")
+  for other in (pairing.Column(np.arange(10), np.square), on_disk):
+    assert pipeline.reading_threads({**arrays, "view": other}) == threads
 
 
 def test_batches_are_copies():

@@ -15,7 +15,7 @@ from scipy.io import savemat
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import resource
 
-from mmdiff_jax.data import digits, sources
+from mmdiff_jax.data import digits, rendering, sources
 from mmdiff_jax.errors import UserError
 
 
@@ -239,6 +239,30 @@ def test_half_a_copy_is_refused(few_draws, tmp_path):
   (path.parent / "dataset_info.json").unlink()
   with pytest.raises(UserError, match=rf"{path.parent} is no prepared data set.*dataset_info.json"):
     sources.prepare(builder, "")
+
+
+def test_of_several_that_prepare_at_once_the_first_ones_is_used(tmp_path, monkeypatch, caplog):
+  """The second is at work when the first is done, the third has not begun."""
+  drawn = digits.Drawn(train=1, test=1)
+  first, second, third = (
+    digits.Digits(data_dir=str(tmp_path), config=drawn, file_format="array_record")
+    for _ in range(3)
+  )
+  captions = rendering.captions
+
+  def overtaken(*args):
+    monkeypatch.setattr(rendering, "captions", captions)
+    sources.prepare(first, "")
+    return captions(*args)
+
+  monkeypatch.setattr(rendering, "captions", overtaken)
+  with caplog.at_level(logging.INFO, logger="mmdiff_jax.data"):
+    sources.prepare(second, "")
+  assert "Another process has prepared" in caplog.text
+  sources.prepare(third, "")
+  for builder in (first, second, third):
+    assert len(_stacked(builder)["label"]) == 360
+  assert [path.name for path in first.data_path.parent.iterdir()] == [first.data_path.name]
 
 
 @pytest.mark.parametrize("change", [("array_record", "tfrecord"), ('"splits": [', "")])

@@ -73,7 +73,7 @@ def test_resumed_run_is_the_same_run(toy, tmp_path, group, stage):
   equal(whole, parts)
   raw = [checkpoints.load_params(framework, tmp_path / d, ema=False) for d in ("whole", "parts")]
   equal(*raw)
-  assert not np.array_equal(raw[0]["first"]["w"], whole["first"]["w"])
+  assert not np.array_equal(raw[0]["second"]["w"], whole["second"]["w"])
   # Neither a line twice nor one too few.
   for a, b in zip(toy.rows(tmp_path / "whole"), toy.rows(tmp_path / "parts"), strict=True):
     assert {**a, "ms_per_step": 0} == {**b, "ms_per_step": 0}
