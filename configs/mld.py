@@ -151,6 +151,8 @@ def _cityscapes(config):
 
 def _camvid(config):
   _files(config, layouts.camvid(size=(48, 64)))
+  config.data.together = layouts.CAMVID_DRIVE
+  config.data.test_share = 0.2
 
 
 def _audiocaps(config):
@@ -181,6 +183,8 @@ def _files(config, columns):
   config.data.columns = ConfigDict(columns)
   config.data.test_split = "test"
   config.data.test_share = 0.1
+  # What of the start of a name is hashed for that: what has it in common comes into one split.
+  config.data.together = ".*"
   # refuse, keep or drop: what becomes of an example that lacks a modality.
   config.data.incomplete = "refuse"
   # Whether the images and masks of an example must have the same proportions.

@@ -2,27 +2,31 @@
 
 python -m experiments.prepare_data --dataset=NAME [--data_dir=DIR --manual_dir=DIR --out=DIR]
 
+NAME is that of a preset of configs/mld.py, whose data set and options are taken, or of a data set.
 What is prepared already is only checked. Files of a public set come from the internet or, where
 they are there, from the manual folder, which is `<data_dir>/downloads/manual` by default.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 import contextlib
 import logging
 import pathlib
 import sys
 import tempfile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import flags
 import numpy as np
 
+from configs import mld
 from experiments import setup
-from mmdiff_jax.data import datasets
+from mmdiff_jax.data import datasets, pairing
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.modalities import grid, Modality, picture
 
-_DATASET = flags.DEFINE_string("dataset", None, "Name of the data set, such as digits.")
+_DATASET = flags.DEFINE_string(
+  "dataset", None, "Name of a preset of configs/mld.py, or of a data set."
+)
 _DATA_DIR = flags.DEFINE_string(
   "data_dir", None, "Folder of prepared data sets; ~/tensorflow_datasets if not given."
 )
@@ -61,27 +65,46 @@ def main(argv: Sequence[str]) -> None:
   """Prepares, checks, prints and draws."""
   del argv
   name = _DATASET.value
-  modalities = datasets.modalities(name)
+  data = options(name) | {"data_dir": _DATA_DIR.value, "manual_dir": _MANUAL_DIR.value}
+  modalities = datasets.modalities(**data)
   out = pathlib.Path(_OUT.value or pathlib.Path("contact_sheets") / name)
-  drawn = (out / REPORT).is_file()
-  if not drawn and out.exists() and not (out.is_dir() and not any(out.iterdir())):
-    raise UserError(
-      f"There are other files in {out}, where the contact sheets should be. Name another folder "
-      "with --out."
-    )
-  splits = {}
+  files = {file for modality in modalities for file in _files(modality)} | {REPORT}
+  _check_own(out, name, files)
+  arrays, splits = {}, {}
   with _sources_tell():
     for split in SPLITS:
       print(f"{name}, {split}: reading and checking ...", flush=True)
-      arrays = datasets.load(name, split, data_dir=_DATA_DIR.value, manual_dir=_MANUAL_DIR.value)
-      splits[split] = check(name, split, modalities, arrays)
-  report = table(name, modalities, splits)
+      arrays[split] = datasets.load(split=split, **data)
+      splits[split] = check(name, split, modalities, arrays[split])
+  report = table(name, modalities, splits) + in_both(modalities, *arrays.values())
   print(report, end="")
-  if drawn:
+  there = {path.name for path in out.iterdir()} if out.exists() else set()
+  if there == files and (out / REPORT).read_text() == report:
     print(f"All was prepared before. The contact sheets are in {out}.")
     return
   write(out, modalities, splits["train"].first, report)
   print(f"Wrote the contact sheets into {out}.")
+
+
+def options(name: str) -> dict[str, Any]:
+  """What `datasets.load` takes but for the split: of the preset of that name, or of no options."""
+  try:
+    return mld.get_config(name).data.to_dict()
+  except ValueError:
+    return {"name": name}
+
+
+def _check_own(out: pathlib.Path, name: str, files: Set[str]) -> None:
+  """Raises UserError unless a folder is not there, is empty or holds this data set's sheets."""
+  if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    return
+  report = out / REPORT
+  own = report.is_file() and report.read_bytes().startswith(f"\n{name}, ".encode())
+  if not own or not {path.name for path in out.iterdir()} <= files:
+    raise UserError(
+      f"There are other files in {out}, where the contact sheets should be. Name another folder "
+      "with --out."
+    )
 
 
 def check(
@@ -99,9 +122,11 @@ def check(
     Its number of examples and the first ones.
 
   Raises:
-    UserError: it is empty, or a modality is missing, has another shape or other values than it
-      says, or another number of examples than the others.
+    UserError: it is empty, or a modality is missing or has another number of examples than the
+      others, or the first examples have another shape, type or range than it says.
   """
+  if missing := [modality.name for modality in modalities if modality.name not in arrays]:
+    raise UserError(f"The split {split!r} of the data set {name!r} has no {', '.join(missing)}.")
   numbers = {modality.name: len(arrays[modality.name]) for modality in modalities}
   if len(set(numbers.values())) != 1 or 0 in numbers.values():
     raise UserError(
@@ -109,6 +134,16 @@ def check(
       f"number; it has {numbers}. Check the folders given as --data_dir and --manual_dir."
     )
   first = {modality.name: arrays[modality.name][:_SHOWN] for modality in modalities}
+  for modality in modalities:
+    rows = first[modality.name]
+    dtype, top = (np.int32, modality.num_classes - 1) if modality.num_classes else (np.float32, 1)
+    fits = rows.shape[1:] == modality.shape and rows.dtype == dtype
+    if not fits or not ((rows >= 0) & (rows <= top)).all():
+      raise UserError(
+        f"The modality {modality.name!r} of the data set {name!r}, {split!r}, is {rows.dtype} of "
+        f"shape {rows.shape[1:]} from {rows.min():g} to {rows.max():g}; it must be "
+        f"{np.dtype(dtype)} of shape {modality.shape} from 0 to {top}. Prepare it again."
+      )
   return Split(next(iter(numbers.values())), first)
 
 
@@ -139,6 +174,32 @@ def table(name: str, modalities: Sequence[Modality], splits: Mapping[str, Split]
   return "\n".join([*lines, "MB are those of the model's view in memory.", ""])
 
 
+def in_both(
+  modalities: Sequence[Modality], train: Mapping[str, np.ndarray], test: Mapping[str, np.ndarray]
+) -> str:
+  """A line for each modality of which tests are in training, too, bit for bit.
+
+  Not of labels, texts and masks, which are often equal. Others can be by chance, such as what is
+  drawn with a few points; many say that the splits are not apart.
+  """
+  lines = []
+  for modality in modalities:
+    if modality.kind in ("label", "text", "mask"):
+      continue
+    ours, theirs = (_present(arrays, modality.name) for arrays in (train, test))
+    if len(rows := pairing.shared(ours, theirs)):
+      lines.append(
+        f"Warning: {len(rows):,} of {len(theirs):,} tests of {modality.name!r} are in training, "
+        f"too, such as the first {rows[:5].tolist()}.\n"
+      )
+  return "".join(lines)
+
+
+def _present(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray | pairing.Column:
+  there = arrays.get(f"{name}_present")
+  return arrays[name] if there is None else arrays[name][np.asarray(there)]
+
+
 def write(
   out: pathlib.Path,
   modalities: Sequence[Modality],
@@ -148,7 +209,7 @@ def write(
   """Writes a sheet for each modality, all of them or none; example i is at place i in each.
 
   Args:
-    out: the folder, which must not be there or be empty.
+    out: the folder; the files of an earlier run in it are replaced.
     modalities: what to draw.
     first: examples in the model's view, {modality: [n, ...]}.
     report: text to be kept with them.
@@ -164,12 +225,20 @@ def write(
       for modality in modalities:
         _draw(sheets, modality, first[modality.name])
       (sheets / REPORT).write_text(report)
+      for old in out.iterdir() if out.exists() else ():
+        old.unlink()
       sheets.replace(out)
   except OSError as error:
     raise UserError(
       f"The contact sheets cannot be written to {out} ({error}); nothing was left there. Make "
       "room, or name another folder with --out."
     ) from error
+
+
+def _files(modality: Modality) -> tuple[str, ...]:
+  """The names of what `_draw` writes."""
+  suffixes = {"text": ("txt",), "label": ("txt",), "audio": ("png", "wav")}
+  return tuple(f"{modality.name}.{suffix}" for suffix in suffixes.get(modality.kind, ("png",)))
 
 
 def _draw(folder: pathlib.Path, modality: Modality, rows: np.ndarray) -> None:

@@ -26,8 +26,11 @@ class LogMel:
     bands: number of mel bands.
     low: lowest frequency, in hertz.
     high: highest frequency, in hertz.
-    floor: level that maps to 0, in decibels of power; 0 dB maps to 1 (a sine of amplitude 1 in
-      one band comes out near it).
+    floor: level that maps to 0, in decibels of power, from -120 to below 0; 0 dB maps to 1 (a sine
+      of amplitude 1 in one band comes out near it).
+
+  Raises:
+    ValueError: a setting cannot be.
   """
 
   sample_rate: int = 8000
@@ -39,10 +42,35 @@ class LogMel:
   high: float = 2000.0
   floor: float = -60.0
 
+  def __post_init__(self):
+    for name, least in (("sample_rate", 1), ("window", 2), ("hop", 1), ("frames", 1), ("bands", 1)):
+      value = getattr(self, name)
+      if not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} is {value!r}; it must be whole and at least {least}")
+    for name in ("low", "high", "floor"):
+      if not isinstance(value := getattr(self, name), (int, float)):
+        raise ValueError(f"{name} is {value!r}; it must be a number")
+    if self.hop > self.window:
+      raise ValueError(f"hop is {self.hop}; it must be at most the window, {self.window}")
+    if not 0 <= self.low < self.high <= self.sample_rate / 2:
+      raise ValueError(
+        f"low is {self.low} and high is {self.high}; it must be 0 <= low < high <= "
+        f"sample_rate / 2, {self.sample_rate / 2:g}"
+      )
+    # -120 dB is the least power that `log_mel` tells from silence.
+    if not -120 <= self.floor < 0:
+      raise ValueError(f"floor is {self.floor}; it must be from -120 to below 0")
+
   @property
   def samples(self) -> int:
     """Samples in a clip."""
     return self.hop * self.frames
+
+  @property
+  def margins(self) -> tuple[int, int]:
+    """Zeros before and after a clip, so that `frames` windows fit in."""
+    before = (self.window - self.hop) // 2
+    return before, self.window - self.hop - before
 
 
 def _mel(hertz):
@@ -68,10 +96,10 @@ def _stft(wave: np.ndarray, view: LogMel) -> np.ndarray:
 
   It is as precise as the waveform is.
   """
-  pad = [(0, 0)] * (wave.ndim - 1) + [((view.window - view.hop) // 2,) * 2]
+  pad = [(0, 0)] * (wave.ndim - 1) + [view.margins]
   padded = np.pad(wave, pad)
   windows = np.lib.stride_tricks.sliding_window_view(padded, view.window, axis=-1)
-  windows = windows[..., :: view.hop, :][..., : view.frames, :]
+  windows = windows[..., :: view.hop, :]
   hann = np.hanning(view.window + 1)[:-1].astype(wave.dtype)
   return np.fft.rfft(windows * hann, axis=-1)
 
@@ -87,7 +115,7 @@ def _istft(spectrum: np.ndarray, view: LogMel) -> np.ndarray:
     place = slice(i * view.hop, i * view.hop + view.window)
     wave[..., place] += pieces[..., i, :]
     weight[place] += hann**2
-  start = (view.window - view.hop) // 2
+  start = view.margins[0]
   kept = slice(start, start + view.samples)
   return wave[..., kept] / np.maximum(weight[kept], 1e-6)
 

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import pathlib
 import pkgutil
 import types
 from typing import Any
@@ -22,9 +23,18 @@ from mmdiff_jax.errors import UserError
 from mmdiff_jax.modalities import Modality
 
 
+def prepared(data_dir: str | None) -> pathlib.Path:
+  """The folder of prepared data sets: that one, else tfds's own.
+
+  Tfds's own is what the environment's TFDS_DATA_DIR says, else `~/tensorflow_datasets`.
+  """
+  own = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+  return pathlib.Path(data_dir or own).expanduser()
+
+
 def _find(name: str) -> types.ModuleType | None:
   path = f"{data.__name__}.{name}"
-  if importlib.util.find_spec(path) is None:
+  if path == __name__ or importlib.util.find_spec(path) is None:
     return None
   module = importlib.import_module(path)
   return module if hasattr(module, "MODALITIES") or hasattr(module, "modalities") else None
@@ -74,7 +84,7 @@ def load(
   Args:
     name: the data set.
     split: "train" or "test".
-    data_dir: folder of prepared data sets; None is tfds's own, `~/tensorflow_datasets`.
+    data_dir: folder of prepared data sets; None is tfds's own, see `prepared`.
     manual_dir: folder of files that you bring yourself, for sets that need such; None is tfds's
       own, `<data_dir>/downloads/manual`.
     **options: of the data set, where it has any.
@@ -89,6 +99,8 @@ def load(
   """
   module = _module(name)
   _check_options(name, module, options)
+  # `~` is no matter of the shell where it stands in a config or after `--data_dir=`.
+  data_dir, manual_dir = (path and os.path.expanduser(path) for path in (data_dir, manual_dir))
   if data_dir is not None and not os.path.isdir(data_dir):
     raise UserError(
       f"The folder for prepared data, {data_dir!r}, does not exist. Make it (mkdir -p), or leave "

@@ -21,17 +21,17 @@ functions at the end of this file, and the rest are its arguments:
 `layouts` has the specs of some public data sets as they unpack.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 import dataclasses
 import functools
 import hashlib
 import inspect
 import json
+import logging
 import os
 import pathlib
 import re
-import shutil
 import tempfile
 import time
 from typing import Any, Literal
@@ -39,7 +39,7 @@ import zlib
 
 import numpy as np
 
-from mmdiff_jax.data import audio, derived, readers
+from mmdiff_jax.data import audio, datasets, derived, readers
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.modalities import image_picture, mask_picture, Modality, video_picture
 
@@ -49,12 +49,14 @@ SOUNDS = r"(.*)\.(?:wav|flac)"
 TEXTS = r"(.*)\.txt"
 VIDEOS = r"(.*)\.gif|(?P<several>.*)/[^/]*\.(?:png|jpe?g)"
 
-Found = Mapping[str, Sequence[pathlib.Path] | Sequence[str] | Sequence[int]]
+Found = Mapping[str, Sequence[pathlib.Path] | Sequence[str] | tuple[int, str]]
 Spec = Mapping[str, Any]
 
 _CHUNK = 64  # Examples read by all threads before they are written.
 _LINE_EVERY = 5.0  # Seconds between two lines of progress.
-_PREPARED = "~/tensorflow_datasets"  # Where tfds keeps what it prepares.
+_BLOCK = 2**20  # Bytes of a file read at once for its checksum.
+
+_LOG = logging.getLogger(__name__)  # What is found where; silent unless somebody asks.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +166,7 @@ def open_folder(
   split: str,
   *,
   test_share: float = 0.1,
+  together: str = ".*",
   incomplete: str = "refuse",
   aligned: bool = True,
   seed: int = 0,
@@ -175,6 +178,8 @@ def open_folder(
     columns: its modalities.
     split: "train" or "test", or another one that the folder has.
     test_share: share of "test" where the folder has no splits.
+    together: there, a regular expression of the start of a stem that is hashed; examples that have
+      it in common, such as the frames of one drive, come into one split.
     incomplete: what becomes of an example that lacks a modality: "refuse" raises an error, "keep"
       keeps it (see `Folder.masked`), "drop" goes without it.
     aligned: see `Folder.aligned`.
@@ -188,22 +193,11 @@ def open_folder(
   root = pathlib.Path(root)
   if not root.is_dir():
     raise UserError(f"There is no folder {str(root)!r} with data.")
-  named = any("{split}" in column.place for column in columns)
-  hashed = not named and not any((root / name).is_dir() for name in ("train", "test"))
+  base, hashed = _base(root, columns, split)
   if hashed and split not in ("train", "test"):
     raise UserError(f"{root} has no folder {split!r} and is split into 'train' and 'test' only.")
-  base = root if named or hashed else root / split
-
-  def here(column: FolderModality) -> pathlib.Path:
-    return base / column.place.replace("{split}", split)
-
-  columns = [c.given if c.given and here(c.given).is_dir() else c for c in columns]
-  # A derived modality has the files of another one.
-  find = functools.cache(lambda finder, path: finder(path))
-  found = {column.modality.name: find(column.find, here(column)) for column in columns}
-  stems = set().union(*found.values())
-  if hashed:
-    stems = {stem for stem in stems if (_share(stem) < test_share) == (split == "test")}
+  data = _find(root, columns, split, test_share, together)
+  found, stems = data.found, set(data.stems)
   if incomplete == "drop":
     stems = stems.intersection(*found.values())
   for name in found if incomplete == "refuse" else ():
@@ -222,16 +216,57 @@ def open_folder(
         else f"with test_share={test_share} no example is in it; add examples or change the share."
       )
     )
-  return Folder(tuple(columns), found, tuple(sorted(stems)), incomplete == "keep", aligned, seed)
+  stems = tuple(sorted(stems))
+  return dataclasses.replace(
+    data, stems=stems, masked=incomplete == "keep", aligned=aligned, seed=seed
+  )
 
 
-def _share(stem: str) -> float:
-  """A number in [0, 1) that depends on nothing but the stem."""
-  return int.from_bytes(hashlib.sha256(os.fsencode(stem)).digest()[:6]) / 2**48
+def _find(
+  root: pathlib.Path,
+  columns: Sequence[FolderModality],
+  split: str,
+  test_share: float,
+  together: str,
+) -> Folder:
+  """All that there is of a split, be it incomplete or empty."""
+  base, hashed = _base(root, columns, split)
+  columns = [c.given if c.given and _here(base, c.given, split).is_dir() else c for c in columns]
+  # A derived modality has the files of another one.
+  find = functools.cache(lambda finder, path: finder(path))
+  found = {c.modality.name: find(c.find, _here(base, c, split)) for c in columns}
+  stems = set().union(*found.values())
+  if hashed:
+    stems = {s for s in stems if (_share(s, together) < test_share) == (split != "train")}
+  return Folder(tuple(columns), found, tuple(sorted(stems)))
+
+
+def _base(
+  root: pathlib.Path, columns: Sequence[FolderModality], split: str
+) -> tuple[pathlib.Path, bool]:
+  """The folder with the places of a split, and whether it has all splits, parted by a hash."""
+  named = any("{split}" in column.place for column in columns)
+  hashed = not named and not any((root / name).is_dir() for name in ("train", "test"))
+  return (root if named or hashed else root / split), hashed
+
+
+def _here(base: pathlib.Path, column: FolderModality, split: str) -> pathlib.Path:
+  return base / column.place.replace("{split}", split)
+
+
+def _share(stem: str, together: str) -> float:
+  """A number in [0, 1) that depends on nothing but the part of the stem that `together` matches."""
+  try:
+    match = re.match(together, stem)
+  except re.error as error:
+    raise UserError(f"together is {together!r}, no regular expression: {error}.") from error
+  if match is None:
+    raise UserError(f"together is {together!r}, which the stem {stem!r} does not begin with.")
+  return int.from_bytes(hashlib.sha256(os.fsencode(match[0])).digest()[:6]) / 2**48
 
 
 def files(path: pathlib.Path, *, pattern: str) -> Found:
-  """The files in a folder, at any depth, by stem.
+  """The files in a folder, at any depth, by stem; folders may be symbolic links.
 
   Args:
     path: the folder.
@@ -245,7 +280,7 @@ def files(path: pathlib.Path, *, pattern: str) -> Found:
   if not path.is_dir():
     raise UserError(f"There is no folder {path}; each modality needs its own.")
   found, single = {}, set()
-  for relative in sorted((file.relative_to(path) for file in path.rglob("*")), key=_natural):
+  for relative in sorted(_walk(path), key=_natural):
     match = re.fullmatch(pattern, relative.as_posix(), re.IGNORECASE)
     if match and not any(part.startswith(".") for part in relative.parts):
       stem = match[match.lastindex]
@@ -258,6 +293,17 @@ def files(path: pathlib.Path, *, pattern: str) -> Found:
     if len(found[stem]) > 1:
       raise UserError(f"{found[stem][0]} and {found[stem][1]} are the same example; remove one.")
   return found
+
+
+def _walk(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Files below a folder, relative to it; links to a folder that holds them would never end."""
+  for here, names, own in os.walk(path, followlinks=True):
+    here = pathlib.Path(here)
+    links = [name for name in names if (here / name).is_symlink()]
+    for name in links:
+      if here.resolve().is_relative_to((here / name).resolve()):
+        names.remove(name)
+    yield from ((here / name).relative_to(path) for name in own if (here / name).is_file())
 
 
 def _natural(path: pathlib.Path) -> list[tuple[int, str]]:
@@ -349,7 +395,7 @@ def label(name: str, of: FolderModality, num_classes: int) -> FolderModality:
   """Classes: the first folders in which the files of another modality are, in order of names.
 
   `image/cat/001.jpg` is of the class `cat`, which is 0 if no other name comes before it. Every
-  split must have all `num_classes` folders.
+  split must have the same `num_classes` folders.
   """
   return FolderModality(
     Modality(name, "label", (), str, num_classes=num_classes),
@@ -359,7 +405,7 @@ def label(name: str, of: FolderModality, num_classes: int) -> FolderModality:
   )
 
 
-def _class(classes: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+def _class(classes: tuple[int, str], rng: np.random.Generator) -> np.ndarray:
   del rng
   return np.array(classes[0], np.int32)
 
@@ -373,7 +419,8 @@ def _classes(path: pathlib.Path, *, find: Callable[[pathlib.Path], Found], num_c
       f"{', ...' * (len(names) > 5)}), but there are to be {num_classes} classes, each a folder. "
       "Mend the folders or num_classes."
     )
-  return {stem: (names.index(stem.split("/")[0]),) for stem in stems}
+  classes = {name: (number, name) for number, name in enumerate(names)}
+  return {stem: classes[stem.split("/")[0]] for stem in stems}
 
 
 def sketch(name: str, of: FolderModality, *, sigma: float = 1.0, place: str = "") -> FolderModality:
@@ -416,17 +463,33 @@ _READ = {
 }
 
 
-def parse(columns: Mapping[str, Spec]) -> tuple[FolderModality, ...]:
+# What options can be, beyond whole numbers from 1.
+_CAN = (
+  ("channels", lambda x: x in (1, 3), "1 or 3"),
+  ("half", lambda x: x in ("", "left", "right"), "'', 'left' or 'right'"),
+  ("keep", lambda x: isinstance(x, (int, float)) and 0 <= x <= 1, "a number from 0 to 1"),
+  ("sigma", lambda x: isinstance(x, (int, float)) and 0 <= x < np.inf, "a number, at least 0"),
+  *(
+    (key, lambda x: isinstance(x, str), "text")
+    for key in ("place", "pattern", "alphabet", "key", "column")
+  ),
+  ("names", lambda x: isinstance(x, (list, tuple)) and set(map(type, x)) == {str}, "texts"),
+)
+
+
+def parse(columns: Any) -> tuple[FolderModality, ...]:
   """What specs say.
 
   Args:
-    columns: spec of each modality, by its name: `read`, the name of one of the functions above, and
-      that function's arguments, where `of` is the name of another modality and `view` the arguments
-      of `audio.LogMel`.
+    columns: spec of each modality, by its name, from a config, so all of it is checked: `read`, the
+      name of one of the functions above, and that function's arguments, where `of` is the name of
+      another modality and `view` the arguments of `audio.LogMel`.
 
   Raises:
     UserError: there is no such function, argument or modality, or a value cannot be.
   """
+  for name, spec in _mapping("config.data.columns", columns).items():
+    _mapping(f"config.data.columns.{name}", spec)
   made: dict[str, FolderModality] = {}
 
   def make(name: str) -> FolderModality:
@@ -439,18 +502,23 @@ def parse(columns: Mapping[str, Spec]) -> tuple[FolderModality, ...]:
 
 def _column(name: str, columns: Mapping[str, Spec], make) -> FolderModality:
   where = f"config.data.columns.{name}"
+  if not isinstance(name, str) or not name.isidentifier() or name.endswith("_present"):
+    raise UserError(
+      f"{where}: a modality's name is made of letters, digits and underscores, and does not begin "
+      "with a digit or end in '_present'."
+    )
   options = dict(columns[name])
   read = options.pop("read", None)
-  if read not in _READ:
+  if not isinstance(read, str) or read not in _READ:
     raise UserError(f"{where}.read is {read!r}; it can be {', '.join(_READ)}.")
   if "of" in options:
     of = options["of"]
-    if of not in columns or "of" in columns[of]:
+    if not isinstance(of, str) or of not in columns or "of" in columns[of]:
       whole = ", ".join(other for other in columns if "of" not in columns[other])
       raise UserError(f"{where}.of is {of!r}; it can be one of the modalities {whole or '(none)'}.")
     options["of"] = make(of)
   if "size" in options:
-    if np.shape(options["size"]) != (2,):
+    if not isinstance(options["size"], (list, tuple)) or len(options["size"]) != 2:
       raise UserError(f"{where}.size is {options['size']}; it must be (height, width).")
     options["size"] = tuple(options["size"])
   for key in ("size", "channels", "frames", "length", "num_classes"):
@@ -458,14 +526,25 @@ def _column(name: str, columns: Mapping[str, Spec], make) -> FolderModality:
     for value in values if isinstance(values, tuple) else (values,):
       if not isinstance(value, int) or value < 1:
         raise UserError(f"{where}.{key} is {values!r}; it must be whole and at least 1.")
+  for key, fits, must in _CAN:
+    if key in options and not fits(options[key]):
+      raise UserError(f"{where}.{key} is {options[key]!r}; it must be {must}.")
   try:
     if not re.compile(options.get("pattern", IMAGES)).groups:
       raise re.error("it has no group (in parentheses) for the stem")
   except re.error as error:
     raise UserError(f"{where}.pattern is {options['pattern']!r}: {error}.") from error
   if "view" in options:
-    options["view"] = _called(f"{where}.view", audio.LogMel, **dict(options["view"]))
+    options["view"] = _called(
+      f"{where}.view", audio.LogMel, **_mapping(f"{where}.view", options["view"])
+    )
   return _called(where, _READ[read], name, **options)
+
+
+def _mapping(where: str, value: Any) -> Mapping[str, Any]:
+  if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+    raise UserError(f"{where} is {value!r}; it must be a dict of options by their names.")
+  return value
 
 
 def _called(where: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -475,7 +554,10 @@ def _called(where: str, function: Callable[..., Any], *args: Any, **options: Any
   except TypeError as error:
     known = ", ".join(list(signature.parameters)[len(args) :])
     raise UserError(f"{where}: {error}. What it can have is: {known}.") from error
-  return function(*args, **options)
+  try:
+    return function(*args, **options)
+  except ValueError as error:
+    raise UserError(f"{where}: {error}.") from error
 
 
 # ---------------------------------------------------------------------------- as a data set
@@ -495,6 +577,7 @@ def load(
   columns: Mapping[str, Spec],
   test_split: str = "test",
   test_share: float = 0.1,
+  together: str = ".*",
   incomplete: str = "refuse",
   aligned: bool = True,
 ) -> dict[str, np.ndarray]:
@@ -505,11 +588,12 @@ def load(
 
   Args:
     split: "train" or "test".
-    data_dir: takes the views, in `folder/`; None is tfds's own, `~/tensorflow_datasets`.
+    data_dir: takes the views, in `folder/`; None is tfds's own, see `datasets.prepared`.
     manual_dir: the folder.
     columns: specs, as `parse` takes them.
     test_split: the folder's own name of the split "test".
     test_share: this and the rest as `open_folder` takes them.
+    together: which examples come into one split.
     incomplete: what becomes of an example that lacks a modality.
     aligned: whether the images and masks of an example must have the same proportions.
 
@@ -517,27 +601,100 @@ def load(
     The views of each modality, [n, ...], and with `incomplete="keep"` a `NAME_present`, bool [n].
 
   Raises:
-    UserError: there is no folder, a file is missing or cannot be read, or the disk is full.
+    UserError: there is no folder, a file is missing or cannot be read, or the disk is full; or the
+      splits have other classes, or an image, a sound or a video in common.
   """
   if manual_dir is None:
     raise UserError("Which folder is yours? Say --config.data.manual_dir=FOLDER.")
-  own = test_split if split == "test" else split
-  options = {"test_share": test_share, "incomplete": incomplete, "aligned": aligned}
-  data = open_folder(manual_dir, parse(columns), own, **options)
-  source = {"root": os.path.abspath(manual_dir), "split": own, "columns": columns, **options}
+  # One folder is one, however it is named.
+  root = pathlib.Path(os.path.abspath(os.path.expanduser(manual_dir)))
+  own, other = (test_split, "train") if split == "test" else (split, test_split)
+  parsed, parting = parse(columns), {"test_share": test_share, "together": together}
+  options = {**parting, "incomplete": incomplete, "aligned": aligned}
+  data = open_folder(root, parsed, own, **options)
+  base, _ = _base(root, parsed, other)
+  against = None
+  if own != other and all(_here(base, column, other).exists() for column in parsed):
+    against = _find(root, parsed, other, **parting)
+    _check_classes(data, against, own, other)
+  source = {"root": str(root), "split": own, "columns": columns, **options}
   source = json.dumps(source, indent=1, sort_keys=True)
-  parent = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR", _PREPARED)).expanduser()
-  place = parent / "folder" / hashlib.sha256(source.encode()).hexdigest()[:16]
   stamp = f"{source}\n{_stamp(data)}\n"
+  parent = datasets.prepared(data_dir) / "folder"
+  # What is there is never written again or deleted: others may be reading it.
+  of_files, of_state = (hashlib.sha256(text.encode()).hexdigest()[:16] for text in (source, stamp))
+  key = f"{of_files}-{of_state}"
   try:
-    if not (place / "source").is_file() or (place / "source").read_text() != stamp:
-      _prepare(data, place, stamp, f"{manual_dir} ({own})")
+    place = _kept(parent, key, stamp)
+    if place is None:
+      for left in sorted(parent.glob(f"{key}*")):
+        print(f"{left} was altered, its files are read again. Delete it.", flush=True)
+      for left in sorted(set(parent.glob(f"{of_files}-*")) - set(parent.glob(f"{key}*"))):
+        _LOG.info("Made of files that have changed since, you can delete it: %s", left)
+      for left in sorted(parent.glob("incomplete.*")):
+        _LOG.info("Left by a run that was interrupted, or is being made; never used: %s", left)
+      if against is not None:
+        _check_apart(data, against)
+      place = _prepare(data, parent, key, stamp, f"{root} ({own})")
+    return {path.stem: np.load(path, mmap_mode="r") for path in sorted(place.glob("*.npy"))}
   except OSError as error:
     raise UserError(
-      f"The data read from {manual_dir} cannot be kept in {place}: {error}. Make room, or give "
+      f"The data read from {root} cannot be kept in {parent}: {error}. Make room, or give "
       "another folder with --config.data.data_dir=FOLDER."
     ) from error
-  return {path.stem: np.load(path, mmap_mode="r") for path in sorted(place.glob("*.npy"))}
+
+
+def _check_classes(data: Folder, other: Folder, *splits: str) -> None:
+  """That a class has one number in both splits."""
+  for column in data.columns:
+    if column.modality.kind == "label":
+      name = column.modality.name
+      ours, theirs = ({x[1] for x in found[name].values()} for found in (data.found, other.found))
+      if ours != theirs:
+        raise UserError(
+          f"The splits differ in the classes of {name!r}: only {splits[0]!r} has "
+          f"{_few(ours - theirs)}, only {splits[1]!r} has {_few(theirs - ours)}. A class is the "
+          "folder's place among all, so both need the same folders."
+        )
+
+
+def _few(names: Iterable[str]) -> str:
+  names = sorted(names)
+  return (", ".join(names[:5]) + ", ..." * (len(names) > 5)) or "no more"
+
+
+def _check_apart(data: Folder, other: Folder) -> None:
+  """That no image, sound or video is in both splits; texts and masks may well be equal."""
+  for column in data.columns:
+    name = column.modality.name
+    if column.derive or column.modality.kind not in ("image", "audio", "video"):
+      continue
+    ours, theirs = (_by_size(each, name) for each in (data, other))
+    for size in ours.keys() & theirs.keys():
+      known = {_digest(files): files[0] for files in theirs[size]}
+      for files in ours[size]:
+        if same := known.get(_digest(files)):
+          raise UserError(
+            f"{files[0]} and {same} are one {name!r} in both splits, bit for bit: tests would see "
+            "what was trained on. Remove one of them."
+          )
+
+
+def _by_size(data: Folder, name: str) -> dict[tuple[int, ...], list[Sequence[pathlib.Path]]]:
+  """The files of each example, by their sizes: only files of one size can be equal."""
+  found = {}
+  for stem in data.stems:
+    if files := data.found[name].get(stem):
+      found.setdefault(tuple(file.stat().st_size for file in files), []).append(files)
+  return found
+
+
+def _digest(paths: Sequence[pathlib.Path]) -> bytes:
+  digest = hashlib.sha256()
+  for path in paths:
+    with readers.reading(path):
+      digest.update(path.read_bytes())
+  return digest.digest()
 
 
 def _stamp(data: Folder) -> str:
@@ -552,16 +709,42 @@ def _stamp(data: Folder) -> str:
   return digest.hexdigest()
 
 
-def _prepare(data: Folder, place: pathlib.Path, stamp: str, title: str) -> None:
-  """Writes an NPY file for each key of an example into `place`, which is there whole or not."""
-  place.parent.mkdir(parents=True, exist_ok=True)
-  temporary = pathlib.Path(tempfile.mkdtemp(dir=place.parent))
-  try:
+def _kept(parent: pathlib.Path, key: str, stamp: str) -> pathlib.Path | None:
+  """Where views of that stamp lie whole."""
+  # The first is the place without a further suffix; if it was altered others took over.
+  for place in sorted(parent.glob(f"{key}*"), reverse=True):
+    source = place / "source"
+    if source.is_file() and source.read_bytes() == (stamp + _sums(place)).encode():
+      return place
+  return None
+
+
+def _sums(place: pathlib.Path) -> str:
+  """Name, bytes and checksum of each array."""
+  lines = []
+  for path in sorted(place.glob("*.npy")):
+    crc = 0
+    with path.open("rb") as file:
+      while block := file.read(_BLOCK):
+        crc = zlib.crc32(block, crc)
+    lines.append(f"{path.name} {path.stat().st_size} {crc:08x}\n")
+  return "".join(lines)
+
+
+def _prepare(data: Folder, parent: pathlib.Path, key: str, stamp: str, title: str) -> pathlib.Path:
+  """Writes an NPY file for each key of an example; returns the folder, which is there whole or not.
+
+  It is `key`, or, where something else has that name, begins with it.
+  """
+  parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(prefix=f"incomplete.{key}.", dir=parent) as temporary:
+    views = pathlib.Path(temporary) / "views"
+    views.mkdir()  # Unlike the folder around it, it may be read by others.
     began = said = time.monotonic()
     done = 0
     for examples in _chunks(data):
       for name in examples[0]:
-        _append(temporary / f"{name}.npy", np.stack([x[name] for x in examples]), len(data))
+        _append(views / f"{name}.npy", np.stack([x[name] for x in examples]), len(data))
       done += len(examples)
       if time.monotonic() - said > _LINE_EVERY:
         said = time.monotonic()
@@ -570,11 +753,14 @@ def _prepare(data: Folder, place: pathlib.Path, stamp: str, title: str) -> None:
           f"Reading {title}: {done:,}/{len(data):,} examples, {left // 60}:{left % 60:02d} left",
           flush=True,
         )
-    (temporary / "source").write_text(stamp)
-    shutil.rmtree(place, ignore_errors=True)
-    temporary.rename(place)
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
+    (views / "source").write_bytes((stamp + _sums(views)).encode())
+    try:
+      return views.rename(parent / key)
+    except OSError:
+      # Another process was quicker, or what is there was altered.
+      if place := _kept(parent, key, stamp):
+        return place
+      return views.rename(parent / pathlib.Path(temporary).name.removeprefix("incomplete."))
 
 
 def _chunks(data: Folder) -> Iterator[list[dict[str, np.ndarray]]]:

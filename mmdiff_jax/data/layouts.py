@@ -87,8 +87,16 @@ def cityscapes(*, size: Size) -> Columns:
   )
 
 
+# The drive of a frame, 0001TP of 0001TP_006690, for `together` of `folder.open_folder`.
+CAMVID_DRIVE = "[^_]+"
+
+
 def camvid(*, size: Size) -> Columns:
-  """Street and painted classes: `701_StillsRaw_full/X.png`, `LabeledApproved_full/X_L.png`."""
+  """Street and painted classes: `701_StillsRaw_full/X.png`, `LabeledApproved_full/X_L.png`.
+
+  The frames of a drive are alike: part them by `CAMVID_DRIVE`, of which the test share 0.2 makes
+  the drive Seq05VD the test.
+  """
   return paired_images(
     size=size,
     places=["701_StillsRaw_full", "LabeledApproved_full"],

@@ -13,7 +13,7 @@ import pathlib
 from jaxtyping import Float, Int, UInt8
 import numpy as np
 
-from mmdiff_jax.data import pairing, sources
+from mmdiff_jax.data import pairing, readers, sources
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.modalities import image_picture, Modality
@@ -119,28 +119,18 @@ def backgrounds(folder: pathlib.Path) -> Sequence[UInt8[np.ndarray, "_ _ 3"]]:
   Raises:
     UserError: there are fewer than five, or one cannot be read or is smaller than a digit.
   """
-  from PIL import Image
-
   if not folder.is_dir():
     from sklearn.datasets import load_sample_images
 
     photos = load_sample_images().images
     return [np.ascontiguousarray(photos[i][rows, columns]) for i, rows, columns in _PARTS]
-  paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))[:5]
+  suffixes = (".jpg", ".jpeg", ".png")
+  paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes and p.is_file())[:5]
   if len(paths) < 5:
     raise UserError(f"{folder} has {len(paths)} photos (.jpg or .png); five are needed.")
   photos = []
   for path in paths:
-    try:
-      with Image.open(path) as file:
-        file.verify()  # Decoding alone does not look at the checksums of a PNG.
-      with Image.open(path) as file:
-        photos.append(np.asarray(file.convert("RGB")))
-    except (OSError, SyntaxError, ValueError) as error:
-      raise UserError(
-        f"The photo {path} cannot be read: {error}. If it is truncated or was altered, get it "
-        "again or take another one."
-      ) from error
+    photos.append(readers.photo(path))
     if min(photos[-1].shape[:2]) < SIZE:
       raise UserError(f"The photo {path} is smaller than {SIZE} x {SIZE} pixels.")
   return photos

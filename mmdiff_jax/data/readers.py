@@ -17,7 +17,7 @@ from typing import Literal
 import zipfile
 import zlib
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence
 
@@ -34,7 +34,8 @@ _DAMAGE += (struct.error, zlib.error, zipfile.BadZipFile, Image.DecompressionBom
 
 
 @contextlib.contextmanager
-def _reading(path: str | os.PathLike[str]) -> Iterator[None]:
+def reading(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Within, what goes wrong because of a damaged file is a UserError that names it."""
   try:
     yield
   except _DAMAGE as error:
@@ -46,7 +47,7 @@ def _reading(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def _open(path: pathlib.Path) -> Image.Image:
   """The decoded image, upright."""
-  with _reading(path):
+  with reading(path):
     with Image.open(path) as file:
       file.verify()  # Decoding alone does not look at the checksums of a PNG.
     with Image.open(path) as file:
@@ -82,7 +83,7 @@ def _view(still: Image.Image, path: pathlib.Path, size: Size, channels: int) -> 
 
 def extent(paths: Paths, *, half: Literal["", "left", "right"] = "") -> tuple[int, int]:
   """Height and width of an image on disk, upright; of its half where it holds two."""
-  with _reading(paths[0]), Image.open(paths[0]) as file:
+  with reading(paths[0]), Image.open(paths[0]) as file:
     width, height = file.size
     if file.getexif().get(_ORIENTATION, 1) >= 5:
       width, height = height, width
@@ -117,19 +118,28 @@ def image(
   return _view(still, paths[0], size, channels)
 
 
+def photo(path: pathlib.Path) -> UInt8[np.ndarray, "height width 3"]:
+  """A whole PNG or JPEG in its own size, in colour, converted and refused as `image` does."""
+  values = np.round(np.asarray(_plain(_open(path), path))).astype(np.uint8)
+  return values if values.ndim == 3 else values[..., None].repeat(3, -1)
+
+
 def mask(
   paths: Paths, rng: np.random.Generator, *, size: Size, num_classes: int
 ) -> Int[np.ndarray, "height width"]:
   """A label map: the grey values or palette indices of a PNG are the classes.
 
   Scaled by the nearest neighbour and cut as `image` is. With two classes, 255 is the class 1, too,
-  and a JPEG will do, whose values from 128 on are the class 1.
+  and a JPEG will do if it is black and white: values below 64 are the class 0, from 192 on 1. Other
+  files than PNG are refused, for what smears makes classes that nobody drew.
 
   Returns:
     int32 [height, width] below `num_classes`.
   """
   del rng
   path, still = paths[0], _open(paths[0])
+  with reading(path), Image.open(path) as file:
+    lossy = file.format != "PNG"  # Whatever the suffix says.
   if still.mode == "RGB" and not np.ptp(np.asarray(still), axis=-1).any():
     still = still.getchannel(0)
   if still.mode not in ("1", "L", "P", "I;16"):
@@ -137,14 +147,23 @@ def mask(
       f"The mask {path} has mode {still.mode}. A mask has one channel (or a palette) of classes "
       "0, 1, ...; turn colours into such values first."
     )
+  if lossy:
+    values = np.asarray(still.convert("L"))
+    # One that has no white must be black altogether, or it may hold the values 0 and 1.
+    plain = ((values < 64) | (values >= 192)).all() and values.max() not in range(1, 192)
+    if num_classes > 2 or not plain:
+      raise UserError(
+        f"The mask {path} is no PNG, and other formats smear classes into each other. Save it as "
+        "PNG, from the original, not from this file. JPEG is for two classes, black and white."
+      )
+    still = still.convert("L")
   labels = np.asarray(_labels(still, size)).astype(np.int32)
-  lossy = path.suffix.lower() != ".png"
   if num_classes == 2 and (lossy or np.isin(labels, (0, 255)).all()):
     labels = (labels > 127).astype(np.int32)
   if labels.max() >= num_classes:
     raise UserError(
       f"The mask {path} has the value {labels.max()}, but its {num_classes} classes are 0 to "
-      f"{num_classes - 1}. Mend the mask or num_classes{' (JPEG smears: use PNG)' * lossy}."
+      f"{num_classes - 1}. Mend the mask or num_classes."
     )
   return labels
 
@@ -183,8 +202,8 @@ def video(
   del rng
   stills = []
   if paths[0].suffix.lower() == ".gif":
-    with _reading(paths[0]), Image.open(paths[0]) as file:
-      if not paths[0].read_bytes().endswith(b";"):
+    with reading(paths[0]), Image.open(paths[0]) as file:
+      if not _is_ended(paths[0].read_bytes()):
         raise ValueError("it stops before the end mark of a GIF")
       stills = [still.copy() for still in ImageSequence.Iterator(file)]
     paths = [paths[0]] * len(stills)
@@ -192,6 +211,29 @@ def video(
   return np.stack(
     [_view(stills[i] if stills else _open(paths[i]), paths[i], size, channels) for i in chosen]
   )
+
+
+def _is_ended(gif: bytes) -> bool:
+  """Whether a GIF's blocks lead to its end mark, which Pillow does without; more may follow."""
+
+  def table(flags: int) -> int:
+    return 6 << (flags & 7) if flags & 0x80 else 0
+
+  place = 13 + table(gif[10])
+  try:
+    while (block := gif[place : place + 1]) != b";":
+      if block == b"!":  # An extension: its kind, then pieces.
+        place += 2
+      elif block == b",":  # A frame: where it is, its colours, the bits of a code, then pieces.
+        place += 11 + table(gif[place + 9])
+      else:
+        return False
+      while gif[place]:
+        place += 1 + gif[place]
+      place += 1
+  except IndexError:
+    return False
+  return True
 
 
 def sound(
@@ -209,10 +251,12 @@ def sound(
   import soundfile
 
   del rng
-  with _reading(paths[0]), soundfile.SoundFile(paths[0]) as file:
+  with reading(paths[0]), soundfile.SoundFile(paths[0]) as file:
     rate, wave = file.samplerate, file.read(dtype="float32", always_2d=True).mean(1)
     if _is_cut(paths[0]):
       raise ValueError("it stops before the end that its header says")
+    if not len(wave):
+      raise ValueError("it has no samples")
     if not 1000 <= rate <= 1_000_000:
       raise ValueError(f"it has {rate} samples a second")
     if not np.isfinite(wave).all():
@@ -248,7 +292,7 @@ def text(
   captions, source = lines, "its table"
   if isinstance(lines[0], pathlib.Path):
     source = lines[0]
-    with _reading(source):
+    with reading(source):
       captions = source.read_text("utf-8-sig").splitlines()
   captions = [caption.strip() for caption in captions if caption.strip()]
   if not captions:
@@ -309,7 +353,7 @@ def npz(
     UserError: the file is damaged or needs pickle, or an array is missing or not what it must be.
   """
   views = {}
-  with _reading(path):
+  with reading(path):
     if not zipfile.is_zipfile(path):
       raise ValueError("it is not there, or no NPZ file")
     file = np.load(path, allow_pickle=False)

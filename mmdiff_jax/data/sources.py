@@ -24,10 +24,9 @@ import zlib
 from jaxtyping import Int
 import numpy as np
 
-from mmdiff_jax.data import pairing
+from mmdiff_jax.data import datasets
 from mmdiff_jax.errors import UserError
 
-_PREPARED = "~/tensorflow_datasets"  # where tfds keeps what it prepares
 _CHUNK = 1000  # records read at once
 _TEST_RECORDINGS = 5
 
@@ -181,7 +180,6 @@ def split_recordings(
   number = np.array([int(pathlib.PurePath(name).stem.split("_")[-1]) for name in names])
   train = np.flatnonzero(number >= _TEST_RECORDINGS)
   test = np.flatnonzero(number < _TEST_RECORDINGS)
-  pairing.check_apart("spoken_digit", train, test)
   return train, test
 
 
@@ -227,8 +225,8 @@ def pendigits(split: str, data_dir: str | None = None, manual_dir: str | None = 
 def manual(data_dir: str | None, manual_dir: str | None) -> pathlib.Path:
   """The folder of files that a user brings."""
   if manual_dir is not None:
-    return pathlib.Path(manual_dir)
-  return pathlib.Path(data_dir or _PREPARED).expanduser() / "downloads" / "manual"
+    return pathlib.Path(manual_dir).expanduser()
+  return datasets.prepared(data_dir) / "downloads" / "manual"
 
 
 def opened(make: Callable[..., Any], name: str, data_dir: str | None) -> Any:
@@ -247,7 +245,7 @@ def opened(make: Callable[..., Any], name: str, data_dir: str | None) -> Any:
   try:
     return make(data_dir=data_dir, file_format="array_record")
   except (json_format.ParseError, ValueError, OSError) as error:
-    folder = os.path.join(data_dir or _PREPARED, name)
+    folder = datasets.prepared(data_dir) / name
     raise UserError(
       f"What is prepared in {folder} cannot be opened ({_one_line(error)}): its dataset_info.json "
       "is truncated or was altered, or it was prepared in another file format than array_record. "

@@ -59,3 +59,35 @@ def test_inversion_keeps_the_spectrogram():
 def test_clip_of_another_length_is_refused():
   with pytest.raises(ValueError, match="2048 samples, got 2000"):
     audio.log_mel(np.zeros(2000), _VIEW)
+
+
+@pytest.mark.parametrize("window, hop", [(256, 75), (255, 64), (75, 75), (2, 1)])
+def test_no_frame_is_lost_whatever_the_window(window, hop):
+  view = audio.LogMel(window=window, hop=hop, bands=4)
+  wave = np.random.default_rng(0).uniform(-1, 1, view.samples)
+  assert audio.log_mel(wave, view).shape == (view.frames, 4)
+  # Windows that end with the clip, so its ends are heard, and it comes back in its place.
+  if window >= 4 * hop:
+    again = audio._istft(audio._stft(wave, view), view)
+    np.testing.assert_allclose(again[hop:-hop], wave[hop:-hop], atol=1e-9)
+
+
+@pytest.mark.parametrize(
+  "settings, complaint",
+  [
+    ({"hop": 300}, "hop is 300; it must be at most the window, 256"),
+    ({"hop": 0}, "hop is 0"),
+    ({"frames": 0}, "frames is 0"),
+    ({"sample_rate": -1}, "sample_rate is -1"),
+    ({"window": 1, "hop": 1}, "window is 1; .* at least 2"),
+    ({"high": 4001.0}, "high is 4001.0; .* sample_rate / 2, 4000"),
+    ({"low": 2000.0}, "low is 2000.0 and high is 2000.0"),
+    ({"low": -1.0}, "low is -1.0"),
+    ({"high": float("nan")}, "high is nan"),
+    ({"floor": 0.0}, "floor is 0.0; .*-120"),
+    ({"floor": -121.0}, "floor is -121.0"),
+  ],
+)
+def test_settings_that_cannot_be_are_refused(settings, complaint):
+  with pytest.raises(ValueError, match=complaint):
+    audio.LogMel(**settings)

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from mmdiff_jax.data import datasets, digits
+from mmdiff_jax.data import datasets, digits, sources
 from mmdiff_jax.errors import UserError
 
 
@@ -13,7 +13,7 @@ def test_data_set_is_found_by_its_name():
   assert datasets.modalities("digits") is digits.MODALITIES
 
 
-@pytest.mark.parametrize("name", ["digit", "rendering", "pipeline", "../digits", "digits.load", ""])
+@pytest.mark.parametrize("name", ["digit", "rendering", "datasets", "../digits", "digits.load", ""])
 def test_unknown_name_is_refused_and_the_known_ones_are_said(name):
   with pytest.raises(UserError, match=r"known ones are: .*\bdigits, .*spoken_mnist\."):
     datasets.modalities(name)
@@ -28,6 +28,23 @@ def test_missing_folder_is_refused_and_not_made(tmp_path):
   assert not missing.exists()
   with pytest.raises(UserError, match="manual_dir.*does not exist"):
     datasets.load("digits", "train", str(tmp_path), str(missing))
+
+
+def test_prepared_data_are_where_tfds_has_them(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+  assert datasets.prepared(None) == tmp_path / "tensorflow_datasets"
+  monkeypatch.setenv("TFDS_DATA_DIR", "~/elsewhere")
+  assert datasets.prepared(None) == tmp_path / "elsewhere"
+  assert sources.manual(None, None) == tmp_path / "elsewhere" / "downloads" / "manual"
+  assert datasets.prepared("~/mine") == tmp_path / "mine"
+
+
+def test_home_may_be_a_tilde(tmp_path, monkeypatch, handwriting):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  (tmp_path / "own" / "poly_mnist").mkdir(parents=True)
+  with pytest.raises(UserError, match="0 photos"):
+    datasets.load("poly_mnist", "train", "~", "~/own")
 
 
 def test_folders_reach_the_data_set(tmp_path, handwriting):

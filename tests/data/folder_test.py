@@ -30,9 +30,9 @@ def _caption(path, *lines):
   path.write_text("\n".join(lines), "utf-8")
 
 
-def _fill(root, count=10):
+def _fill(root, count=10, first=0):
   for i in range(count):
-    _photo(root / "photo" / f"kind{i % 2}" / f"{i}.png", i)
+    _photo(root / "photo" / f"kind{i % 2}" / f"{i}.png", first + i)
     _caption(root / "caption" / f"kind{i % 2}" / f"{i}.txt", f"number {i}")
   return root
 
@@ -96,6 +96,21 @@ def test_hash_splits_in_the_share_and_never_moves_an_example(tmp_path):
     (tmp_path / "caption" / f"{i}.txt").unlink()
   fewer = _open(tmp_path, "test", [_CAPTIONS], test_share=0.2)
   assert set(fewer.stems) == {stem for stem in test.stems if int(stem) >= 200}
+
+
+def test_what_belongs_together_comes_into_one_split(tmp_path):
+  for i in range(400):
+    _caption(tmp_path / "caption" / f"drive{i % 40}_{i}.txt", str(i))
+  options = {"test_share": 0.3, "together": "[^_]+"}
+  splits = [_open(tmp_path, split, [_CAPTIONS], **options).stems for split in ("train", "test")]
+  train, test = ({stem.partition("_")[0] for stem in stems} for stems in splits)
+  assert not train & test and len(train | test) == 40 and len(test) > 3
+  for together, complaint in (
+    ("x", r"'x', which the stem 'drive\d+_\d+' does not"),
+    ("(", "no reg"),
+  ):
+    with pytest.raises(UserError, match=f"together is .*{complaint}"):
+      _open(tmp_path, "train", [_CAPTIONS], together=together)
 
 
 def test_splits_may_be_folders_on_top(tmp_path):
@@ -253,6 +268,18 @@ def test_hidden_and_foreign_files_are_left_aside(tmp_path):
   assert len(_open(tmp_path)) == 2
 
 
+def test_folders_may_be_links_and_no_file_is_one(tmp_path):
+  _fill(tmp_path / "real", 4)
+  for name in ("photo", "caption"):
+    (tmp_path / "linked" / name).mkdir(parents=True)
+    for kind in ("kind0", "kind1"):
+      (tmp_path / "linked" / name / kind).symlink_to(tmp_path / "real" / name / kind)
+    (tmp_path / "linked" / name / "loop").symlink_to(tmp_path / "linked")
+  (tmp_path / "linked" / "photo" / "folder.png").mkdir()
+  (tmp_path / "linked" / "photo" / "gone.png").symlink_to("nowhere.png")
+  assert _open(tmp_path / "linked").stems == _open(tmp_path / "real").stems
+
+
 def test_two_files_of_one_example_are_refused(tmp_path):
   _fill(tmp_path, 2)
   _photo(tmp_path / "photo" / "kind0" / "0.jpg")
@@ -377,11 +404,33 @@ def test_specs_say_what_the_functions_do(tmp_path):
     ("sketch", {"read": "sketch", "of": "sketch"}, r"sketch\.of is 'sketch'"),
     ("sketch", {"read": "sketch", "of": "caption"}, "'sketch' is to be made of 'caption'.* image"),
     ("some", {"read": "partial_mask", "of": "photo"}, "'some' is to be made of 'photo'.* mask"),
+    ("photo", {**_SPECS["photo"], "channels": 2}, r"photo\.channels is 2; it must be 1 or 3"),
+    ("photo", {**_SPECS["photo"], "half": "top"}, r"photo\.half is 'top'; it must be '', 'left'"),
+    ("photo", {**_SPECS["photo"], "pattern": 5}, r"photo\.pattern is 5; it must be text"),
+    ("photo", {**_SPECS["photo"], "place": None}, r"photo\.place is None; it must be text"),
+    ("photo", {**_SPECS["photo"], "size": "ab"}, r"photo\.size is ab"),
+    ("photo", "image", r"columns\.photo is 'image'; it must be a dict"),
+    ("photo", {"read": ["image"]}, r"photo\.read is \['image'\]; it can be"),
+    ("sketch", {**_SPECS["sketch"], "sigma": -1.0}, r"sketch\.sigma is -1.0; .*at least 0"),
+    ("sketch", {**_SPECS["sketch"], "sigma": "1"}, r"sketch\.sigma is '1'"),
+    ("sketch", {**_SPECS["sketch"], "of": ["photo"]}, r"sketch\.of is \['photo'\]"),
+    ("some", {"read": "partial_mask", "of": "photo", "keep": 1.5}, r"some\.keep is 1.5; .* 0 to 1"),
+    ("face", {"read": "parts", "size": _SIZE, "names": "nose"}, r"face\.names is 'nose'"),
+    ("sound", {"read": "sound", "view": 8000}, r"sound\.view is 8000; it must be a dict"),
+    ("sound", {"read": "sound", "view": {"hop": 300}}, r"sound\.view: hop is 300; .* window"),
+    ("my photo", _SPECS["photo"], r"columns\.my photo: a modality's name"),
+    ("photo_present", _SPECS["photo"], r"columns\.photo_present: a modality's name"),
   ],
 )
 def test_specs_that_say_nothing_are_refused(name, spec, complaint):
   with pytest.raises(UserError, match=complaint):
     folder.parse({**_SPECS, name: spec})
+
+
+@pytest.mark.parametrize("columns", [None, ["photo"], {1: {}}])
+def test_columns_that_are_no_specs_are_refused(columns):
+  with pytest.raises(UserError, match=r"config\.data\.columns is .*must be a dict"):
+    folder.parse(columns)
 
 
 def _load(root, cache, split="train", columns=_SPECS, **options):
@@ -413,10 +462,135 @@ def test_load_reads_again_what_has_changed_and_only_that(tmp_path, monkeypatch):
   _photo(root / "photo" / "kind0" / "0.png", 77)
   changed = _load(root, cache)
   np.testing.assert_array_equal(changed["photo"][0], _pixels(77) / np.float32(255))
-  assert len(list((cache / "folder").iterdir())) == 1
+  assert len(list((cache / "folder").iterdir())) == 2
   other = {**_SPECS, "caption": {"read": "text", "length": 5}}
   assert _load(root, cache, columns=other)["caption"].shape == (10, 5)
-  assert len(list((cache / "folder").iterdir())) == 2
+  assert len(list((cache / "folder").iterdir())) == 3
+
+
+def _only(cache):
+  (place,) = (cache / "folder").iterdir()
+  return place
+
+
+def _flip(path):
+  content = bytearray(path.read_bytes())
+  content[-9] ^= 1
+  path.write_bytes(content)
+
+
+@pytest.mark.parametrize("spoil", [_flip, lambda path: _truncate(path), lambda path: path.unlink()])
+def test_views_that_were_altered_are_said_and_read_again(tmp_path, capsys, spoil):
+  root, cache = _fill(tmp_path / "own"), tmp_path / "cache"
+  expected = {name: np.array(array) for name, array in _load(root, cache).items()}
+  place = _only(cache)
+  spoil(place / "photo.npy")
+  capsys.readouterr()
+  again = _load(root, cache)
+  assert f"{place} was altered" in capsys.readouterr().out
+  assert again.keys() == expected.keys()
+  for name, array in expected.items():
+    np.testing.assert_array_equal(again[name], array)
+  _load(root, cache)
+  assert not capsys.readouterr().out and len(list((cache / "folder").iterdir())) == 2
+
+
+def test_views_stay_where_somebody_reads_them(tmp_path):
+  root, cache = _fill(tmp_path / "own"), tmp_path / "cache"
+  _load(root, cache)
+  place = _only(cache)
+  _photo(root / "photo" / "kind0" / "0.png", 77)
+  _load(root, cache)
+  assert {path.name for path in place.iterdir()} == {
+    "source",
+    "photo.npy",
+    "caption.npy",
+    "sketch.npy",
+  }
+
+
+def test_two_that_prepare_at_once_end_with_one_result(tmp_path, monkeypatch):
+  root, cache = _fill(tmp_path / "own"), tmp_path / "cache"
+  chunks, other = folder._chunks, []
+
+  def slow(data):
+    yield from chunks(data)
+    if not other:  # The other one begins later and is quicker.
+      other.append(None)
+      other[0] = _load(root, cache)
+
+  monkeypatch.setattr(folder, "_chunks", slow)
+  arrays = _load(root, cache)
+  assert {path.name for path in _only(cache).iterdir()} >= {"photo.npy", "source"}
+  for name, array in arrays.items():
+    np.testing.assert_array_equal(array, other[0][name])
+
+
+def test_views_may_be_read_by_others_and_folder_has_one_name(tmp_path, monkeypatch):
+  root, cache = _fill(tmp_path / "own"), tmp_path / "cache"
+  _load(root, cache)
+  (tmp_path / "usual").mkdir()
+  assert _only(cache).stat().st_mode == (tmp_path / "usual").stat().st_mode
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(folder, "_prepare", None)
+  monkeypatch.setenv("HOME", str(tmp_path))
+  for name in ("own", "cache/../own", "~/own"):
+    folder.load("train", str(cache), name, columns=_SPECS, test_share=0.0)
+
+
+def test_what_was_interrupted_is_mentioned_and_never_used(tmp_path, caplog):
+  root, cache = _fill(tmp_path / "own"), tmp_path / "cache"
+  left = cache / "folder" / "incomplete.0123.abc"
+  left.mkdir(parents=True)
+  caplog.set_level("INFO", "mmdiff_jax.data")
+  assert len(_load(root, cache)["photo"]) == 10
+  assert f"never used: {left}" in caplog.text
+
+
+_LABELLED = {"photo": _SPECS["photo"], "label": {"read": "label", "of": "photo", "num_classes": 2}}
+
+
+def _kinds(root, splits):
+  for n, (split, kinds) in enumerate(splits.items()):
+    for i, kind in enumerate(kinds):
+      _photo(root / split / "photo" / kind / "0.png", 10 * n + i)
+  return root
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_classes_of_the_splits_must_be_the_same(tmp_path, split):
+  root = _kinds(tmp_path / "own", {"train": ("cat", "dog"), "test": ("bird", "cat")})
+  said = "only '(train|test)' has (dog|bird), only '(train|test)' has (dog|bird)"
+  with pytest.raises(UserError, match=said):
+    _load(root, tmp_path / "cache", split, _LABELLED)
+  root = _kinds(tmp_path / "same", {"train": ("cat", "dog"), "val": ("dog", "cat")})
+  # Without another split there is nothing to compare, and a share has all folders.
+  assert _load(root, tmp_path / "cache", columns=_LABELLED)["label"].tolist() == [0, 1]
+  arrays = _load(root, tmp_path / "cache", split, _LABELLED, test_split="val")
+  assert arrays["label"].tolist() == [0, 1]
+  shares = _load(root / "train", tmp_path / "cache", columns=_LABELLED, test_share=0.01)
+  assert shares["label"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_photo_in_both_splits_is_refused_and_text_is_not(tmp_path, split):
+  root = tmp_path / "own"
+  for i, name in enumerate(("train", "test")):
+    for j in range(3):
+      _photo(root / name / "photo" / f"{i}{j}.png", 10 * i + j)
+      _caption(root / name / "caption" / f"{i}{j}.txt", "a bird")
+  assert len(_load(root, tmp_path / "cache", split)["photo"]) == 3
+  photos = [root / "train" / "photo" / "01.png", root / "test" / "photo" / "12.png"]
+  photos[1].write_bytes(photos[0].read_bytes())
+  with pytest.raises(UserError, match="(0|1)[12].png and .*(0|1)[12].png are one 'photo' in both"):
+    _load(root, tmp_path / "other", split)
+
+
+def test_photo_in_both_shares_is_refused(tmp_path):
+  for i in range(20):
+    _photo(tmp_path / "own" / "photo" / f"{i}.png")
+  with pytest.raises(UserError, match="are one 'photo' in both splits"):
+    _load(tmp_path / "own", tmp_path / "cache", columns={"photo": _SPECS["photo"]}, test_share=0.5)
 
 
 def test_load_says_how_far_it_is(tmp_path, monkeypatch, capsys):
@@ -444,9 +618,11 @@ def test_load_tells_what_is_there(tmp_path):
 def test_load_takes_another_split_for_tests(tmp_path):
   root = tmp_path / "own"
   _fill(root / "train", 4)
-  _fill(root / "val", 3)
+  _fill(root / "val", 3, first=4)
   for split, size in (("train", 4), ("test", 3)):
     assert len(_load(root, tmp_path / "cache", split, test_split="val")["photo"]) == size
+  # Whoever tests on what was trained on says so.
+  assert len(_load(root, tmp_path / "other", "test", test_split="train")["photo"]) == 4
 
 
 def _truncate(path):

@@ -3,6 +3,7 @@ from PIL import Image
 import pytest
 import soundfile
 
+from configs import mld
 from mmdiff_jax.data import audio, derived, folder, layouts
 from mmdiff_jax.errors import UserError
 
@@ -123,6 +124,21 @@ def test_pairs_of_two_folders(tmp_path, files, columns, split):
   (pair,) = _open(tmp_path, columns, split, test_share=0.0)
   for i, name in enumerate(("source", "target")):
     np.testing.assert_array_equal(pair[name], _pixels(i) / np.float32(255))
+
+
+def test_camvids_drives_are_whole(tmp_path):
+  drives = ("0001TP", "0006R0", "0016E5", "Seq05VD")
+  for i, drive in enumerate(drives):
+    for frame in ("000", "030", "f060"):
+      _save(tmp_path / "701_StillsRaw_full" / f"{drive}_{frame}.png", _pixels(i))
+      _save(tmp_path / "LabeledApproved_full" / f"{drive}_{frame}_L.png", _pixels(i))
+  config = mld.get_config("camvid").data
+  options = {"test_share": config.test_share, "together": config.together}
+  found = {}
+  for split in ("train", "test"):
+    stems = _open(tmp_path, layouts.camvid(size=_SIZE), split, **options).stems
+    found[split] = {stem.partition("_")[0] for stem in stems}
+  assert found == {"train": set(drives[:3]), "test": {"Seq05VD"}}
 
 
 def _sounds(root, names, table):

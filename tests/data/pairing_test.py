@@ -91,10 +91,30 @@ def test_groups_larger_than_a_class_are_refused():
     pairing.group(_FEW, 3, 10, seed=0)
 
 
-def test_item_in_both_splits_is_refused():
-  pairing.check_apart("toy", np.array([0, 1, 2]), np.array([3, 4]))
-  with pytest.raises(ValueError, match=r"2 items of 'toy' are in both splits.*\[1, 2\]"):
-    pairing.check_apart("toy", np.array([0, 1, 2]), np.array([2, 1, 7]))
+def test_examples_of_both_splits_are_found_by_their_contents(monkeypatch):
+  monkeypatch.setattr(pairing, "_CHUNK", 3)
+  items = np.random.default_rng(0).random((10, 2, 3)).astype(np.float32)
+  train, test = items[:6], items[[7, 2, 8, 5, 2]]
+  np.testing.assert_array_equal(pairing.shared(train, test), [1, 3, 4])
+  assert not len(pairing.shared(train, items[6:]))
+  # One bit is another item.
+  test = np.nextafter(test, np.float32(2))
+  assert not len(pairing.shared(train, test))
+
+
+def test_examples_of_both_splits_are_found_among_columns_that_read_each_item_once():
+  items, asked = np.arange(12.0).reshape(6, 2), []
+
+  def read(index):
+    asked.extend(index.tolist())
+    return items[index]
+
+  train = pairing.Column(np.array([0, 3, 3, 0, 1]), read)
+  np.testing.assert_array_equal(pairing.shared(train, items[[5, 3, 2, 0]]), [1, 3])
+  test = pairing.Column(np.array([5, 1, 1]), lambda index: items[index])
+  asked.clear()
+  np.testing.assert_array_equal(pairing.shared(train, test), [1, 2])
+  assert sorted(asked) == [0, 1, 3]
 
 
 @pytest.mark.parametrize(

@@ -95,3 +95,16 @@ def test_damaged_photo_is_named(tmp_path, suffix):
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"{path} cannot be read"):
       poly_mnist.backgrounds(tmp_path)
+
+
+def test_photos_are_read_as_images_are(tmp_path):
+  (tmp_path / "0.png").mkdir()  # No file.
+  deep = np.full((30, 40), 257 * 200, np.uint16)
+  for i in range(1, 6):
+    Image.fromarray(deep).save(tmp_path / f"{i}.png")
+  flag = Image.Exif()
+  flag[0x0112] = 6
+  Image.new("RGB", (30, 50)).save(tmp_path / "1.png", exif=flag)
+  photos = poly_mnist.backgrounds(tmp_path)
+  assert photos[0].shape == (30, 50, 3)
+  assert (photos[1] == 200).all()

@@ -109,6 +109,15 @@ def test_image_that_would_burst_the_memory_is_refused(tmp_path, monkeypatch):
     _image(_save(tmp_path / "a.png", _PIXELS))
 
 
+def test_whole_photo_is_in_colour_whatever_the_file(tmp_path):
+  colour = readers.photo(*_save(tmp_path / "a.png", _PIXELS))
+  assert colour.dtype == np.uint8
+  np.testing.assert_array_equal(colour, _PIXELS)
+  deep = _RNG.integers(0, 2**16, (8, 12), dtype=np.uint16)
+  grey = readers.photo(*_save(tmp_path / "b.png", deep))
+  np.testing.assert_array_equal(grey, np.round(deep / 257)[..., None].repeat(3, -1))
+
+
 def test_photo_is_turned_as_its_flag_says(tmp_path):
   flag = Image.Exif()
   flag[0x0112] = 6  # To be turned clockwise.
@@ -161,8 +170,23 @@ def test_mask_of_other_values_is_refused(tmp_path):
     _mask(_save(tmp_path / "a.png", _LABELS), num_classes=4)
   with pytest.raises(UserError, match="b.png has mode RGB"):
     _mask(_save(tmp_path / "b.png", _PIXELS))
-  with pytest.raises(UserError, match="c.jpg has the value.*use PNG"):
-    _mask(_save(tmp_path / "c.jpg", _LABELS * 40))
+
+
+def test_mask_that_may_be_smeared_is_refused(tmp_path):
+  large = _LABELS.repeat(8, 0).repeat(8, 1)  # Whole blocks, whose values JPEG keeps.
+  Image.fromarray(large * 40).save(tmp_path / "png.png", "JPEG")
+  for name, pixels, num_classes in (
+    ("few.jpg", large, 5),
+    ("many.jpg", large * 40, 256),
+    ("png.png", None, 256),
+    ("low.jpg", large // 4, 2),  # 0 and 1 would all be the class 0.
+    ("grey.jpg", (large > 2).astype(np.uint8) * 128, 2),
+    ("three.jpg", (large // 2) * 100, 2),
+  ):
+    paths = _save(tmp_path / name, pixels) if pixels is not None else [tmp_path / name]
+    with pytest.raises(UserError, match=f"{name} is no PNG.*Save it as PNG"):
+      _mask(paths, (64, 96), num_classes)
+  assert _mask(_save(tmp_path / "none.jpg", 0 * large), (64, 96), 2).max() == 0
 
 
 def test_extent_is_that_of_the_upright_image(tmp_path):
@@ -243,6 +267,7 @@ def test_sound_of_no_numbers_or_no_rate_is_refused(tmp_path):
   for name, samples, rate in (
     ("no numbers", [0.0, np.nan], 8000),
     ("100 samples", [0.0, 0.0], 100),
+    ("no samples", [], 8000),
   ):
     soundfile.write(tmp_path / "a.wav", np.array(samples), rate, subtype="FLOAT")
     with pytest.raises(UserError, match=f"a.wav.*{name}"):
@@ -318,6 +343,16 @@ def test_truncated_file_is_refused(valid, suffix):
       read([path])
   path.unlink()
   with pytest.raises(UserError, match=rf"{path.name} cannot be read"):
+    read([path])
+
+
+def test_gif_may_go_on_after_its_end_mark(valid, tmp_path):
+  path, read = valid["gif"]
+  whole, expected = path.read_bytes(), read([path])
+  path.write_bytes(whole + b"\0 more")
+  np.testing.assert_array_equal(read([path]), expected)
+  path.write_bytes(whole[:-1] + b"\0;")  # Not the mark: it is not where a block begins.
+  with pytest.raises(UserError, match="a.gif.*before the end mark"):
     read([path])
 
 

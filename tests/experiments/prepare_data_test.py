@@ -9,6 +9,7 @@ from PIL import Image
 import pytest
 from scipy.io import wavfile
 
+from configs import mld
 from experiments import prepare_data
 from mmdiff_jax.data import datasets, digits, rendering
 from mmdiff_jax.errors import UserError
@@ -80,6 +81,7 @@ def test_damaged_file_is_named(command, few, tmp_path, refused):
   ("arguments", "words"),
   [
     (("--dataset=digit",), ("'digit'", "digits", "spoken_mnist")),
+    (("--dataset=datasets",), ("'datasets'", "digits", "spoken_mnist")),
     (("--data_dir=nowhere",), ("nowhere", "does not exist")),
     (("--manual_dir=nowhere",), ("nowhere", "does not exist")),
     (("more",), ("'more'",)),
@@ -98,6 +100,72 @@ def test_foreign_folder_is_left_alone(command, few, tmp_path, refused):
   assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
 
 
+def test_report_of_another_data_set_is_left_alone(command, few, tmp_path, refused):
+  (tmp_path / "out").mkdir()
+  report = tmp_path / "out" / "report.txt"
+  report.write_text("My report on digits.")
+  refused(run(command, tmp_path), "other files in", "--out")
+  assert report.read_text() == "My report on digits."
+
+
+def test_sheets_that_are_not_these_are_drawn_again_but_nothing_else_goes(
+  command, few, tmp_path, refused
+):
+  assert run(command, tmp_path).code == 0
+  out = tmp_path / "out"
+  report = (out / "report.txt").read_text()
+  (out / "report.txt").write_text(report.replace("1,437", "1,436"))
+  (out / "digit.png").write_bytes(b"old")
+  again = run(command, tmp_path)
+  assert again.code == 0 and "Wrote the contact sheets" in again.out
+  assert (out / "report.txt").read_text() == report and Image.open(out / "digit.png").size[0] > 64
+  (out / "scene.png").unlink()
+  assert "Wrote the contact sheets" in run(command, tmp_path).out
+  assert {path.name for path in out.iterdir()} == FILES
+  (out / "thesis.txt").write_text("Mine.")
+  refused(run(command, tmp_path), "other files in", "--out")
+  assert (out / "thesis.txt").read_text() == "Mine."
+
+
+def _photos(root, count=40):
+  rng = np.random.default_rng(0)
+  for i in range(count):
+    for name, kind in (("image", "png"), ("caption", "txt")):
+      (root / name).mkdir(parents=True, exist_ok=True)
+      path = root / name / f"{i}.{kind}"
+      if kind == "txt":
+        path.write_text("a photo")
+      else:
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+  return root
+
+
+def test_presets_are_prepared_with_their_options(command, tmp_path):
+  root = _photos(tmp_path / "own")
+  (tmp_path / "data").mkdir()
+  ended = command(
+    prepare_data,
+    "--dataset=folder",
+    f"--data_dir={tmp_path / 'data'}",
+    f"--manual_dir={root}",
+    f"--out={tmp_path / 'out'}",
+  )
+  assert ended.code == 0, ended.err
+  assert "image     image  64 x 64 x 3" in ended.out and "Warning" not in ended.out
+  assert {path.name for path in (tmp_path / "out").iterdir()} == {
+    "image.png",
+    "caption.txt",
+    "report.txt",
+  }
+
+
+def test_every_preset_has_modalities_and_other_names_are_data_sets():
+  for name in mld._PRESETS:
+    assert datasets.modalities(**prepare_data.options(name))
+  assert prepare_data.options("digits_long")["name"] == "digits"
+  assert prepare_data.options("other") == {"name": "other"}
+
+
 PAGE = Modality("page", "image", (2, 2, 1), image_picture)
 NUMBER = Modality("number", "label", (), str, num_classes=3)
 
@@ -110,6 +178,36 @@ def arrays(pages=5, numbers=5):
 def test_empty_split_is_refused(sizes):
   with pytest.raises(UserError, match=f"'test'.*'toy'.*{sizes[0]}.*{sizes[1]}"):
     prepare_data.check("toy", "test", (PAGE, NUMBER), arrays(*sizes))
+
+
+@pytest.mark.parametrize(
+  "change, complaint",
+  [
+    ({"page": None}, "has no page"),
+    ({"page": np.zeros((5, 2, 3, 1), np.float32)}, r"'page'.* of shape \(2, 3, 1\)"),
+    ({"page": np.zeros((5, 2, 2, 1))}, "'page'.*float64.*float32"),
+    ({"page": np.full((5, 2, 2, 1), 1.5, np.float32)}, "'page'.*to 1.5; .*from 0 to 1"),
+    ({"page": np.full((5, 2, 2, 1), np.nan, np.float32)}, "'page'.*nan"),
+    ({"number": np.full(5, 3, np.int32)}, "'number'.* to 3; .*from 0 to 2"),
+  ],
+)
+def test_split_of_other_values_is_refused(change, complaint):
+  values = {name: rows for name, rows in {**arrays(), **change}.items() if rows is not None}
+  with pytest.raises(UserError, match=complaint):
+    prepare_data.check("toy", "test", (PAGE, NUMBER), values)
+
+
+def test_tests_that_are_in_training_are_said():
+  train, test = arrays(), arrays()
+  train["page"] = np.random.default_rng(0).random((5, 2, 2, 1))
+  test["page"] = train["page"][[1, 3, 4]] + np.array([0, 1, 0])[:, None, None, None]
+  said = prepare_data.in_both((PAGE, NUMBER), train, test)
+  assert said.startswith("Warning: 2 of 3 tests of 'page'") and "[0, 2]" in said
+  assert said.count("Warning") == 1
+  # What lacks is zeros in both.
+  test["page"] = train["page"] = np.zeros((5, 2, 2, 1))
+  test["page_present"] = np.zeros(5, bool)
+  assert not prepare_data.in_both((PAGE, NUMBER), train, test)
 
 
 def test_few_examples_will_do(tmp_path):
