@@ -78,7 +78,9 @@ def _captioned_digits(config):
     "digit": _autoencoder("gaussian", latent=48, width=512, penalty=0.01, steps=8000),
     "caption": _autoencoder("categorical", latent=32, width=512, noise=1.0, penalty=0.05),
   }
-  config.score.training.steps = 15000
+  config.score.training.steps = 10000
+  config.sampling.order = (("caption",),)
+  config.evaluation.num = 1000
 
 
 def _moving_digits(config):
