@@ -64,7 +64,7 @@ def _poly_mnist(config):
     name: _layered(latent=48, shape_latent=32, grid=4, negative=True, steps=4000)
     for name in config.modalities
   }
-  # With five, one modality alone would else be too rare for the order below, which starts with one.
+  # The order below starts with one modality alone, which is a rare state among five.
   config.score.absent_prob = 0.6
   config.score.training.steps = 10000
   config.sampling.order = (("m4",), ("m0",), ("m3",), ("m2",))
