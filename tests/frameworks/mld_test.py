@@ -294,6 +294,7 @@ KINDS = (
 )
 
 
+@pytest.mark.slow
 def test_all_kinds_train_and_are_generated_though_a_third_of_each_is_missing(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "tensorflow", None)  # It takes seconds to load.
   config = tiny()
