@@ -1,0 +1,521 @@
+"""MT-Diffusion: several modalities in one shared diffusion space, with a head for each.
+
+The paper's full text is not public here: what follows was derived anew and is checked by closed
+forms. The forward process, from the modalities' encoders E_i to q(z_s | z_t, z_0, X), is in
+`mmdiff_jax/shared_space.py`, whose equations (1) to (5) are meant below.
+
+One network reads z_t and predicts the noise and, by one head D_i each, the modalities. Its loss is
+the practical form of the bound (`mt_diffusion_bound.py`) on -log p(X),
+
+  E_{t, eps} [|eps - eps_theta(z_t, t)|^2 + sum_i lambda_i l_i(x_i, D_i(h_t))],             (6)
+
+with squared error for l_i, or cross-entropy where a modality has classes. Their minima are the
+posterior means E[x_i | z_t], and the posterior probabilities.
+
+Generation draws from (4) at each t with z_0 and E rebuilt from the heads' predictions, in which
+what is known takes its own place. A target's own value enters nowhere: a label that is to be
+predicted is not in E. With nothing known z_0 is that of eps_theta instead, the plain form.
+
+Two ways to know (`config.sampling.mode`):
+
+* replacement: the heads see z_t alone. z_t is then not what the heads were trained on, since a
+  known x_i says more of the others than z_t does: biased even with perfect heads.
+* informed: the heads also see what is known, each modality known in some examples in training.
+
+Targets are read off the heads at the last step, as means (or likeliest classes). With the
+aggregation "start" z_1 has all modalities in it. With "steps" what was added has left z_t again at
+t = 1, so that all but the main modality are read as their means given it.
+"""
+
+from collections.abc import Mapping, Sequence
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+import numpy as np
+
+from mmdiff_jax import multitime, schedules, shared_space, solvers
+from mmdiff_jax.errors import UserError
+from mmdiff_jax.frameworks.base import Batch, Framework, Params, Sampling, Settings, Stage
+from mmdiff_jax.frameworks.mld import sampling_of as sampling_of
+from mmdiff_jax.modalities import Modality
+from mmdiff_jax.networks.multitask import Multitask, Part
+from mmdiff_jax.networks.unet import UNet
+
+TASKS = ("multi", "single", "augmented")
+AGGREGATIONS = ("start", "steps")
+MODES = ("replacement", "informed")
+MASKS = ("random", "half", "complete")
+
+# What is diffused is one thing with one time; this is its name to the solvers.
+SPACE = "z"
+
+
+class Model(NamedTuple):
+  """What the functions below share.
+
+  Attributes:
+    config: of the run.
+    modalities: what is modelled: the main one alone where there are no heads.
+    process: the forward process.
+    network: a `Multitask`.
+  """
+
+  config: Any
+  modalities: tuple[Modality, ...]
+  process: shared_space.Process
+  network: Any
+
+
+def build(config: Any, modalities: Sequence[Modality]) -> Framework:
+  """MT-Diffusion for some modalities.
+
+  Args:
+    config: as `configs/mt_diffusion.py` has it.
+    modalities: all that share the space, `config.main` among them.
+
+  Returns:
+    The framework, of the one stage `mt_diffusion`. Without heads (the tasks "single" and
+    "augmented") it is a framework of the main modality alone.
+
+  Raises:
+    UserError: a choice in the config that does not exist or does not go with another, or a process
+      whose last step is not N(0, I).
+  """
+  model = model_of(config, modalities)
+  _check_sampling(config, sampling_of(config))
+  generate = functools.partial(sample, model)
+  stage = _stage(model, generate)
+  return Framework(model.modalities, (stage,), generate, _reconstruct, _evaluations)
+
+
+def model_of(config: Any, modalities: Sequence[Modality]) -> Model:
+  """The process and the network of a config; arguments and errors as `build`."""
+  _check_choice("task", config.task, TASKS)
+  _check_choice("process.aggregation", config.process.aggregation, AGGREGATIONS)
+  _check_choice("sampling.mode", config.sampling.mode, MODES)
+  found = {modality.name: modality for modality in modalities}
+  for name, where in [(config.main, "config.main"), *((n, "config.modalities") for n in found)]:
+    if name not in found or name not in config.parts:
+      raise UserError(
+        f"{where} names {name!r}; it must be one of config.modalities ({', '.join(found)}) and of"
+        f" config.parts ({', '.join(config.parts)})."
+      )
+  main = found[config.main]
+  if config.task != "multi":
+    found = {config.main: main}
+  if len(main.shape) != 3 or main.num_classes:
+    raise UserError(
+      f"config.main is {main.name!r}, a {main.kind} of shape {main.shape}. The shared space has the"
+      " main modality's shape and a U-Net works in it, so it must be an image."
+    )
+  if config.task == "augmented":
+    _check_masking(config.masking, main.shape)
+  parts = tuple(_part(modality, config.parts[name].encoder) for name, modality in found.items())
+  if config.parts[config.main].encoder != "identity":
+    raise UserError(
+      f"config.parts.{main.name}.encoder is {config.parts[config.main].encoder!r}: the main"
+      " modality enters the space, which has its shape, by the identity."
+    )
+  for part in parts:
+    if part.encoder == "identity" and part.shape != main.shape:
+      raise UserError(
+        f"config.parts.{part.name}.encoder is 'identity', but its values have the shape"
+        f" {part.shape} and the shared space {main.shape}. Use 'embedding' or 'frozen'."
+      )
+  network = Multitask(
+    backbone=_backbone(config),
+    space=main.shape,
+    parts=parts,
+    heads=config.task == "multi",
+    informed=_informed(config),
+  )
+  return Model(config, tuple(found.values()), _process(config, tuple(found)), network)
+
+
+def _informed(config) -> bool:
+  """Without heads nothing but the main modality is there to be known."""
+  return config.task == "multi" and config.network.informed
+
+
+def _check_choice(key, value, known):
+  if value not in known:
+    raise UserError(f"config.{key} is {value!r}; it can be {', '.join(known)}.")
+
+
+def _part(modality: Modality, encoder: str) -> Part:
+  classes = (modality.num_classes,) if modality.num_classes else ()
+  try:
+    return Part(modality.name, modality.shape + classes, bool(classes), encoder)
+  except ValueError as error:
+    raise UserError(f"config.parts.{modality.name}: {error}") from error
+
+
+def _backbone(config) -> UNet:
+  """All of `config.network` but what is said of knowing."""
+  sizes = config.network.to_dict()
+  del sizes["informed"], sizes["known_prob"]
+  return UNet(**sizes)
+
+
+def _process(config, names: Sequence[str]) -> shared_space.Process:
+  """The process, checked to end in N(0, I).
+
+  Components of encoded modalities are of size 1 or less: images by their range, embeddings because
+  they are kept so.
+  """
+  settings = config.process
+  betas = {"linear": schedules.betas_linear, "cosine": schedules.betas_cosine}
+  weights = {
+    "linear": shared_space.linear_weights,
+    "constant": shared_space.constant_weights,
+  }
+  _check_choice("process.betas", settings.betas, tuple(betas))
+  _check_choice("process.weights", settings.weights, tuple(weights))
+  omega = {name: abs(config.parts[name].omega) for name in names}
+  try:
+    table = schedules.Table(betas[settings.betas](settings.num))
+    if settings.aggregation == "start" or len(names) == 1:
+      process = shared_space.Process(table, shared_space.no_weights(table))
+      process.check_prior(sum(omega.values()), 0.0)
+    else:
+      process = shared_space.Process(table, weights[settings.weights](table, settings.total))
+      process.check_prior(1.0, sum(omega.values()) - omega[config.main])
+  except ValueError as error:
+    raise UserError(f"config.process: {error}") from error
+  return process
+
+
+# ---------------------------------------------------------------------------- values and views
+
+
+def _value(modality: Modality, x) -> Float[Array, "batch ..."]:
+  """A view as the value that a head predicts the mean of; see `networks/multitask.py`."""
+  if modality.num_classes:
+    return jax.nn.one_hot(x, modality.num_classes)
+  return 2.0 * jnp.asarray(x) - 1.0
+
+
+def values_of(model: "Model", batch: Batch) -> dict[str, Array]:
+  """The values of a batch in the model's view."""
+  return {modality.name: _value(modality, batch[modality.name]) for modality in model.modalities}
+
+
+def _view(modality: Modality, value) -> Array:
+  """The model's view of a value, the likeliest class where there are several."""
+  if modality.num_classes:
+    return jnp.argmax(value, axis=-1).astype(jnp.int32)
+  x = 0.5 * (value + 1.0)
+  return jnp.clip(x, 0.0, 1.0) if modality.kind == "image" else x
+
+
+def _mean(modality: Modality, predicted) -> Float[Array, "batch ..."]:
+  """The mean of the value from a head's prediction, which for classes is logits."""
+  return jax.nn.softmax(predicted, axis=-1) if modality.num_classes else predicted
+
+
+def cross_entropy(
+  logits: Float[Array, "*axes classes"], value: Float[Array, "*axes classes"]
+) -> Float[Array, "*axes"]:
+  """Of a value's classes, in nats."""
+  return -jnp.sum(value * jax.nn.log_softmax(logits, axis=-1), axis=-1)
+
+
+def aggregate(model: Model, encoded: Mapping[str, Array]) -> tuple[Array, Array]:
+  """z_0 and E of encoded modalities.
+
+  With the aggregation "start" z_0 is the aggregate of all, and nothing enters later (E counts for
+  nothing and is 0). With "steps" z_0 is the main modality, and E the aggregate of the others.
+  Without heads z_0 is the main modality either way.
+  """
+  main = encoded[model.config.main]
+  omega = {name: model.config.parts[name].omega for name in encoded}
+  if len(encoded) == 1:
+    return main, jnp.zeros_like(main)
+  if model.config.process.aggregation == "start":
+    return sum(omega[name] * e for name, e in encoded.items()), jnp.zeros_like(main)
+  others = (omega[name] * e for name, e in encoded.items() if name != model.config.main)
+  return main, sum(others)
+
+
+# ---------------------------------------------------------------------------- training
+
+
+def loss(
+  model: Model, params: Params, key: PRNGKeyArray, batch: Batch
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+  """The loss (6), each term a mean over components and examples.
+
+  Of a modality that an informed network is shown there is nothing to be learned: its term is a mean
+  over the examples in which it is unknown.
+
+  Args:
+    model: from `model_of`.
+    params: with the entry `network`.
+    key: draws times, noise, what is known, masks and dropout.
+    batch: arrays in the model's view.
+
+  Returns:
+    The loss, and its terms `loss_eps` and `loss_<modality>`, before their weights.
+  """
+  config, network = model.config, functools.partial(model.network.apply, params["network"])
+  t_key, noise_key, known_key, mask_key, dropout_key = jax.random.split(key, 5)
+  values = values_of(model, batch)
+  if config.task == "augmented":
+    values = {config.main: augment(mask_key, config.masking, values[config.main])}
+  rows = len(values[config.main])
+
+  z0, total = aggregate(model, network(values, method="encode"))
+  if config.stop_gradient:
+    z0, total = jax.lax.stop_gradient((z0, total))
+  size = len(model.process.weights)
+  t = jax.random.randint(t_key, (rows,), 1, size + 1) / size
+  eps = multitime.normal_like(noise_key, SPACE, z0)
+  mean, deviation = model.process.marginal(z0, total, t)
+  prob = config.network.known_prob if _informed(config) else 0.0
+  flags = {
+    name: jax.random.bernoulli(multitime.modality_key(known_key, name), prob, (rows,)).astype(
+      jnp.float32
+    )
+    for name in values
+  }
+  shown = {name: (flags[name], value) for name, value in values.items()}
+  predicted_eps, predicted = network(
+    mean + deviation * eps, t, shown, train=True, rngs={"dropout": dropout_key}
+  )
+  terms = {"loss_eps": jnp.mean((eps - predicted_eps) ** 2)}
+  result = terms["loss_eps"]
+  for modality in model.modalities:
+    if modality.name not in predicted:
+      continue
+    found, value = predicted[modality.name], values[modality.name]
+    error = cross_entropy(found, value) if modality.num_classes else (found - value) ** 2
+    each = jnp.mean(error.reshape(rows, -1), axis=-1)
+    unknown = 1.0 - flags[modality.name]
+    term = jnp.sum(unknown * each) / jnp.maximum(jnp.sum(unknown), 1.0)
+    terms[f"loss_{modality.name}"] = term
+    result += config.parts[modality.name].weight * term
+  return result, terms
+
+
+def _stage(model: Model, generate) -> Stage:
+  config = model.config
+  names = tuple(modality.name for modality in model.modalities)
+
+  def prepare(frozen: Params, data: Batch):
+    del frozen
+    for modality in model.modalities:
+      _check_shape(modality, data[modality.name].shape, "the data set")
+    return {}, {name: data[name] for name in names}
+
+  def init(key, frozen, batch):
+    del frozen
+    rows = {name: batch[name][:2] for name in names}
+    return {"network": model.network.init(key, values_of(model, rows), method="initialise")}
+
+  def stage_loss(trained, frozen, key, batch):
+    del frozen
+    return loss(model, trained, key, batch)
+
+  sampling = sampling_of(config)
+  jitted = jax.jit(generate, static_argnums=(3, 4, 5))
+  others = tuple(name for name in names if name != config.main)
+
+  def report(params, key, data):
+    rows = len(data[config.main])
+    shown = {"joint": jitted(params, key, {}, names, rows, sampling)}
+    if others:
+      given = {name: data[name] for name in others}
+      found = jitted(params, key, given, (config.main,), rows, sampling)
+      shown[f"from_{'_'.join(others)}"] = given | found
+    return shown
+
+  settings = Settings(**config.training)
+  return Stage("mt_diffusion", ("network",), settings, prepare, init, stage_loss, report)
+
+
+def _check_shape(modality: Modality, shape: tuple[int, ...], where: str) -> None:
+  if tuple(shape[1:]) != modality.shape:
+    raise UserError(
+      f"The modality {modality.name!r} of {where} has examples of shape {tuple(shape[1:])}, and the"
+      f" network is built for {modality.shape}. A representation must come from the network that"
+      " this one was made for."
+    )
+
+
+# ---------------------------------------------------------------------------- masks
+
+
+def _check_masking(masking, shape: tuple[int, ...]) -> None:
+  for kind in masking.kinds:
+    _check_choice("masking.kinds", kind, MASKS)
+  pixels = shape[0] * shape[1]
+  if "random" in masking.kinds and not 0 < round(masking.hidden * pixels) < pixels:
+    raise UserError(
+      f"config.masking.hidden is {masking.hidden}: of {pixels} pixels the random masks would hide"
+      f" {'nothing' if masking.hidden < 0.5 else 'all'}. Take a share between 0 and 1; the kind"
+      " 'complete' hides all."
+    )
+  if not masking.kinds or not 0 < masking.share <= 1:
+    raise UserError(
+      f"config.masking has the kinds {masking.kinds} and the share {masking.share}, so that no"
+      " image is masked. Name one kind or more and a share in (0, 1], or take the task 'single'."
+    )
+
+
+def visible(
+  key: PRNGKeyArray, kind: str, hidden: float, shape: tuple[int, int, int]
+) -> Float[Array, "batch height width 1"]:
+  """Masks of one kind, 1 where an image is visible.
+
+  Args:
+    key: randomness.
+    kind: "random" hides that many pixels, drawn anew for each example; "half" the upper, lower,
+      left or right half; "complete" all.
+    hidden: share of pixels that random masks hide.
+    shape: [batch, height, width].
+  """
+  rows, height, width = shape
+  if kind == "random":
+    score = jax.random.uniform(key, (rows, height * width))
+    rank = jnp.argsort(jnp.argsort(score, axis=-1), axis=-1)
+    mask = rank >= round(hidden * height * width)
+  elif kind == "half":
+    upper = jnp.broadcast_to(jnp.arange(height)[:, None] < height // 2, (height, width))
+    left = jnp.broadcast_to(jnp.arange(width) < width // 2, (height, width))
+    mask = jnp.stack([upper, ~upper, left, ~left])[jax.random.randint(key, (rows,), 0, 4)]
+  else:
+    mask = jnp.zeros(shape)
+  return mask.reshape(*shape, 1).astype(jnp.float32)
+
+
+def augment(key: PRNGKeyArray, masking: Any, value: Float[Array, "batch height width channels"]):
+  """Images in [-1, 1], of which `masking.share` are masked by a kind of `masking.kinds`, with 0."""
+  share_key, kind_key, mask_key = jax.random.split(key, 3)
+  shape, rows = value.shape[:3], value.shape[0]
+  kinds = jnp.stack([visible(mask_key, kind, masking.hidden, shape) for kind in masking.kinds])
+  chosen = kinds[jax.random.randint(kind_key, (rows,), 0, len(kinds)), jnp.arange(rows)]
+  masked = jax.random.bernoulli(share_key, masking.share, (rows, 1, 1, 1))
+  return jnp.where(masked, chosen * value, value)
+
+
+# ---------------------------------------------------------------------------- generation
+
+
+def _check_sampling(config: Any, sampling: Sampling) -> None:
+  if config.sampling.mode == "informed" and not config.network.informed:
+    raise UserError(
+      "config.sampling.mode is 'informed', and the network of this run was not made for it"
+      " (config.network.informed is False). Use 'replacement', or train with it."
+    )
+  if sampling.guidance != 1.0 or sampling.order:
+    raise UserError(
+      "MT-Diffusion has neither guidance nor an order of modalities: config.sampling.guidance must"
+      f" be 1 (it is {sampling.guidance}) and config.sampling.order empty."
+    )
+  stepwise = config.task == "multi" and config.process.aggregation == "steps"
+  if stepwise and sampling.solver is not solvers.ancestral:
+    raise UserError(
+      "With config.process.aggregation 'steps' modalities enter z at each step, which only the"
+      " solver 'ancestral' takes into account (the posterior with w_t). Use it, or aggregate at the"
+      " 'start', where all solvers serve."
+    )
+  if not 2 <= sampling.steps <= config.process.num:
+    raise UserError(
+      f"config.sampling.steps is {sampling.steps}; the table has {config.process.num} entries"
+      " (config.process.num), so take from 2 to as many steps."
+    )
+
+
+def _evaluations(given, targets, sampling: Sampling) -> int:
+  # The last evaluation reads the modalities instead of making a step, as a step to time 0 would.
+  del given, targets
+  return sampling.solver.evaluations(sampling.steps)
+
+
+def read(
+  model: Model, params: Params, z, t, known: Mapping[str, Array], *, informed: bool
+) -> tuple[Array, dict[str, Array]]:
+  """The network's eps, and each modality's value: as known, or else the mean that is predicted."""
+  rows = jnp.ones(len(z))
+  shown = {name: (rows, value) for name, value in known.items()} if informed else {}
+  eps, predicted = model.network.apply(params["network"], z, t, shown)
+  values = {m.name: _mean(m, predicted[m.name]) for m in model.modalities if m.name in predicted}
+  if not values:
+    values = {model.config.main: model.process.start(z, eps, jnp.zeros_like(z), t)}
+  return eps, values | dict(known)
+
+
+def estimate(
+  model: Model, params: Params, z, t, known: Mapping[str, Array], *, informed: bool
+) -> tuple[Array, Array]:
+  """z_0 and E, rebuilt from the modalities; with nothing known z_0 is that of eps."""
+  eps, values = read(model, params, z, t, known, informed=informed)
+  z0, total = aggregate(model, model.network.apply(params["network"], values, method="encode"))
+  return (z0 if known else model.process.start(z, eps, total, t)), total
+
+
+def sample(
+  model: Model,
+  params: Params,
+  key: PRNGKeyArray,
+  given: Batch,
+  targets: tuple[str, ...],
+  num: int,
+  sampling: Sampling,
+) -> dict[str, Array]:
+  """Generates: `Framework.sample` once the model is bound.
+
+  Modalities that are neither given nor targets are generated along, and left out of the result.
+
+  Args:
+    model: from `model_of`.
+    params: with the entry `network`.
+    key: the source of noise.
+    given: arrays in the model's view with `num` rows each; may be empty.
+    targets: what to generate.
+    num: number of samples.
+    sampling: how; its steps are evenly spaced on the table.
+
+  Returns:
+    The targets in the model's view.
+
+  Raises:
+    UserError: a target is given, something given has another shape, or a way to sample that the
+      model cannot serve.
+  """
+  _check_sampling(model.config, sampling)
+  modalities = {modality.name: modality for modality in model.modalities}
+  for name in given:
+    if name in targets:
+      raise UserError(f"{name!r} is both given and a target; what is to be predicted is withheld.")
+    _check_shape(modalities[name], given[name].shape, "what is given")
+  process, informed = model.process, model.config.sampling.mode == "informed"
+  known = {name: _value(modalities[name], x) for name, x in given.items()}
+
+  def estimated(x, t):
+    z0, total = estimate(model, params, x[SPACE], t[SPACE], known, informed=informed)
+    return {SPACE: z0}, {SPACE: total}
+
+  if process.plain:
+    solver = sampling.solver
+    denoiser = solvers.from_x0(lambda x, t: estimated(x, t)[0], process.table)
+  else:
+    solver, denoiser = shared_space.posterior_sampling(process), estimated
+  prior_key, loop_key = jax.random.split(key)
+  z = multitime.normal_like(
+    prior_key, SPACE, jnp.zeros((num, *modalities[model.config.main].shape))
+  )
+  times = jnp.asarray(process.grid(sampling.steps), z.dtype)
+  path = multitime.Path({SPACE: times})
+  z = solvers.sample(loop_key, denoiser, process.table, {SPACE: z}, path, solver=solver)[SPACE]
+  _, values = read(model, params, z, times[-1], known, informed=informed)
+  return {name: _view(modalities[name], values[name]) for name in targets}
+
+
+def _reconstruct(params: Params, data: Batch) -> dict[str, np.ndarray]:
+  """Nothing stands between the modalities and their space: as they are."""
+  del params
+  return {name: np.asarray(x) for name, x in data.items()}

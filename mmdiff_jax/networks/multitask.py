@@ -1,0 +1,157 @@
+"""One backbone in a space that several modalities share: encoders into it, heads out of it.
+
+A modality's *value* is what a head predicts the mean of: an image in [-1, 1], a vector as it is,
+the probabilities of a category's classes on a last axis. All encoders are affine in the value, so
+that the encoded mean is the mean of what is encoded.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import math
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mmdiff_jax.networks.heads import ImageHead, LabelHead, VectorHead
+
+ENCODERS = ("identity", "embedding", "frozen")
+
+Values = Mapping[str, Float[Array, "batch ..."]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """One modality, as the network sees it.
+
+  Attributes:
+    name: of the modality.
+    shape: of its value, without the batch axis.
+    categorical: whether the value's last axis has probabilities.
+    encoder: "identity", for values of the space's own shape; "embedding", a learned linear map,
+      pixel by pixel if the value has the space's height and width; or "frozen", the same map as it
+      was drawn, never trained.
+
+  Raises:
+    ValueError: an unknown encoder.
+  """
+
+  name: str
+  shape: tuple[int, ...]
+  categorical: bool
+  encoder: str
+
+  def __post_init__(self):
+    if self.encoder not in ENCODERS:
+      raise ValueError(
+        f"the encoder of {self.name!r} is {self.encoder!r}; it can be {', '.join(ENCODERS)}."
+      )
+
+
+class Multitask(nn.Module):
+  """The backbone, a head for the noise, and an encoder and a head for each modality.
+
+  An embedding is kept at a root mean square of 1 a component (for one-hot values, and for others
+  with components of that size), so that training cannot drown the noise in it.
+
+  Attributes:
+    backbone: `(z, t, train) -> (features, bottleneck)`.
+    space: shape of the shared space, [height, width, channels].
+    parts: the modalities.
+    heads: whether they have heads; the noise always has.
+    informed: whether the backbone also sees what is known: for each modality further channels
+      [flag * E_i(x_i), flag].
+  """
+
+  backbone: nn.Module
+  space: tuple[int, int, int]
+  parts: tuple[Part, ...]
+  heads: bool
+  informed: bool
+
+  def setup(self):
+    """Makes the heads and the learned maps."""
+    self.noise_head = ImageHead(self.space[-1])
+    self.part_heads = {p.name: self._head(p) for p in self.parts if self.heads}
+    kernels = {}
+    for part in self.parts:
+      if part.encoder != "identity":
+        shape = (
+          (part.shape[-1], self.space[-1])
+          if self._is_image(part)
+          else (math.prod(part.shape), math.prod(self.space))
+        )
+        kernels[part.name] = self.param(f"encoder_{part.name}", nn.initializers.normal(1.0), shape)
+    self.kernels = kernels
+
+  def _is_image(self, part: Part) -> bool:
+    return len(part.shape) == 3 and part.shape[:2] == self.space[:2]
+
+  def _head(self, part: Part) -> nn.Module:
+    if self._is_image(part):
+      return ImageHead(part.shape[-1])
+    if part.categorical and len(part.shape) == 1:
+      return LabelHead(part.shape[0])
+    return VectorHead(math.prod(part.shape))
+
+  def encode(self, values: Values) -> dict[str, Float[Array, "batch height width channels"]]:
+    """E_i(x_i) of each value."""
+    encoded = {}
+    for part in self.parts:
+      if part.name not in values:
+        continue
+      value = values[part.name]
+      if part.encoder == "identity":
+        encoded[part.name] = value
+        continue
+      kernel = self.kernels[part.name]
+      if part.encoder == "frozen":
+        kernel = jax.lax.stop_gradient(kernel)
+      size = jnp.sqrt(jnp.mean(kernel**2) * (1 if part.categorical else kernel.shape[0]))
+      if not self._is_image(part):
+        value = value.reshape(value.shape[0], -1)
+      encoded[part.name] = (value @ (kernel / size)).reshape(-1, *self.space)
+    return encoded
+
+  def __call__(
+    self,
+    z: Float[Array, "batch height width channels"],
+    t: Float[Array, " batch"] | Float[Array, ""],
+    known: Mapping[str, tuple[Float[Array, " batch"], Float[Array, "batch ..."]]],
+    train: bool = False,
+  ) -> tuple[Float[Array, "batch height width channels"], dict[str, Float[Array, "batch ..."]]]:
+    """Predicts the noise, and each modality.
+
+    Args:
+      z: points of the shared space.
+      t: times in [0, 1].
+      known: for an informed network (flag, value) of modalities; the flag is 1 in the rows in which
+        it is known and 0 elsewhere. What is not in it is nowhere known.
+      train: whether dropout is on.
+
+    Returns:
+      The noise, and for each modality the mean of its value, or logits.
+    """
+    inputs = [z]
+    if self.informed:
+      encoded = self.encode({name: value for name, (_, value) in known.items()})
+      for part in self.parts:
+        if part.name in known:
+          flag = jnp.broadcast_to(known[part.name][0][:, None, None, None], (*z.shape[:-1], 1))
+          inputs += [flag * encoded[part.name], flag]
+        else:
+          inputs += [jnp.zeros_like(z), jnp.zeros_like(z[..., :1])]
+    hidden = self.backbone(jnp.concatenate(inputs, axis=-1), t, train)
+    predicted = {
+      part.name: self.part_heads[part.name](*hidden).reshape(-1, *part.shape)
+      for part in self.parts
+      if self.heads
+    }
+    return self.noise_head(*hidden), predicted
+
+  def initialise(self, values: Values) -> None:
+    """Meets all parameters, for `init`."""
+    self.encode(values)
+    rows = len(next(iter(values.values())))
+    self(jnp.zeros((rows, *self.space)), jnp.zeros(rows), {})

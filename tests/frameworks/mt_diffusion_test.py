@@ -1,0 +1,442 @@
+"""MT-Diffusion: its parts, tasks and ways to sample. Its laws are in tests/laws."""
+
+import functools
+import itertools
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import mt_diffusion as config_lib
+from mmdiff_jax import modalities as modalities_lib, shared_space, solvers
+from mmdiff_jax.errors import UserError
+from mmdiff_jax.frameworks import base, mt_diffusion, mt_diffusion_bound
+
+
+def show(x):
+  return str(x)
+
+
+SHAPE = (4, 6, 2)
+DIGIT = modalities_lib.Modality("digit", "image", SHAPE, show)
+LABEL = modalities_lib.Modality("label", "label", (), show, num_classes=3)
+OTHERS = (
+  modalities_lib.Modality("other", "image", SHAPE, show),
+  modalities_lib.Modality("grey", "image", (4, 6, 1), show),
+  modalities_lib.Modality("mask", "mask", (4, 6), show, num_classes=5),
+  modalities_lib.Modality("vector", "trajectory", (7,), show),
+)
+ENCODERS = {"other": "identity", "grey": "embedding", "mask": "embedding", "vector": "frozen"}
+ROWS = 6
+KEY = jax.random.key(0)
+
+
+class Tiny(nn.Module):
+  """Stands in for the U-Net, pixel by pixel."""
+
+  @nn.compact
+  def __call__(self, z, t, train=False):
+    t = jnp.broadcast_to(jnp.reshape(t, (-1, 1, 1, 1)), (*z.shape[:3], 1))
+    h = jnp.tanh(nn.Dense(8)(jnp.concatenate([z, t], axis=-1)))
+    return h, jnp.tanh(nn.Dense(4)(h.mean(axis=(1, 2), keepdims=True)))
+
+
+@pytest.fixture(autouse=True)
+def tiny_backbone(monkeypatch):
+  monkeypatch.setattr(mt_diffusion, "_backbone", lambda config: Tiny())
+
+
+def tiny(**changes):
+  config = config_lib.get_config("label_digits")
+  config.process.update({"betas": "cosine", "num": 20})
+  config.sampling.steps = 3
+  config.training.update({"steps": 2, "batch_size": ROWS})
+  config.unlock()
+  for name, value in changes.items():
+    *parents, leaf = name.split("__")
+    functools.reduce(getattr, parents, config)[leaf] = value
+  return config
+
+
+def data(modalities=(DIGIT, LABEL), rows=ROWS):
+  rng = np.random.default_rng(0)
+  return {
+    m.name: rng.integers(0, m.num_classes, (rows, *m.shape)).astype(np.int32)
+    if m.num_classes
+    else rng.uniform(size=(rows, *m.shape)).astype(np.float32)
+    for m in modalities
+  }
+
+
+def made(config, modalities=(DIGIT, LABEL)):
+  """The model, the framework, and parameters that are not at their zeros."""
+  framework = mt_diffusion.build(config, modalities)
+  batch = {name: jnp.asarray(x) for name, x in data(modalities).items()}
+  params = jax.jit(framework.stages[0].init)(jax.random.key(0), {}, batch)
+  leaves, tree = jax.tree.flatten(params)
+  rng = np.random.default_rng(1)
+  leaves = [x + 0.3 * rng.normal(size=x.shape).astype(np.float32) for x in leaves]
+  return mt_diffusion.model_of(config, modalities), framework, jax.tree.unflatten(tree, leaves)
+
+
+def loss_of(model, params, batch):
+  return jax.jit(functools.partial(mt_diffusion.loss, model))(params, KEY, batch)
+
+
+def jitted(framework):
+  return jax.jit(framework.sample, static_argnums=(3, 4, 5))
+
+
+def sampling(**changes):
+  return base.Sampling(**{"solver": solvers.ancestral, "steps": 3, **changes})
+
+
+# --- training
+
+
+def test_stage_trains_the_network_on_the_data_as_they_are():
+  _, framework, params = made(tiny())
+  (stage,) = framework.stages
+  constants, examples = stage.prepare({}, data() | {"unused": np.zeros(3)})
+  assert constants == {}
+  assert set(examples) == {"digit", "label"}
+  assert set(params) == set(stage.trainable) == {"network"}
+
+
+def test_loss_is_the_weighted_sum_of_its_terms():
+  model, _, params = made(tiny(parts__label__weight=0.25, parts__digit__weight=2.0))
+  loss, terms = loss_of(model, params, data())
+  total = terms["loss_eps"] + 2.0 * terms["loss_digit"] + 0.25 * terms["loss_label"]
+  np.testing.assert_allclose(loss, total, rtol=1e-6)
+
+
+def test_what_the_heads_are_shown_has_no_loss():
+  model, _, params = made(tiny(network__known_prob=1.0))
+  _, terms = loss_of(model, params, data())
+  assert terms["loss_digit"] == terms["loss_label"] == 0
+  assert terms["loss_eps"] > 0
+
+
+def encoder_slope(**changes):
+  model, _, params = made(tiny(**changes))
+  grads = jax.grad(lambda p: loss_of(model, p, data())[0])(params)
+  return float(jnp.abs(grads["network"]["params"]["encoder_label"]).max())
+
+
+@pytest.mark.parametrize(
+  ("changes", "learns"),
+  [
+    ({}, True),
+    ({"process__aggregation": "steps"}, True),
+    ({"stop_gradient": True}, False),
+    ({"parts__label__encoder": "frozen"}, False),
+  ],
+)
+def test_encoders_learn_through_z_unless_stopped_or_frozen(changes, learns):
+  uninformed = {"network__informed": False, "sampling__mode": "replacement"}
+  assert (encoder_slope(**uninformed, **changes) > 1e-6) == learns
+
+
+def test_what_is_stopped_still_learns_from_what_is_known():
+  assert encoder_slope(stop_gradient=True, network__known_prob=0.5) > 1e-6
+
+
+def test_all_kinds_of_modality_have_encoders_and_heads():
+  config = tiny()
+  for name, encoder in ENCODERS.items():
+    config.parts[name] = {"encoder": encoder, "omega": 0.1, "weight": 1.0}
+  modalities = (DIGIT, LABEL, *OTHERS)
+  model, framework, params = made(config, modalities)
+  _, terms = loss_of(model, params, data(modalities))
+  assert set(terms) == {"loss_eps", *(f"loss_{m.name}" for m in modalities)}
+  assert np.isfinite(list(terms.values())).all()
+  names = tuple(m.name for m in modalities)
+  out = jitted(framework)(params, KEY, {}, names, ROWS, sampling())
+  for m in modalities:
+    assert out[m.name].shape == (ROWS, *m.shape)
+    assert out[m.name].dtype == data(modalities)[m.name].dtype
+  values = mt_diffusion.values_of(model, data(modalities))
+  encoded = model.network.apply(params["network"], values, method="encode")
+  for m in modalities:
+    assert encoded[m.name].shape == (ROWS, *SHAPE)
+
+
+def test_embeddings_keep_their_size():
+  model, _, params = made(tiny())
+  params = jax.tree.map(lambda x: 100 * x, params)
+  values = {"label": jnp.eye(3)}
+  encoded = model.network.apply(params["network"], values, method="encode")["label"]
+  np.testing.assert_allclose(jnp.mean(encoded**2), 1, rtol=1e-5)
+
+
+def test_encoders_are_affine():
+  """So that the encoded mean is the mean of what is encoded, as rebuilding z_0 wants it."""
+  model, _, params = made(tiny())
+  encode = functools.partial(model.network.apply, params["network"], method="encode")
+  share = jnp.array([[0.2, 0.5, 0.3]])
+  each = encode({"label": jnp.eye(3)})["label"]
+  np.testing.assert_allclose(
+    encode({"label": share})["label"][0], jnp.tensordot(share[0], each, 1), atol=1e-5
+  )
+
+
+# --- tasks
+
+
+@pytest.mark.parametrize("task", ["single", "augmented"])
+def test_without_heads_only_the_main_modality_is_there(task):
+  model, framework, params = made(tiny(task=task))
+  assert framework.modalities == (DIGIT,)
+  _, terms = loss_of(model, params, data())
+  assert set(terms) == {"loss_eps"}
+  assert not [name for name in params["network"]["params"] if "label" in name]
+  out = jitted(framework)(params, KEY, {}, ("digit",), ROWS, sampling())
+  assert out["digit"].shape == (ROWS, *SHAPE)
+
+
+@pytest.mark.parametrize("aggregation", mt_diffusion.AGGREGATIONS)
+def test_no_shared_space_leaves_the_main_modality_alone_in_it(aggregation):
+  model, _, _ = made(tiny(parts__label__omega=0.0, process__aggregation=aggregation))
+  digit, label = jnp.ones((2, *SHAPE)), 5 * jnp.ones((2, *SHAPE))
+  z0, total = mt_diffusion.aggregate(model, {"digit": digit, "label": label})
+  np.testing.assert_array_equal(z0, digit)
+  np.testing.assert_array_equal(total, 0 * digit)
+
+
+def test_aggregates():
+  digit, label = jnp.ones((2, *SHAPE)), 5 * jnp.ones((2, *SHAPE))
+  found = {
+    aggregation: mt_diffusion.aggregate(
+      made(tiny(process__aggregation=aggregation))[0], {"digit": digit, "label": label}
+    )
+    for aggregation in mt_diffusion.AGGREGATIONS
+  }
+  np.testing.assert_allclose(found["start"][0], 3.5 * digit)
+  np.testing.assert_array_equal(found["start"][1], 0 * digit)
+  np.testing.assert_allclose(found["steps"][0], digit)
+  np.testing.assert_allclose(found["steps"][1], 2.5 * digit)
+
+
+def test_masks_hide_what_they_say():
+  shape = (200, 4, 6)
+  random, half, complete = (
+    np.asarray(mt_diffusion.visible(KEY, kind, 0.25, shape))[..., 0] for kind in mt_diffusion.MASKS
+  )
+  np.testing.assert_array_equal(random.sum(axis=(1, 2)), 18)
+  np.testing.assert_allclose(random.mean(0), 0.75, atol=0.15)
+  assert len(np.unique(random.reshape(200, -1), axis=0)) > 150
+  halves = np.unique(half.reshape(200, -1), axis=0)
+  assert len(halves) == 4
+  np.testing.assert_array_equal(halves.sum(1), 12)
+  assert not complete.any()
+
+
+def test_augmentation_masks_a_share_of_the_images():
+  masking = tiny(masking__share=0.25).masking
+  value = jnp.ones((2000, *SHAPE))
+  visible = np.asarray(mt_diffusion.augment(KEY, masking, value)).mean(axis=(1, 2, 3))
+  assert set(np.unique(visible)) == {0.5, 1.0}
+  assert np.mean(visible == 0.5) == pytest.approx(0.25, abs=0.04)
+
+
+# --- generation
+
+
+@pytest.mark.parametrize(
+  ("mode", "aggregation"), list(zip(mt_diffusion.MODES, mt_diffusion.AGGREGATIONS, strict=True))
+)
+def test_any_subset_from_any_other(mode, aggregation):
+  _, framework, params = made(tiny(process__aggregation=aggregation, sampling__mode=mode))
+  run = jitted(framework)
+  for given, targets in (((), ("digit", "label")), (("digit",), ("label",))):
+    rows = {name: data()[name] for name in given}
+    out = run(params, KEY, rows, targets, ROWS, sampling())
+    assert set(out) == set(targets)
+    assert all(np.isfinite(x).all() for x in out.values())
+  one, other = (
+    run(params, KEY, {"label": np.full(ROWS, y, np.int32)}, ("digit",), ROWS, sampling())["digit"]
+    for y in (0, 1)
+  )
+  assert np.abs(one - other).max() > 1e-4
+  assert one.min() >= 0
+  assert one.max() <= 1
+
+
+def test_a_label_to_be_predicted_is_not_in_the_aggregate():
+  """z_0 has the given image and the head's probabilities, no more."""
+  model, _, params = made(tiny())
+  z, t = jax.random.normal(KEY, (ROWS, *SHAPE)), jnp.float32(0.5)
+  digit = 2 * jnp.asarray(data()["digit"]) - 1
+  shown = {"digit": (jnp.ones(ROWS), digit)}
+  _, predicted = model.network.apply(params["network"], z, t, shown)
+  share = {"label": jax.nn.softmax(predicted["label"])}
+  label = model.network.apply(params["network"], share, method="encode")["label"]
+  z0, _ = mt_diffusion.estimate(model, params, z, t, {"digit": digit}, informed=True)
+  np.testing.assert_allclose(z0, digit + 0.5 * label, atol=1e-5)
+
+
+def test_with_nothing_known_the_noise_says_where_z_began():
+  model, _, params = made(tiny())
+  z, t = jax.random.normal(KEY, (ROWS, *SHAPE)), jnp.float32(0.5)
+  eps, _ = model.network.apply(params["network"], z, t, {})
+  z0, _ = mt_diffusion.estimate(model, params, z, t, {}, informed=True)
+  np.testing.assert_array_equal(z0, model.process.start(z, eps, jnp.zeros_like(z), t))
+
+
+def test_heads_see_what_is_known_in_the_informed_mode_only():
+  model, _, params = made(tiny())
+  z, t = jax.random.normal(KEY, (ROWS, *SHAPE)), jnp.float32(0.5)
+
+  def label(known, informed):
+    _, values = mt_diffusion.read(model, params, z, t, known, informed=informed)
+    return values["label"]
+
+  known = {"digit": 2 * jnp.asarray(data()["digit"]) - 1}
+  np.testing.assert_array_equal(label(known, False), label({}, False))
+  assert np.abs(label(known, True) - label({}, False)).max() > 1e-4
+
+
+def test_flag_of_0_hides_the_value():
+  model, _, params = made(tiny())
+  z, t = jax.random.normal(KEY, (ROWS, *SHAPE)), jnp.full(ROWS, 0.5)
+  digit = 2 * jnp.asarray(data()["digit"]) - 1
+  apply = functools.partial(model.network.apply, params["network"], z, t)
+  hidden, none = apply({"digit": (jnp.zeros(ROWS), digit)})[0], apply({})[0]
+  np.testing.assert_allclose(hidden, none, atol=1e-6)
+  # Flags are each row's own.
+  first = apply({"digit": (jnp.eye(ROWS)[0], digit)})[0]
+  np.testing.assert_allclose(first[1:], none[1:], atol=1e-6)
+  assert np.abs(first[0] - none[0]).max() > 1e-4
+
+
+@pytest.mark.parametrize("solver", [solvers.ancestral, solvers.heun])
+def test_evaluations_are_those_that_run(solver, monkeypatch):
+  _, _, params = made(tiny())
+  calls = []
+
+  class Counting(Tiny):
+    @nn.compact
+    def __call__(self, z, t, train=False):
+      jax.debug.callback(lambda: calls.append(1))
+      return super().__call__(z, t, train)
+
+  monkeypatch.setattr(mt_diffusion, "_backbone", lambda config: Counting())
+  framework = mt_diffusion.build(tiny(), (DIGIT, LABEL))
+  settings = sampling(solver=solver)
+  given = {"label": data()["label"]}
+  jax.block_until_ready(jitted(framework)(params, KEY, given, ("digit",), ROWS, settings))
+  jax.effects_barrier()
+  assert len(calls) == framework.evaluations(("label",), ("digit",), settings)
+
+
+def test_reconstruction_is_the_data():
+  _, framework, params = made(tiny())
+  for name, x in framework.reconstruct(params, data()).items():
+    np.testing.assert_array_equal(x, data()[name])
+
+
+def test_report_has_joint_samples_and_the_main_modality_from_the_others():
+  _, framework, params = made(tiny())
+  shown = framework.stages[0].report(params, KEY, data())
+  assert set(shown) == {"joint", "from_label"}
+  assert set(shown["joint"]) == set(shown["from_label"]) == {"digit", "label"}
+  np.testing.assert_array_equal(shown["from_label"]["label"], data()["label"])
+
+
+# --- the bound
+
+
+def test_levels_are_a_law():
+  x = jnp.arange(256)[:, None] / 255
+  for mean, deviation in itertools.product((-1.2, 0.1, 0.9), (0.003, 0.1, 3.0)):
+    log_p = mt_diffusion_bound._log_level(x, jnp.full((256, 1), mean), deviation)
+    assert np.isfinite(log_p).all()
+    np.testing.assert_allclose(jnp.exp(log_p).sum(), 1, rtol=2e-3)
+
+
+def test_bound_of_an_image_and_a_label():
+  model, _, params = made(tiny())
+  deviations = jax.jit(functools.partial(mt_diffusion_bound.residuals, model))(params, KEY, data())
+  assert set(deviations) == {"digit"}
+  bound = jax.jit(functools.partial(mt_diffusion_bound.bound, model))
+  terms = bound(params, KEY, data(), deviations)
+  assert set(terms) == {"prior", "steps", "nll_digit", "nll_label", "total", "bits_per_dim"}
+  assert all(term > 0 for term in terms.values())
+  bits = terms["total"] / (np.log(2) * np.prod(SHAPE))
+  np.testing.assert_allclose(terms["bits_per_dim"], bits, rtol=1e-6)
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"task": "none"}, "multi, single, augmented"),
+    ({"process__aggregation": "none"}, "start, steps"),
+    ({"process__betas": "none"}, "linear, cosine"),
+    ({"process__weights": "none"}, "linear, constant"),
+    ({"sampling__mode": "none"}, "replacement, informed"),
+    ({"sampling__solver": "none"}, "ancestral"),
+    ({"sampling__steps": 21}, "from 2 to"),
+    ({"sampling__steps": 1}, "from 2 to"),
+    ({"sampling__guidance": 2.0}, "neither guidance"),
+    ({"sampling__order": (("label",),)}, "neither guidance"),
+    ({"network__informed": False}, "'replacement', or train"),
+    ({"process__aggregation": "steps", "sampling__solver": "ddim"}, "only the solver 'ancestral'"),
+    ({"main": "none"}, "config.main names 'none'"),
+    ({"main": "label"}, "must be an image"),
+    ({"parts__label__encoder": "none"}, "identity, embedding, frozen"),
+    ({"parts__label__encoder": "identity"}, r"shape \(3,\) and the shared space \(4, 6, 2\)"),
+    ({"parts__digit__encoder": "embedding"}, "by the identity"),
+    ({"parts": {"digit": {}}}, "config.modalities names 'label'"),
+    ({"process__betas": "linear", "process__num": 100}, r"not N\(0, I\).*sqrt\(abar_T\)"),
+    (
+      {
+        "process__betas": "linear", "process__num": 1000,
+        "process__aggregation": "steps", "process__weights": "constant",
+      },
+      r"not N\(0, I\)",
+    ),
+    ({"task": "augmented", "masking__hidden": 0.0}, "hide nothing"),
+    ({"task": "augmented", "masking__hidden": 1.0}, "hide all"),
+    ({"task": "augmented", "masking__kinds": ()}, "no image is masked"),
+    ({"task": "augmented", "masking__share": 0.0}, "no image is masked"),
+    ({"task": "augmented", "masking__kinds": ("none",)}, "random, half, complete"),
+  ],
+)  # fmt: skip
+def test_bad_configs_are_refused(changes, message):
+  with pytest.raises(UserError, match=message):
+    mt_diffusion.build(tiny(**changes), (DIGIT, LABEL))
+
+
+def test_linear_weights_pass_where_constant_ones_do_not():
+  mt_diffusion.build(
+    tiny(process__betas="linear", process__num=1000, process__aggregation="steps"), (DIGIT, LABEL)
+  )
+
+
+def test_representation_of_the_wrong_size_is_refused():
+  vector = OTHERS[-1]
+  config = tiny(parts__vector={"encoder": "embedding", "omega": 1.0, "weight": 1.0})
+  _, framework, params = made(config, (DIGIT, vector))
+  wrong = data((DIGIT, vector)) | {"vector": np.zeros((ROWS, 9), np.float32)}
+  with pytest.raises(UserError, match=r"'vector'.*\(9,\).*\(7,\)"):
+    framework.stages[0].prepare({}, wrong)
+  with pytest.raises(UserError, match=r"'vector'.*\(9,\).*\(7,\)"):
+    given = {"vector": wrong["vector"]}
+    framework.sample(params, KEY, given, ("digit",), ROWS, sampling())
+
+
+def test_target_that_is_given_is_refused():
+  _, framework, params = made(tiny())
+  with pytest.raises(UserError, match="withheld"):
+    framework.sample(params, KEY, data(), ("label",), ROWS, sampling())
+
+
+def test_process_wants_a_weight_an_entry():
+  table = made(tiny())[0].process.table
+  with pytest.raises(ValueError, match="3 weights for a table of 20"):
+    shared_space.Process(table, (0.0, 0.0, 0.0))

@@ -1,0 +1,395 @@
+"""MT-Diffusion's own laws, against closed forms on Gaussians and a mixture of them."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import mt_diffusion as config_lib
+from mmdiff_jax import modalities as modalities_lib, multitime, schedules, shared_space, solvers
+from mmdiff_jax.frameworks import base, mt_diffusion, mt_diffusion_bound
+
+TABLE = schedules.Table(schedules.betas_linear(12, beta_min=0.02, beta_max=0.6))
+WEIGHTS = (0.5, -0.2, 0.0, 0.3, 1.0, 0.1, 0.4, 0.0, -0.6, 0.2, 0.3, 0.7)
+PROCESS = shared_space.Process(TABLE, WEIGHTS)
+DDPM = schedules.Table(schedules.betas_linear(1000))
+CORRELATED = np.array([[1.0, 0.8], [0.8, 1.0]])
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+  with jax.enable_x64(True):
+    yield
+
+
+def at(*index, size=12):
+  return [jnp.asarray(i / size) for i in index]
+
+
+def joint_law(z0, aggregate):
+  """Means and covariance of (z_1, .., z_T) given z_0 and E, step by step, by (1)."""
+  alphas, size = 1 - np.array(TABLE.betas), len(WEIGHTS)
+  mean, covariance = [], np.zeros((size, size))
+  for t, (alpha, w) in enumerate(zip(alphas, WEIGHTS, strict=True)):
+    before = mean[-1] if t else z0
+    mean.append(np.sqrt(alpha) * (before + w * aggregate))
+    if t:
+      covariance[t, :t] = covariance[:t, t] = np.sqrt(alpha) * covariance[t - 1, :t]
+    covariance[t, t] = alpha * covariance[t - 1, t - 1] * (t > 0) + 1 - alpha
+  return np.array(mean), covariance
+
+
+PAIRS = np.array(list(itertools.combinations(range(1, 13), 2)))
+
+
+def test_marginal_is_the_recursion_s():
+  mean, covariance = joint_law(0.7, -1.3)
+  z0, aggregate = jnp.full((12, 1), 0.7), jnp.full((12, 1), -1.3)
+  got, deviation = PROCESS.marginal(z0, aggregate, jnp.arange(1, 13) / 12)
+  np.testing.assert_allclose(got[:, 0], mean, rtol=0, atol=1e-12)
+  np.testing.assert_allclose(deviation[:, 0] ** 2, np.diag(covariance), rtol=0, atol=1e-12)
+
+
+def test_posterior_is_bayes_rule_s_at_any_stride():
+  mean, covariance = joint_law(0.7, -1.3)
+  s, t = PAIRS.T - 1
+  z0, aggregate, z = (jnp.full((len(s), 1), value) for value in (0.7, -1.3, 0.4))
+  times = jnp.asarray(t + 1) / 12, jnp.asarray(s + 1) / 12
+  gain = covariance[s, t] / covariance[t, t]
+  expected = mean[s] + gain * (0.4 - mean[t]), covariance[s, s] - gain * covariance[s, t]
+  eps = jnp.asarray((0.4 - mean[t]) / np.sqrt(covariance[t, t]))[:, None]
+  slope = covariance[s, t] / covariance[s, s]
+  ahead = mean[t] + slope * (0.4 - mean[s]), covariance[t, t] - slope * covariance[s, t]
+  for got, truth in (
+    (PROCESS.posterior(z, z0, aggregate, *times), expected),
+    (PROCESS.posterior_eps(z, eps, aggregate, *times), expected),
+    (PROCESS.step(z, aggregate, *times[::-1]), ahead),
+    ((PROCESS.start(z, eps, aggregate, times[0]),), (np.full(len(s), 0.7),)),
+  ):
+    np.testing.assert_allclose(got[0][:, 0], truth[0], rtol=0, atol=1e-12)
+    if len(truth) > 1:
+      np.testing.assert_allclose(got[1][:, 0] ** 2, truth[1], rtol=0, atol=1e-12)
+
+
+def test_last_step_is_the_start():
+  z0, aggregate, z = (jnp.full((1, 1), value) for value in (0.7, -1.3, 0.4))
+  mean, deviation = PROCESS.posterior(z, z0, aggregate, *at(5, 0))
+  assert mean == z0
+  assert deviation == 0.0
+
+
+def test_without_weights_each_step_is_ddpm_to_the_bit():
+  """As XLA runs the operations one by one; compiled into one program both may round otherwise."""
+  process = shared_space.Process(TABLE, shared_space.no_weights(TABLE))
+  z, z0, aggregate = (
+    jnp.asarray(x, jnp.float32) for x in np.random.default_rng(0).normal(size=(3, 50, 3))
+  )
+  ours = shared_space.posterior_sampling(process)
+  denoiser = solvers.from_x0(lambda x, t: {"z": z0}, TABLE)
+  for s, t in ((0, 1), (3, 11)):
+    times = ({"z": jnp.asarray(i / 12, jnp.float32)} for i in (t, s))
+    args = (TABLE, {"z": z}, *times, ())
+    key = jax.random.key(9)
+    theirs = solvers.ancestral.step(key, denoiser, *args)[0]["z"]
+    found = ours.step(key, lambda x, t: ({"z": z0}, {"z": aggregate}), *args)[0]["z"]
+    np.testing.assert_array_equal(found, theirs)
+
+
+class Exact:
+  """Perfect heads for x = (x_a, x_b) ~ N(0, covariance), whose encoders are the identity."""
+
+  def __init__(self, process, covariance):
+    self.process, self.covariance = process, covariance
+
+  def apply(self, params, *args, method=None, **kwargs):
+    del params, kwargs
+    return args[0] if method == "encode" else self.predict(*args)
+
+  def predict(self, z, t, known):
+    a, sigma = self.process.table.alpha(t), self.process.table.sigma(t)
+    # z_t = a h (x_a, x_b) + sigma eps.
+    enters = 1.0 if self.process.plain else self.process.total(t)
+    h = jnp.stack([jnp.ones_like(enters), jnp.asarray(enters, z.dtype)], -1)
+    covariance, mean = self.covariance, jnp.zeros((*z.shape, 2))
+    for i, name in enumerate("ab"):
+      if name in known:
+        value, other = known[name][1], 1 - i
+        regression = covariance[:, i] / covariance[i, i]
+        mean = value[..., None] * regression
+        left = covariance[other, other] - regression[other] * covariance[i, other]
+        covariance = np.diag([left, 0.0] if i else [0.0, left])
+    gain = a * covariance @ h / (a**2 * h @ covariance @ h + sigma**2)
+    mean = mean + gain * (z - a * (mean @ h))[..., None]
+    return (z - a * (mean @ h)) / sigma, {"a": mean[..., 0], "b": mean[..., 1]}
+
+
+ONE = (1, 1, 1)
+GAUSSIAN = tuple(modalities_lib.Modality(n, k, ONE, str) for n, k in
+                 (("a", "image"), ("b", "trajectory")))  # fmt: skip
+
+
+def gaussian_model(aggregation, mode, table=DDPM, covariance=CORRELATED):
+  config = config_lib.get_config()
+  config.main, config.modalities = "a", ("a", "b")
+  part = {"encoder": "identity", "omega": 1.0, "weight": 1.0}
+  config.parts = {"a": part, "b": part}
+  config.process.aggregation, config.sampling.mode = aggregation, mode
+  config.process.num = len(table.betas)
+  weights = (
+    shared_space.no_weights(table)
+    if aggregation == "start"
+    else shared_space.linear_weights(table, 2.0)
+  )
+  process = shared_space.Process(table, weights)
+  return mt_diffusion.Model(config, GAUSSIAN, process, Exact(process, covariance))
+
+
+def moments(model, given, num_steps):
+  """Mean and variance of what is not given (1), without drawing: each step is affine."""
+  informed = model.config.sampling.mode == "informed"
+  target = "b" if given == "a" else "a"
+  times = jnp.asarray(model.process.grid(num_steps))
+  unit = jnp.array([0.0, 1.0]).reshape(2, *ONE)
+  known = {given: jnp.ones((2, *ONE))}
+
+  def step(law, ends):
+    mean, variance = law
+    start = mt_diffusion.estimate(model, {"network": None}, unit, ends[0], known, informed=informed)
+    moved, deviation = model.process.posterior(unit, *start, *ends)
+    offset, slope = moved[0], moved[1] - moved[0]
+    return (offset + slope * mean, slope**2 * variance + deviation**2), None
+
+  prior = (jnp.zeros(ONE), jnp.ones(ONE))
+  (mean, variance), _ = jax.lax.scan(step, prior, (times[:-1], times[1:]))
+  _, values = mt_diffusion.read(model, {"network": None}, unit, times[-1], known, informed=informed)
+  offset, slope = values[target][0], values[target][1] - values[target][0]
+  return float((offset + slope * mean).squeeze()), float((slope**2 * variance).squeeze())
+
+
+@pytest.mark.parametrize(
+  ("mode", "mean", "variance"), [("replacement", 0.994, 0.0003), ("informed", 0.800, 0.355)]
+)
+def test_known_modality_leads_with_the_stated_bias(mode, mean, variance):
+  """The truth is 0.8 and 0.36."""
+  got = moments(gaussian_model("start", mode), "a", 1000)
+  assert [round(got[0], 3), round(got[1], 4 if mode == "replacement" else 3)] == [mean, variance]
+
+
+@pytest.mark.parametrize(("aggregation", "given"), [("start", "a"), ("steps", "b")])
+def test_informed_heads_reach_the_truth_as_steps_grow_many(aggregation, given):
+  """What is added in steps leaves z_t again as t falls, so there the main modality is judged."""
+  errors = []
+  for size in (500, 2000):
+    betas = schedules.betas_linear(size, beta_min=0.1 / size, beta_max=20 / size)
+    model = gaussian_model(aggregation, "informed", schedules.Table(betas))
+    mean, variance = moments(model, given, size)
+    assert mean == pytest.approx(0.8, abs=2e-3)
+    errors.append(abs(variance - 0.36))
+  assert errors[1] < 0.3 * errors[0]
+  assert errors[1] < 4e-3
+
+
+def test_modality_added_in_steps_is_read_as_its_mean():
+  """z_1 hardly has it, so that its head gives its mean given the main one: no spread is left."""
+  mean, variance = moments(gaussian_model("steps", "informed"), "a", 1000)
+  assert mean == pytest.approx(0.8, abs=2e-3)
+  assert variance < 0.01
+
+
+@pytest.mark.parametrize("mode", mt_diffusion.MODES)
+def test_samples_have_these_moments(mode):
+  model, num = gaussian_model("start", mode), 4000
+  sampling = base.Sampling(solvers.ancestral, 100)
+  given = {"a": jnp.ones((num, *ONE))}
+  out = mt_diffusion.sample(
+    model, {"network": None}, jax.random.key(0), given, ("b",), num, sampling
+  )
+  x = 2 * np.asarray(out["b"]).ravel() - 1
+  mean, variance = moments(model, "a", 100)
+  assert x.mean() == pytest.approx(mean, abs=4 * (variance / num) ** 0.5 + 1e-6)
+  assert x.var() == pytest.approx(variance, rel=4 * (2 / num) ** 0.5)
+
+
+@pytest.mark.parametrize("aggregation", mt_diffusion.AGGREGATIONS)
+def test_both_forms_are_one_with_nothing_known(aggregation):
+  model = gaussian_model(aggregation, "replacement")
+  z = jax.random.normal(jax.random.key(0), (6, *ONE))
+  t = jnp.asarray(0.3)
+  z0, aggregate = mt_diffusion.estimate(model, {"network": None}, z, t, {}, informed=False)
+  eps, values = mt_diffusion.read(model, {"network": None}, z, t, {}, informed=False)
+  rebuilt = mt_diffusion.aggregate(model, values)
+  np.testing.assert_allclose(z0, rebuilt[0], atol=1e-9)
+  np.testing.assert_allclose(aggregate, rebuilt[1], atol=1e-9)
+  s = jnp.asarray(0.29)
+  for x0_form, eps_form in zip(
+    model.process.posterior(z, z0, aggregate, t, s),
+    model.process.posterior_eps(z, eps, aggregate, t, s),
+    strict=True,
+  ):
+    np.testing.assert_allclose(x0_form, eps_form, atol=1e-9)
+
+
+@pytest.mark.parametrize("aggregation", mt_diffusion.AGGREGATIONS)
+def test_bound_on_a_gaussian(aggregation):
+  """Closed form by the covariance of (z_0, E) given z_t; nothing of the code's process enters."""
+  betas = np.array(schedules.betas_cosine(30))
+  # Small, so that next to no image leaves [0, 1].
+  covariance = 0.04 * CORRELATED
+  model = gaussian_model(aggregation, "replacement", schedules.Table(tuple(betas)), covariance)
+  num, deviations = 20_000, {"a": 0.1, "b": 0.2}
+  x = np.random.default_rng(0).multivariate_normal([0, 0], covariance, num)
+  batch = {n: jnp.asarray(0.5 * (x[:, i] + 1)).reshape(num, *ONE) for i, n in enumerate("ab")}
+  got = jax.jit(
+    lambda key: mt_diffusion_bound.bound(model, {"network": None}, key, batch, deviations)
+  )(jax.random.key(0))
+
+  a = np.concatenate([[1], np.sqrt(np.cumprod(1 - betas))])
+  sigma2 = 1 - a**2
+  w = np.zeros(30) if aggregation == "start" else 2.0 * a[:-1] / 30
+  W = np.concatenate([[0], np.cumsum(w / a[:-1])])
+  mix = np.array([[1, 1], [0, 0]]) if aggregation == "start" else np.eye(2)
+  spread = mix @ covariance @ mix.T
+
+  def left(t):
+    """Covariance of (z_0, E), and of x, given z_t."""
+    h = np.array([1, W[t]])
+    variance = a[t] ** 2 * h @ spread @ h + sigma2[t]
+    gains = (spread @ h, covariance @ mix.T @ h)
+    return tuple(
+      full - a[t] ** 2 * np.outer(g, g) / variance
+      for full, g in zip((spread, covariance), gains, strict=True)
+    )
+
+  end = np.array([1, W[30]])
+  prior = 0.5 * (a[30] ** 2 * end @ spread @ end + sigma2[30] - 1 - np.log(sigma2[30]))
+  steps = 0.0
+  for t in range(2, 31):
+    s, beta = t - 1, betas[t - 1]
+    on_z = np.sqrt(1 - beta) * sigma2[s] / sigma2[t]
+    on_start = beta * a[s] / sigma2[t]
+    c = np.array([on_start, on_start * W[s] - on_z * np.sqrt(1 - beta) * w[t - 1]])
+    steps += c @ left(t)[0] @ c / (2 * beta * sigma2[s] / sigma2[t])
+  np.testing.assert_allclose(got["prior"], prior, rtol=0.05, atol=1e-9)
+  np.testing.assert_allclose(got["steps"], steps, rtol=0.01)
+  ends = {
+    n: 0.5 * np.log(2 * np.pi * deviations[n] ** 2) + left(1)[1][i, i] / (2 * deviations[n] ** 2)
+    for i, n in enumerate("ab")
+  }
+  # An image's level has the width 2 / 255.
+  np.testing.assert_allclose(got["nll_a"], ends["a"] - np.log(2 / 255), rtol=0.01)
+  np.testing.assert_allclose(got["nll_b"], ends["b"], rtol=0.02)
+  total = sum(got[name] for name in ("prior", "steps", "nll_a", "nll_b"))
+  np.testing.assert_allclose(got["total"], total, rtol=1e-9)
+  np.testing.assert_allclose(got["bits_per_dim"], total / np.log(2), rtol=1e-9)
+  # It is a bound on the law itself.
+  entropy = 0.5 * np.log(np.linalg.det(2 * np.pi * np.e * covariance)) - np.log(2 / 255)
+  assert got["total"] > entropy
+  errors = mt_diffusion_bound.residuals(model, {"network": None}, jax.random.key(1), batch)
+  for i, n in enumerate("ab"):
+    np.testing.assert_allclose(errors[n] ** 2, left(1)[1][i, i], rtol=0.04)
+
+
+MEANS, SHARES, SPREAD, EMBEDDED = (
+  jnp.array([-0.6, 0.1, 0.5]),
+  np.array([0.2, 0.5, 0.3]),
+  0.05,
+  np.array([0.3, -0.2, 0.4]),
+)
+
+
+class Mixture:
+  """Perfect heads for x | y ~ N(mean of y, spread) and z_0 = x + embedded y.
+
+  The parameters are a scale and a shift of the label's logits.
+  """
+
+  def __init__(self, table):
+    self.table = table
+
+  def apply(self, params, *args, method=None, **kwargs):
+    del kwargs
+    if method == "encode":
+      table = jnp.asarray(EMBEDDED)
+      encoded = {"digit": args[0]["digit"]}
+      return encoded | {"label": (args[0]["label"] @ table).reshape(-1, *ONE)}
+    z, t, _ = args
+    a, sigma = (level(t)[:, None] for level in (self.table.alpha, self.table.sigma))
+    variance = a**2 * SPREAD + sigma**2
+    error = z.reshape(-1, 1) - a * (MEANS + EMBEDDED)
+    logits = jnp.log(SHARES) - 0.5 * error**2 / variance
+    share = jax.nn.softmax(logits)
+    x = (share * (MEANS + a * SPREAD / variance * error)).sum(-1)
+    eps = (share * sigma * error / variance).sum(-1)
+    rows = (-1, *ONE)
+    return eps.reshape(rows), {"digit": x.reshape(rows), "label": params[0] * logits + params[1]}
+
+
+def test_posterior_of_the_label_is_what_minimises_the_loss():
+  """On a mixture it is known, and so is the least loss: the mean entropy of y given z_t."""
+  table = schedules.Table(schedules.betas_linear(20, beta_min=1e-3, beta_max=0.5))
+  config = config_lib.get_config()
+  config.network.informed = False
+  modalities = (
+    modalities_lib.Modality("digit", "image", ONE, str),
+    modalities_lib.Modality("label", "label", (), str, num_classes=3),
+  )
+  process = shared_space.Process(table, shared_space.no_weights(table))
+  config.parts.label.omega = 1.0
+  num = 50_000
+  rng = np.random.default_rng(0)
+  y = rng.choice(3, num, p=SHARES)
+  x = MEANS[y] + SPREAD**0.5 * rng.normal(size=num)
+  batch = {"digit": jnp.asarray(0.5 * (x + 1)).reshape(num, *ONE), "label": jnp.asarray(y)}
+  model = mt_diffusion.Model(config, modalities, process, Mixture(table))
+
+  @jax.jit
+  def terms(scale, shift):
+    """The label's loss with its slope, and that of eps."""
+
+    def of(change):
+      found = mt_diffusion.loss(model, {"network": change}, jax.random.key(0), batch)[1]
+      return found["loss_label"], found["loss_eps"]
+
+    return jax.value_and_grad(of, has_aux=True)((scale, shift))
+
+  (label, eps), slope = terms(1.0, jnp.zeros(3))
+  grid = np.linspace(-6, 6, 4001)
+  entropies, errors = [], []
+  for a in np.sqrt(np.cumprod(1 - np.array(table.betas))):
+    variance = a**2 * SPREAD + 1 - a**2
+    error = grid[:, None] - a * (MEANS + EMBEDDED)
+    each = SHARES * np.exp(-0.5 * error**2 / variance) / np.sqrt(2 * np.pi * variance)
+    density = each.sum(1, keepdims=True)
+    entropies.append(-np.trapezoid((each * np.log(each / density + 1e-300)).sum(1), grid))
+    # E |eps - E[eps | z]|^2 = 1 - E |E[eps | z]|^2.
+    mean = (each * error).sum(1) * np.sqrt(1 - a**2) / variance
+    errors.append(1 - np.trapezoid(mean**2 / density[:, 0], grid))
+  assert float(label) == pytest.approx(np.mean(entropies), abs=0.01)
+  assert float(eps) == pytest.approx(np.mean(errors), abs=0.02)
+  np.testing.assert_allclose(jnp.append(slope[1], slope[0]), 0, atol=8e-3)
+  for scale, shift in [(0.8, 0), (1.2, 0), (1.0, 0.2), (1.0, -0.2)]:
+    assert terms(scale, jnp.array([shift, 0.0, 0.0]))[0][0] > label + 1e-3
+
+
+def test_single_task_is_ddpm_to_the_last_point():
+  """Its last reading is the step to time 0, so that sampling is `solvers.sample`."""
+  model = gaussian_model("start", "replacement", TABLE)
+  model.config.task = "single"
+
+  class Alone:
+    def apply(self, params, z, *args, method=None, **kwargs):
+      return z if method == "encode" else (jnp.tanh(z) * args[0], {})
+
+  model = model._replace(network=Alone(), modalities=GAUSSIAN[:1])
+  key = jax.random.key(3)
+  out = mt_diffusion.sample(
+    model, {"network": None}, key, {}, ("a",), 64, base.Sampling(solvers.ancestral, 12)
+  )
+  prior_key, loop_key = jax.random.split(key)
+  z = multitime.normal_like(prior_key, "z", jnp.zeros((64, *ONE)))
+  denoiser = solvers.from_eps(lambda x, t: {"z": jnp.tanh(x["z"]) * t["z"]}, TABLE)
+  path = multitime.Path({"z": jnp.linspace(1.0, 0.0, 13)})
+  x = solvers.sample(loop_key, denoiser, TABLE, {"z": z}, path, solver=solvers.ancestral)["z"]
+  np.testing.assert_allclose(out["a"], jnp.clip(0.5 * (x + 1), 0, 1), rtol=0, atol=1e-12)
