@@ -1,10 +1,13 @@
 """MT-Diffusion's configs: `--config=configs/mt_diffusion.py:NAME`, where NAME is a task.
 
-Each function below has all that is chosen for a task; what they do not say is `_defaults`.
+Each function below has all that is chosen for a task; what they do not say is `_defaults`. Tasks
+whose names end in `digits` are trained on the data that come with the project.
 """
 
 import ml_collections
 from ml_collections import ConfigDict
+
+from mmdiff_jax.data import layouts
 
 
 def get_config(name: str = "label_digits") -> ConfigDict:
@@ -23,23 +26,125 @@ def get_config(name: str = "label_digits") -> ConfigDict:
 def _label(config):
   """An image and its class, generated together or from one another."""
   config.data.name = "mnist"
-  config.modalities = ("digit", "label")
-  config.main = "digit"
-  config.parts = {
-    "digit": _part("identity"),
-    "label": _part("embedding", omega=0.5, weight=0.1),
-  }
+  _parts(config, digit=_part("identity"), label=_part("embedding", omega=0.5, weight=0.1))
 
 
 def _label_digits(config):
   _label(config)
   config.data.name = "digits"
-  config.network.patch = 1
-  config.network.attention = (4,)
-  config.training.steps = 6000
 
 
-_PRESETS = {"label": _label, "label_digits": _label_digits}
+def _single(config):
+  """DDPM, which `label` is to be compared with: the image alone, by its noise."""
+  _label(config)
+  _parts(config, digit=_part("identity"))
+  config.heads = False
+
+
+def _augmented(config):
+  """`single` on images half of which are masked: what masks do without a head for them."""
+  _masked(config)
+  _parts(config, digit=_part("identity"))
+  config.heads = False
+  config.augment.modality = "masked"
+
+
+def _apart(config):
+  """`label` without the shared space: the label's head reads an image that has no label in it."""
+  _label(config)
+  config.parts.label.omega = 0.0
+
+
+def _masked(config):
+  """Masked-image training: an image, and the same one of which something is hidden."""
+  config.data.update({"name": "masked", "of": "mnist", "modality": "digit"})
+  config.data.kinds = ("random", "half", "complete")
+  config.data.hidden = 0.5
+  _parts(config, digit=_part("identity"), masked=_part("identity", omega=0.5, weight=0.5))
+  config.evaluation.draws = 4
+
+
+def _masked_digits(config):
+  _masked(config)
+  config.data.of = "digits"
+
+
+def _representation(config):
+  """An image and what a frozen network makes of it: `--config.data.file=FILE`; see README."""
+  config.data.update({"name": "represented", "of": "mnist", "size": 256})
+  config.data.file = ml_collections.config_dict.placeholder(str)
+  _parts(config, digit=_part("identity"), representation=_part("embedding", omega=0.5, weight=0.5))
+
+
+def _representation_digits(config):
+  _representation(config)
+  config.data.of = "digits"
+
+
+def _transition_digits(config):
+  """Image transition: a photo with a handwriting on it, and where the handwriting is."""
+  config.data.name = "digits"
+  _parts(config, scene=_part("identity"), mask=_part("embedding", omega=0.5, weight=0.5))
+
+
+def _camvid(config):
+  """Image transition: streets and their label maps in your folder `config.data.manual_dir`."""
+  _files(config, layouts.camvid_classes(size=(48, 64)))
+
+
+def _cityscapes(config):
+  _files(config, layouts.cityscapes(size=(32, 64)))
+  config.data.test_split = "val"
+
+
+def _night2day(config):
+  _files(config, layouts.night2day(size=(64, 64)))
+
+
+def _paired_images(config):
+  _files(config, layouts.paired_images(size=(64, 64)))
+
+
+def _files(config, columns):
+  """Image transition in a user's folder; the first column is the main one."""
+  config.data.name = "folder"
+  config.data.columns = ConfigDict(columns)
+  config.data.test_split = "test"
+  config.data.test_share = 0.1
+  # What of the start of a name is hashed for that: what has it in common comes into one split.
+  config.data.together = ".*"
+  config.data.incomplete = "refuse"
+  config.data.aligned = True
+  main, other = columns
+  encoder = "embedding" if columns[other]["read"] == "mask" else "identity"
+  _parts(config, **{main: _part("identity"), other: _part(encoder, omega=0.5, weight=0.5)})
+  config.network.update({"width": 32, "multipliers": (1, 2, 3), "patch": 2})
+  config.training.batch_size = 32
+
+
+_PRESETS = {
+  "label": _label,
+  "label_digits": _label_digits,
+  "single": _single,
+  "augmented": _augmented,
+  "apart": _apart,
+  "masked": _masked,
+  "masked_digits": _masked_digits,
+  "representation": _representation,
+  "representation_digits": _representation_digits,
+  "transition_digits": _transition_digits,
+  "camvid": _camvid,
+  "cityscapes": _cityscapes,
+  "night2day": _night2day,
+  "paired_images": _paired_images,
+}
+
+
+def _parts(config, **parts):
+  """The modalities, of which the first has the shared space's shape."""
+  config.modalities = tuple(parts)
+  config.main = config.modalities[0]
+  config.parts = ConfigDict(parts)
 
 
 def _part(encoder, *, omega=1.0, weight=1.0) -> ConfigDict:
@@ -52,17 +157,19 @@ def _defaults() -> ConfigDict:
   config = ConfigDict()
   config.framework = "mt_diffusion"
   config.seed = 0
-  # multi: all modalities, each with a head. single: the main one alone, which is DDPM. augmented:
-  # single, on images some of which are masked.
-  config.task = "multi"
+  # Whether modalities have heads; the main one can do without if it is alone, which is DDPM.
+  config.heads = True
 
   config.data = ConfigDict()
   config.data.data_dir = ml_collections.config_dict.placeholder(str)
   config.data.manual_dir = ml_collections.config_dict.placeholder(str)
 
+  # What comes in the main modality's place in a share of the examples; "" is nothing.
+  config.augment = ConfigDict({"modality": "", "share": 0.5})
+
   process = config.process = ConfigDict()
   # linear or cosine.
-  process.betas = "linear"
+  process.betas = "cosine"
   process.num = 1000
   # start: z_0 is the aggregate of all modalities, and w = 0. steps: z_0 is the main modality, and
   # each step adds w_t of the aggregate of the others.
@@ -73,28 +180,24 @@ def _defaults() -> ConfigDict:
   # Whether the encoders are kept from learning through z_t.
   config.stop_gradient = False
 
-  # Of augmented: the share of images that are masked, how (each at random), and how much of an
-  # image the random masks hide.
-  config.masking = ConfigDict({"share": 0.5, "kinds": ("random", "half"), "hidden": 0.5})
-
   network = config.network = ConfigDict()
-  # Whether the heads may see what is known, and the share of examples in which each modality is.
+  # Whether the heads may see what is known, and the share of examples in which something is.
   network.informed = True
-  network.known_prob = 0.3
+  network.known_prob = 0.5
   network.width = 32
   network.multipliers = (1, 2, 2)
   network.blocks = 1
-  network.attention = (7,)
+  network.attention = ()
   network.head_channels = 32
-  network.patch = 1
+  network.patch = 2
 
   config.training = ConfigDict(
     {
-      "steps": 20000,
+      "steps": 4000,
       "batch_size": 128,
       "learning_rate": 1e-3,
-      "warmup": 500,
-      "ema": 0.9995,
+      "warmup": 200,
+      "ema": 0.999,
       "b2": 0.99,
     }
   )
@@ -104,7 +207,7 @@ def _defaults() -> ConfigDict:
   # heads also see them.
   config.sampling.mode = "informed"
   config.sampling.solver = "ancestral"
-  config.sampling.steps = 100
+  config.sampling.steps = 50
   # This framework has neither guidance nor an order; both stay as they are.
   config.sampling.guidance = 1.0
   config.sampling.order = ()
@@ -115,6 +218,8 @@ def _defaults() -> ConfigDict:
   # Training steps of each classifier; None is each one's own number.
   config.evaluation.classifier_steps = ml_collections.config_dict.placeholder(int)
   config.evaluation.subsets = ()
+  # Samples of each example that is given.
+  config.evaluation.draws = 1
 
   config.monitor = ConfigDict()
   config.monitor.log_every = 100

@@ -1,7 +1,6 @@
 """What sampling and evaluation share: a trained run, and how to generate with it."""
 
 from collections.abc import Callable, Mapping, Sequence
-import importlib
 import time
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ import ml_collections
 import numpy as np
 
 from experiments import setup
+from mmdiff_jax.frameworks import base
 from mmdiff_jax.frameworks.base import Framework, Params, Sampling
 from mmdiff_jax.training import checkpoints
 
@@ -56,8 +56,7 @@ def load(workdir: str) -> Trained:
     if flag.value is not None:
       config.sampling[flag.name] = flag.value
   framework = setup.build(config)
-  method = importlib.import_module(f"mmdiff_jax.frameworks.{config.framework}")
-  sampling = method.sampling_of(config)
+  sampling = base.sampling_of(config)
   params = checkpoints.load_params(framework, workdir, ema=EMA.value)
   return Trained(config, framework, params, sampling, EMA.value)
 

@@ -104,6 +104,17 @@ def camvid(*, size: Size) -> Columns:
   )
 
 
+def camvid_classes(*, size: Size) -> Columns:
+  """Street and label map of CamVid in twelve classes: `SPLIT/X.png`, `SPLITannot/X.png`.
+
+  Its splits are train, val and test, which part the drives; class 11 is what has no class.
+  """
+  return {
+    "image": {"read": "image", "size": size, "place": "{split}"},
+    "mask": {"read": "mask", "size": size, "num_classes": 12, "place": "{split}annot"},
+  }
+
+
 def audiocaps(*, view: audio.LogMel, length: int, key: str = "youtube_id") -> Columns:
   """AudioCaps: `SPLIT.csv` with a column `caption`, and `SPLIT/ID.wav` by its column `key`.
 

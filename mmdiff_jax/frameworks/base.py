@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from mmdiff_jax import modalities as modalities_lib
+from mmdiff_jax import modalities as modalities_lib, solvers
+from mmdiff_jax.errors import UserError
 from mmdiff_jax.solvers import Solver
 
 Params = dict[str, Any]
@@ -118,3 +119,18 @@ class Framework:
   sample: Callable[..., dict[str, Any]]
   reconstruct: Callable[..., dict[str, Any]]
   evaluations: Callable[..., int]
+
+
+def sampling_of(config: Any) -> Sampling:
+  """The default way to sample, from `config.sampling`.
+
+  Raises:
+    UserError: an unknown solver.
+  """
+  name = config.sampling.solver
+  solver = solvers.ddim(0.0) if name == "ddim" else getattr(solvers, name, None)
+  if not isinstance(solver, solvers.Solver):
+    known = ["ddim", *(n for n, of in vars(solvers).items() if isinstance(of, solvers.Solver))]
+    raise UserError(f"There is no solver {name!r}. There are: {', '.join(known)}.")
+  order = tuple(tuple(group) for group in config.sampling.order)
+  return Sampling(solver, config.sampling.steps, config.sampling.guidance, order)

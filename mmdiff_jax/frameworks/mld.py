@@ -390,21 +390,6 @@ def _score_stage(config, modalities, codecs, generate) -> Stage:
 # ---------------------------------------------------------------------------- generation
 
 
-def sampling_of(config: Any) -> Sampling:
-  """The default way to sample, from `config.sampling`.
-
-  Raises:
-    UserError: an unknown solver.
-  """
-  name = config.sampling.solver
-  solver = solvers.ddim(0.0) if name == "ddim" else getattr(solvers, name, None)
-  if not isinstance(solver, solvers.Solver):
-    known = ["ddim", *(n for n, of in vars(solvers).items() if isinstance(of, solvers.Solver))]
-    raise UserError(f"There is no solver {name!r}. There are: {', '.join(known)}.")
-  order = tuple(tuple(group) for group in config.sampling.order)
-  return Sampling(solver, config.sampling.steps, config.sampling.guidance, order)
-
-
 def _groups(targets: Sequence[str], order: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
   """Targets in the order in which they are generated."""
   groups = [tuple(name for name in group if name in targets) for group in order]

@@ -20,7 +20,7 @@ Two ways to know (`config.sampling.mode`):
 
 * replacement: the heads see z_t alone. z_t is then not what the heads were trained on, since a
   known x_i says more of the others than z_t does: biased even with perfect heads.
-* informed: the heads also see what is known, each modality known in some examples in training.
+* informed: the heads also see what is known, as they are shown some modalities in training.
 
 Targets are read off the heads at the last step, as means (or likeliest classes). With the
 aggregation "start" z_1 has all modalities in it. With "steps" what was added has left z_t again at
@@ -38,16 +38,21 @@ import numpy as np
 
 from mmdiff_jax import multitime, schedules, shared_space, solvers
 from mmdiff_jax.errors import UserError
-from mmdiff_jax.frameworks.base import Batch, Framework, Params, Sampling, Settings, Stage
-from mmdiff_jax.frameworks.mld import sampling_of as sampling_of
+from mmdiff_jax.frameworks.base import (
+  Batch,
+  Framework,
+  Params,
+  Sampling,
+  sampling_of,
+  Settings,
+  Stage,
+)
 from mmdiff_jax.modalities import Modality
 from mmdiff_jax.networks.multitask import Multitask, Part
 from mmdiff_jax.networks.unet import UNet
 
-TASKS = ("multi", "single", "augmented")
 AGGREGATIONS = ("start", "steps")
 MODES = ("replacement", "informed")
-MASKS = ("random", "half", "complete")
 
 # What is diffused is one thing with one time; this is its name to the solvers.
 SPACE = "z"
@@ -58,7 +63,7 @@ class Model(NamedTuple):
 
   Attributes:
     config: of the run.
-    modalities: what is modelled: the main one alone where there are no heads.
+    modalities: what is modelled.
     process: the forward process.
     network: a `Multitask`.
   """
@@ -77,8 +82,7 @@ def build(config: Any, modalities: Sequence[Modality]) -> Framework:
     modalities: all that share the space, `config.main` among them.
 
   Returns:
-    The framework, of the one stage `mt_diffusion`. Without heads (the tasks "single" and
-    "augmented") it is a framework of the main modality alone.
+    The framework, of the one stage `mt_diffusion`.
 
   Raises:
     UserError: a choice in the config that does not exist or does not go with another, or a process
@@ -93,7 +97,6 @@ def build(config: Any, modalities: Sequence[Modality]) -> Framework:
 
 def model_of(config: Any, modalities: Sequence[Modality]) -> Model:
   """The process and the network of a config; arguments and errors as `build`."""
-  _check_choice("task", config.task, TASKS)
   _check_choice("process.aggregation", config.process.aggregation, AGGREGATIONS)
   _check_choice("sampling.mode", config.sampling.mode, MODES)
   found = {modality.name: modality for modality in modalities}
@@ -104,15 +107,16 @@ def model_of(config: Any, modalities: Sequence[Modality]) -> Model:
         f" config.parts ({', '.join(config.parts)})."
       )
   main = found[config.main]
-  if config.task != "multi":
-    found = {config.main: main}
+  if len(found) > 1 and not config.heads:
+    raise UserError(
+      f"config.heads is False and config.modalities has {', '.join(found)}. Only the main modality"
+      " can do without a head, since the noise says what it is: leave the others out."
+    )
   if len(main.shape) != 3 or main.num_classes:
     raise UserError(
       f"config.main is {main.name!r}, a {main.kind} of shape {main.shape}. The shared space has the"
       " main modality's shape and a U-Net works in it, so it must be an image."
     )
-  if config.task == "augmented":
-    _check_masking(config.masking, main.shape)
   parts = tuple(_part(modality, config.parts[name].encoder) for name, modality in found.items())
   if config.parts[config.main].encoder != "identity":
     raise UserError(
@@ -129,15 +133,15 @@ def model_of(config: Any, modalities: Sequence[Modality]) -> Model:
     backbone=_backbone(config),
     space=main.shape,
     parts=parts,
-    heads=config.task == "multi",
+    heads=config.heads,
     informed=_informed(config),
   )
   return Model(config, tuple(found.values()), _process(config, tuple(found)), network)
 
 
 def _informed(config) -> bool:
-  """Without heads nothing but the main modality is there to be known."""
-  return config.task == "multi" and config.network.informed
+  """A modality alone is never known."""
+  return config.network.informed and len(config.modalities) > 1
 
 
 def _check_choice(key, value, known):
@@ -195,7 +199,7 @@ def _value(modality: Modality, x) -> Float[Array, "batch ..."]:
   """A view as the value that a head predicts the mean of; see `networks/multitask.py`."""
   if modality.num_classes:
     return jax.nn.one_hot(x, modality.num_classes)
-  return 2.0 * jnp.asarray(x) - 1.0
+  return jnp.asarray(x) if modality.kind == "vector" else 2.0 * jnp.asarray(x) - 1.0
 
 
 def values_of(model: "Model", batch: Batch) -> dict[str, Array]:
@@ -207,6 +211,8 @@ def _view(modality: Modality, value) -> Array:
   """The model's view of a value, the likeliest class where there are several."""
   if modality.num_classes:
     return jnp.argmax(value, axis=-1).astype(jnp.int32)
+  if modality.kind == "vector":
+    return value
   x = 0.5 * (value + 1.0)
   return jnp.clip(x, 0.0, 1.0) if modality.kind == "image" else x
 
@@ -254,18 +260,21 @@ def loss(
   Args:
     model: from `model_of`.
     params: with the entry `network`.
-    key: draws times, noise, what is known, masks and dropout.
+    key: draws times, noise, what is known, what is augmented, and dropout.
     batch: arrays in the model's view.
 
   Returns:
     The loss, and its terms `loss_eps` and `loss_<modality>`, before their weights.
   """
   config, network = model.config, functools.partial(model.network.apply, params["network"])
-  t_key, noise_key, known_key, mask_key, dropout_key = jax.random.split(key, 5)
+  t_key, noise_key, known_key, augment_key, dropout_key = jax.random.split(key, 5)
   values = values_of(model, batch)
-  if config.task == "augmented":
-    values = {config.main: augment(mask_key, config.masking, values[config.main])}
   rows = len(values[config.main])
+  if config.augment.modality:
+    main = next(modality for modality in model.modalities if modality.name == config.main)
+    instead = jax.random.bernoulli(augment_key, config.augment.share, (rows, 1, 1, 1))
+    augmented = _value(main, batch[config.augment.modality])
+    values |= {config.main: jnp.where(instead, augmented, values[config.main])}
 
   z0, total = aggregate(model, network(values, method="encode"))
   if config.stop_gradient:
@@ -275,12 +284,7 @@ def loss(
   eps = multitime.normal_like(noise_key, SPACE, z0)
   mean, deviation = model.process.marginal(z0, total, t)
   prob = config.network.known_prob if _informed(config) else 0.0
-  flags = {
-    name: jax.random.bernoulli(multitime.modality_key(known_key, name), prob, (rows,)).astype(
-      jnp.float32
-    )
-    for name in values
-  }
+  flags = draw_known(known_key, tuple(values), rows, prob)
   shown = {name: (flags[name], value) for name, value in values.items()}
   predicted_eps, predicted = network(
     mean + deviation * eps, t, shown, train=True, rngs={"dropout": dropout_key}
@@ -300,15 +304,40 @@ def loss(
   return result, terms
 
 
+def draw_known(
+  key: PRNGKeyArray, names: tuple[str, ...], rows: int, prob: float
+) -> dict[str, Float[Array, " {rows}"]]:
+  """Which modalities a training example shows: flags of 1 and 0.
+
+  With probability `prob` some are known but not all: their number is uniform, and so are they.
+  """
+  if len(names) == 1:
+    return {names[0]: jnp.zeros(rows)}
+  whether_key, number_key, which_key = jax.random.split(key, 3)
+  number = jax.random.randint(number_key, (rows,), 1, len(names))
+  number = jnp.where(jax.random.bernoulli(whether_key, prob, (rows,)), number, 0)
+  order = jax.random.permutation(
+    which_key, jnp.tile(jnp.arange(len(names))[:, None], (1, rows)), axis=0, independent=True
+  )
+  return {name: (place < number).astype(jnp.float32) for name, place in zip(names, order, strict=True)}
+
+
 def _stage(model: Model, generate) -> Stage:
   config = model.config
   names = tuple(modality.name for modality in model.modalities)
+  augmenting = (config.augment.modality,) if config.augment.modality else ()
 
   def prepare(frozen: Params, data: Batch):
     del frozen
     for modality in model.modalities:
       _check_shape(modality, data[modality.name].shape, "the data set")
-    return {}, {name: data[name] for name in names}
+    for name in augmenting:
+      if name not in data or data[name].shape != data[config.main].shape:
+        raise UserError(
+          f"config.augment.modality is {name!r}. It must be a modality of the data set with the"
+          f" shape of {config.main!r}, in whose place it comes."
+        )
+    return {}, {name: data[name] for name in (*names, *augmenting)}
 
   def init(key, frozen, batch):
     del frozen
@@ -345,62 +374,6 @@ def _check_shape(modality: Modality, shape: tuple[int, ...], where: str) -> None
     )
 
 
-# ---------------------------------------------------------------------------- masks
-
-
-def _check_masking(masking, shape: tuple[int, ...]) -> None:
-  for kind in masking.kinds:
-    _check_choice("masking.kinds", kind, MASKS)
-  pixels = shape[0] * shape[1]
-  if "random" in masking.kinds and not 0 < round(masking.hidden * pixels) < pixels:
-    raise UserError(
-      f"config.masking.hidden is {masking.hidden}: of {pixels} pixels the random masks would hide"
-      f" {'nothing' if masking.hidden < 0.5 else 'all'}. Take a share between 0 and 1; the kind"
-      " 'complete' hides all."
-    )
-  if not masking.kinds or not 0 < masking.share <= 1:
-    raise UserError(
-      f"config.masking has the kinds {masking.kinds} and the share {masking.share}, so that no"
-      " image is masked. Name one kind or more and a share in (0, 1], or take the task 'single'."
-    )
-
-
-def visible(
-  key: PRNGKeyArray, kind: str, hidden: float, shape: tuple[int, int, int]
-) -> Float[Array, "batch height width 1"]:
-  """Masks of one kind, 1 where an image is visible.
-
-  Args:
-    key: randomness.
-    kind: "random" hides that many pixels, drawn anew for each example; "half" the upper, lower,
-      left or right half; "complete" all.
-    hidden: share of pixels that random masks hide.
-    shape: [batch, height, width].
-  """
-  rows, height, width = shape
-  if kind == "random":
-    score = jax.random.uniform(key, (rows, height * width))
-    rank = jnp.argsort(jnp.argsort(score, axis=-1), axis=-1)
-    mask = rank >= round(hidden * height * width)
-  elif kind == "half":
-    upper = jnp.broadcast_to(jnp.arange(height)[:, None] < height // 2, (height, width))
-    left = jnp.broadcast_to(jnp.arange(width) < width // 2, (height, width))
-    mask = jnp.stack([upper, ~upper, left, ~left])[jax.random.randint(key, (rows,), 0, 4)]
-  else:
-    mask = jnp.zeros(shape)
-  return mask.reshape(*shape, 1).astype(jnp.float32)
-
-
-def augment(key: PRNGKeyArray, masking: Any, value: Float[Array, "batch height width channels"]):
-  """Images in [-1, 1], of which `masking.share` are masked by a kind of `masking.kinds`, with 0."""
-  share_key, kind_key, mask_key = jax.random.split(key, 3)
-  shape, rows = value.shape[:3], value.shape[0]
-  kinds = jnp.stack([visible(mask_key, kind, masking.hidden, shape) for kind in masking.kinds])
-  chosen = kinds[jax.random.randint(kind_key, (rows,), 0, len(kinds)), jnp.arange(rows)]
-  masked = jax.random.bernoulli(share_key, masking.share, (rows, 1, 1, 1))
-  return jnp.where(masked, chosen * value, value)
-
-
 # ---------------------------------------------------------------------------- generation
 
 
@@ -415,7 +388,7 @@ def _check_sampling(config: Any, sampling: Sampling) -> None:
       "MT-Diffusion has neither guidance nor an order of modalities: config.sampling.guidance must"
       f" be 1 (it is {sampling.guidance}) and config.sampling.order empty."
     )
-  stepwise = config.task == "multi" and config.process.aggregation == "steps"
+  stepwise = len(config.modalities) > 1 and config.process.aggregation == "steps"
   if stepwise and sampling.solver is not solvers.ancestral:
     raise UserError(
       "With config.process.aggregation 'steps' modalities enter z at each step, which only the"

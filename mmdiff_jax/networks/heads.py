@@ -1,7 +1,7 @@
 """Heads of the U-Net: one modality's prediction each, from the features that all share.
 
-A head reads the features, at the image's resolution, or the U-Net's bottleneck, or both. Its last
-layer starts at zero, and therefore its prediction: noise 0, even odds, the vector 0.
+A head reads the features, one position a patch of the image, or the U-Net's bottleneck, or both.
+Its last layer starts at zero, and therefore its prediction: noise 0, even odds, the vector 0.
 """
 
 from flax import linen as nn
@@ -21,21 +21,29 @@ def pooled(
 class ImageHead(nn.Module):
   """GroupNorm, SiLU, 3 x 3 convolution: an image, the noise of one, or logits of a mask's classes.
 
+  Each position of the features makes a patch of pixels; patches that stand over are cut.
+
   Attributes:
-    channels: channels of the output.
+    shape: of the output, [height, width, channels].
+    patch: side of the patches.
   """
 
-  channels: int
+  shape: tuple[int, int, int]
+  patch: int = 1
 
   @nn.compact
   def __call__(
     self,
-    features: Float[Array, "batch height width _"],
+    features: Float[Array, "batch rows columns _"],
     bottleneck: Float[Array, "batch _ _ _"],
-  ) -> Float[Array, "batch height width {self.channels}"]:
+  ) -> Float[Array, "batch {self.shape[0]} {self.shape[1]} {self.shape[2]}"]:
     """Predicts from the features alone."""
+    height, width, channels = self.shape
+    batch, rows, columns, _ = features.shape
     h = nn.silu(nn.GroupNorm(groups(features.shape[-1]))(features))
-    return nn.Conv(self.channels, (3, 3), kernel_init=nn.initializers.zeros)(h)
+    h = nn.Conv(self.patch**2 * channels, (3, 3), kernel_init=nn.initializers.zeros)(h)
+    h = h.reshape(batch, rows, columns, self.patch, self.patch, channels).swapaxes(2, 3)
+    return h.reshape(batch, rows * self.patch, columns * self.patch, channels)[:, :height, :width]
 
 
 class LabelHead(nn.Module):

@@ -56,7 +56,8 @@ class Multitask(nn.Module):
   with components of that size), so that training cannot drown the noise in it.
 
   Attributes:
-    backbone: `(z, t, train) -> (features, bottleneck)`.
+    backbone: `(z, t, train) -> (features, bottleneck)`, with an attribute `patch`: features have
+      one position for each patch of so many pixels a side.
     space: shape of the shared space, [height, width, channels].
     parts: the modalities.
     heads: whether they have heads; the noise always has.
@@ -72,7 +73,7 @@ class Multitask(nn.Module):
 
   def setup(self):
     """Makes the heads and the learned maps."""
-    self.noise_head = ImageHead(self.space[-1])
+    self.noise_head = ImageHead(self.space, self.backbone.patch)
     self.part_heads = {p.name: self._head(p) for p in self.parts if self.heads}
     kernels = {}
     for part in self.parts:
@@ -90,7 +91,7 @@ class Multitask(nn.Module):
 
   def _head(self, part: Part) -> nn.Module:
     if self._is_image(part):
-      return ImageHead(part.shape[-1])
+      return ImageHead(part.shape, self.backbone.patch)
     if part.categorical and len(part.shape) == 1:
       return LabelHead(part.shape[0])
     return VectorHead(math.prod(part.shape))

@@ -8,7 +8,7 @@ multipliers 1, 2, 3, 4, 3 blocks, attention at 32, 16, 8) the features and an `I
 channels have 295,092,675 parameters. The published network has 295.90 M: 0.77 M for its classes'
 embedding, 5 k for the variances that it predicts beside the noise and 38 k for those biases.
 
-The backbone ends in features at the input's resolution; `heads` turn them into predictions.
+The backbone ends in features at its highest resolution; `heads` turn them into predictions.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,9 @@ def groups(channels: int) -> int:
 
 def halve(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch _ _ channels"]:
   """Means of 2 x 2 neighbours; of an odd size the last row or column stands alone (7 -> 4)."""
-  x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)), mode="edge")
+  odd = (x.shape[1] % 2, x.shape[2] % 2)
+  if any(odd):
+    x = jnp.pad(x, ((0, 0), (0, odd[0]), (0, odd[1]), (0, 0)), mode="edge")
   batch, height, width, channels = x.shape
   return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
 
@@ -114,12 +116,12 @@ class SelfAttention(nn.Module):
 
 
 class UNet(nn.Module):
-  """Maps a noisy image and its time to features at its resolution, and to the bottleneck's.
+  """Maps a noisy image and its time to features at its first and its last level.
 
   With `patch` = p the net runs at 1 / p of the image's height and width: it reads p x p pixels at
-  once and writes the features of as many. On a small budget this pays: the cost of a layer falls
-  by p^2, and its parameters stay. Heights of the levels are ceil(height / p), then ceil-halved at
-  each: any size goes, 28 -> 14 -> 7 -> 4.
+  once, and a head writes as many. On a small budget this pays: the cost of a layer falls by p^2,
+  and its parameters stay. Heights of the levels are ceil(height / p), then ceil-halved at each: any
+  size goes, 28 -> 14 -> 7 -> 4.
 
   Attributes:
     width: channels of the first layer, even (half of the time's features are cosines).
@@ -150,7 +152,7 @@ class UNet(nn.Module):
     t: Float[Array, " batch"] | Float[Array, ""],
     train: bool = False,
   ) -> tuple[
-    Float[Array, "batch height width {self.width}"],
+    Float[Array, "batch _ _ {self.width}"],
     Float[Array, "batch _ _ {self.width*self.multipliers[-1]}"],
   ]:
     """Maps each row.
@@ -161,7 +163,7 @@ class UNet(nn.Module):
       train: whether dropout is on; it needs the key "dropout".
 
     Returns:
-      Features and bottleneck, in the type of `z`.
+      Features, one position a patch, and the bottleneck, in the type of `z`.
 
     Raises:
       ValueError: the first multiplier is not 1, no level has a height named in `attention`, or
@@ -223,10 +225,4 @@ class UNet(nn.Module):
         size = skips[-1].shape[1:3]
         resample = partial(double, height=size[0], width=size[1])
         h = block(h, h.shape[-1], f"double_{level}", resample=resample)
-
-    if self.patch > 1:
-      rows, columns = h.shape[1:3]
-      h = dense(self.patch**2 * self.width, name="out")(h)
-      h = h.reshape(-1, rows, columns, self.patch, self.patch, self.width).swapaxes(2, 3)
-      h = h.reshape(-1, rows * self.patch, columns * self.patch, self.width)[:, :height, :width]
     return h.astype(z.dtype), bottleneck.astype(z.dtype)

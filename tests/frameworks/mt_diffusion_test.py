@@ -36,6 +36,8 @@ KEY = jax.random.key(0)
 class Tiny(nn.Module):
   """Stands in for the U-Net, pixel by pixel."""
 
+  patch: int = 1
+
   @nn.compact
   def __call__(self, z, t, train=False):
     t = jnp.broadcast_to(jnp.reshape(t, (-1, 1, 1, 1)), (*z.shape[:3], 1))
@@ -112,11 +114,23 @@ def test_loss_is_the_weighted_sum_of_its_terms():
   np.testing.assert_allclose(loss, total, rtol=1e-6)
 
 
-def test_what_the_heads_are_shown_has_no_loss():
-  model, _, params = made(tiny(network__known_prob=1.0))
+def test_what_the_heads_are_shown_has_no_loss(monkeypatch):
+  model, _, params = made(tiny())
+  shown = lambda key, names, rows, prob: {name: jnp.ones(rows) for name in names}  # noqa: E731
+  monkeypatch.setattr(mt_diffusion, "draw_known", shown)
   _, terms = loss_of(model, params, data())
   assert terms["loss_digit"] == terms["loss_label"] == 0
   assert terms["loss_eps"] > 0
+
+
+def test_some_modalities_are_known_but_never_all():
+  names, rows = ("a", "b", "c"), 30_000
+  flags = np.stack(list(mt_diffusion.draw_known(KEY, names, rows, 0.6).values()))
+  law = {(0, 0, 0): 0.4}
+  law |= {known: 0.1 for known in itertools.product((0, 1), repeat=3) if 0 < sum(known) < 3}
+  for known in itertools.product((0, 1), repeat=3):
+    share = np.mean(np.all(flags.T == known, axis=1))
+    assert share == pytest.approx(law.get(known, 0), abs=0.01)
 
 
 def encoder_slope(**changes):
@@ -185,15 +199,40 @@ def test_encoders_are_affine():
 # --- tasks
 
 
-@pytest.mark.parametrize("task", ["single", "augmented"])
-def test_without_heads_only_the_main_modality_is_there(task):
-  model, framework, params = made(tiny(task=task))
-  assert framework.modalities == (DIGIT,)
+def alone(**changes):
+  return tiny(modalities=("digit",), heads=False, **changes)
+
+
+def test_without_heads_the_noise_is_all():
+  model, framework, params = made(alone(), (DIGIT,))
   _, terms = loss_of(model, params, data())
   assert set(terms) == {"loss_eps"}
-  assert not [name for name in params["network"]["params"] if "label" in name]
+  assert not [name for name in params["network"]["params"] if "label" in name or "part" in name]
   out = jitted(framework)(params, KEY, {}, ("digit",), ROWS, sampling())
   assert out["digit"].shape == (ROWS, *SHAPE)
+
+
+def test_augmenting_puts_another_modality_in_the_main_one_s_place():
+  other = {"masked": np.zeros((ROWS, *SHAPE), np.float32)}
+  found = {}
+  for share in (0.0, 0.5, 1.0):
+    config = alone(augment__modality="masked", augment__share=share)
+    model, framework, params = made(config, (DIGIT,))
+    _, examples = framework.stages[0].prepare({}, data() | other)
+    assert set(examples) == {"digit", "masked"}
+    found[share] = loss_of(model, params, examples)[0]
+  plain = made(alone(), (DIGIT,))[0]
+  np.testing.assert_array_equal(found[0.0], loss_of(plain, params, data())[0])
+  only = data() | {"digit": other["masked"]}
+  np.testing.assert_array_equal(found[1.0], loss_of(plain, params, only)[0])
+  assert len({float(x) for x in found.values()}) == 3
+
+
+@pytest.mark.parametrize("other", [{}, {"masked": np.zeros((ROWS, 2, 2, 2), np.float32)}])
+def test_augmenting_by_what_is_not_there_is_refused(other):
+  _, framework, _ = made(alone(augment__modality="masked"), (DIGIT,))
+  with pytest.raises(UserError, match="augment.modality is 'masked'"):
+    framework.stages[0].prepare({}, data() | other)
 
 
 @pytest.mark.parametrize("aggregation", mt_diffusion.AGGREGATIONS)
@@ -217,28 +256,6 @@ def test_aggregates():
   np.testing.assert_array_equal(found["start"][1], 0 * digit)
   np.testing.assert_allclose(found["steps"][0], digit)
   np.testing.assert_allclose(found["steps"][1], 2.5 * digit)
-
-
-def test_masks_hide_what_they_say():
-  shape = (200, 4, 6)
-  random, half, complete = (
-    np.asarray(mt_diffusion.visible(KEY, kind, 0.25, shape))[..., 0] for kind in mt_diffusion.MASKS
-  )
-  np.testing.assert_array_equal(random.sum(axis=(1, 2)), 18)
-  np.testing.assert_allclose(random.mean(0), 0.75, atol=0.15)
-  assert len(np.unique(random.reshape(200, -1), axis=0)) > 150
-  halves = np.unique(half.reshape(200, -1), axis=0)
-  assert len(halves) == 4
-  np.testing.assert_array_equal(halves.sum(1), 12)
-  assert not complete.any()
-
-
-def test_augmentation_masks_a_share_of_the_images():
-  masking = tiny(masking__share=0.25).masking
-  value = jnp.ones((2000, *SHAPE))
-  visible = np.asarray(mt_diffusion.augment(KEY, masking, value)).mean(axis=(1, 2, 3))
-  assert set(np.unique(visible)) == {0.5, 1.0}
-  assert np.mean(visible == 0.5) == pytest.approx(0.25, abs=0.04)
 
 
 # --- generation
@@ -374,7 +391,7 @@ def test_bound_of_an_image_and_a_label():
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"task": "none"}, "multi, single, augmented"),
+    ({"heads": False}, "leave the others out"),
     ({"process__aggregation": "none"}, "start, steps"),
     ({"process__betas": "none"}, "linear, cosine"),
     ({"process__weights": "none"}, "linear, constant"),
@@ -400,11 +417,6 @@ def test_bound_of_an_image_and_a_label():
       },
       r"not N\(0, I\)",
     ),
-    ({"task": "augmented", "masking__hidden": 0.0}, "hide nothing"),
-    ({"task": "augmented", "masking__hidden": 1.0}, "hide all"),
-    ({"task": "augmented", "masking__kinds": ()}, "no image is masked"),
-    ({"task": "augmented", "masking__share": 0.0}, "no image is masked"),
-    ({"task": "augmented", "masking__kinds": ("none",)}, "random, half, complete"),
   ],
 )  # fmt: skip
 def test_bad_configs_are_refused(changes, message):

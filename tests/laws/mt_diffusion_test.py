@@ -376,7 +376,7 @@ def test_posterior_of_the_label_is_what_minimises_the_loss():
 def test_single_task_is_ddpm_to_the_last_point():
   """Its last reading is the step to time 0, so that sampling is `solvers.sample`."""
   model = gaussian_model("start", "replacement", TABLE)
-  model.config.task = "single"
+  model.config.modalities = ("a",)
 
   class Alone:
     def apply(self, params, z, *args, method=None, **kwargs):

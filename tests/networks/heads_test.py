@@ -6,7 +6,7 @@ import pytest
 from mmdiff_jax.networks import heads
 
 HEADS = {
-  "image": (heads.ImageHead(3), (2, 6, 5, 3)),
+  "image": (heads.ImageHead((11, 10, 3), 2), (2, 11, 10, 3)),
   "label": (heads.LabelHead(10), (2, 10)),
   "vector": (heads.VectorHead(7), (2, 7)),
 }
@@ -64,3 +64,13 @@ def test_vectors_do_not_see_where(name, inputs):
   np.testing.assert_allclose(
     head.apply(params, *inputs), head.apply(params, *rolled), rtol=1e-4, atol=1e-4
   )
+
+
+def test_patches_are_written_in_order(inputs):
+  head = heads.ImageHead((11, 10, 3), 2)
+  params = jax.tree.map(jnp.zeros_like, head.init(jax.random.key(1), *inputs))
+  params["params"]["Conv_0"]["bias"] = jnp.arange(12.0)
+  image = head.apply(params, *inputs)[0]
+  pixels = jnp.array([[[0, 1, 2], [3, 4, 5]], [[6, 7, 8], [9, 10, 11]]])
+  np.testing.assert_array_equal(image[:2, :2], pixels)
+  np.testing.assert_array_equal(image[10, 8:], pixels[0])

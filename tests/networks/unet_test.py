@@ -71,19 +71,19 @@ def test_groups_divide_and_hold_four_channels(channels, expected):
 
 
 @pytest.mark.parametrize(
-  "size, patch, bottleneck",
+  "size, patch, first, bottleneck",
   [
-    ((28, 28, 1), 1, (7, 7)),
-    ((28, 28, 1), 2, (4, 4)),
-    ((7, 7, 3), 1, (2, 2)),
-    ((9, 30, 3), 4, (1, 2)),
-    ((16, 16, 2), 4, (1, 1)),
+    ((28, 28, 1), 1, (28, 28), (7, 7)),
+    ((28, 28, 1), 2, (14, 14), (4, 4)),
+    ((7, 7, 3), 1, (7, 7), (2, 2)),
+    ((9, 30, 3), 4, (3, 8), (1, 2)),
+    ((16, 16, 2), 4, (4, 4), (1, 1)),
   ],
 )
-def test_any_size_goes(size, patch, bottleneck):
+def test_any_size_goes(size, patch, first, bottleneck):
   network = unet.UNet(8, (1, 1, 3), 1, (), 8, patch=patch)
   features, inner, _ = shapes(network, *size)
-  assert features == (2, *size[:2], 8)
+  assert features == (2, *first, 8)
   assert inner == (2, *bottleneck, 24)
 
 
@@ -100,19 +100,8 @@ def test_patches_stay_in_place():
   features, _ = jax.jit(network.apply)(params, z, jnp.float32(0.5))
   for i, (row, column) in enumerate(pixels):
     moved = np.abs(features[i] - features[3]).max(axis=-1) > 0
-    rows, columns = np.arange(16) // 3 == row // 3, np.arange(11) // 3 == column // 3
+    rows, columns = np.arange(6) == row // 3, np.arange(4) == column // 3
     np.testing.assert_array_equal(moved, rows[:, None] & columns)
-
-
-def test_patches_write_their_pixels_in_order():
-  network = unet.UNet(4, (1,), 0, (), 4, patch=2)
-  z, t = jnp.zeros((1, 4, 4, 1)), jnp.float32(0.5)
-  _, _, params = shapes(network, 4, 4, 1)
-  params = jax.tree.map(lambda p: jnp.zeros(p.shape), params)
-  params["params"]["out"]["bias"] = jnp.repeat(jnp.arange(4.0), 4)
-  features, _ = jax.jit(network.apply)(params, z, t)
-  np.testing.assert_array_equal(features[0, :2, :2, 0], [[0, 1], [2, 3]])
-  np.testing.assert_array_equal(features[0, 2:, 2:, 3], [[0, 1], [2, 3]])
 
 
 def test_scalar_time_serves_all_rows(made):
@@ -244,21 +233,10 @@ def test_imagenet64_has_the_published_size():
   features, bottleneck, params = shapes(network, 64, 64, 3)
   assert features == (2, 64, 64, 192) and bottleneck == (2, 8, 8, 768)
   args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (features, bottleneck)]
-  head = jax.eval_shape(partial(ImageHead(3).init, jax.random.key(0)), *args)
+  head = jax.eval_shape(partial(ImageHead((64, 64, 3)).init, jax.random.key(0)), *args)
   classes, variances = 1000 * 4 * 192, 3 * (9 * 192 + 1)
   biases = 3 * (7 * 384 + 7 * 576 + 8 * 768)
   assert count(params) + count(head) == 295_904_454 - classes - variances - biases
-
-
-@pytest.mark.parametrize(
-  "size, network, parameters",
-  [
-    (28, unet.UNet(24, (1, 1, 2), 1, (7, 4), 24, patch=2), 0.563e6),
-    (16, unet.UNet(24, (1, 2), 1, (4,), 24, patch=2), 0.468e6),
-  ],
-)
-def test_small_sizes(size, network, parameters):
-  assert count(shapes(network, size, size, 1)[2]) == pytest.approx(parameters, rel=0.01)
 
 
 @pytest.mark.parametrize(
