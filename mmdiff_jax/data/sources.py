@@ -10,7 +10,9 @@ are the number of examples and a checksum of the contents of each public split.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import contextlib
 import errno
+import fnmatch
 import functools
 import hashlib
 import importlib.util
@@ -19,6 +21,7 @@ import os
 import pathlib
 import socket
 from typing import Any, NamedTuple
+import zipfile
 import zlib
 
 from jaxtyping import Int
@@ -34,6 +37,8 @@ _TEST_RECORDINGS = 5
 _NO_ROOM = (*map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)), "Not enough disk space")
 
 _LOG = logging.getLogger(__name__)  # What is found where; silent unless somebody asks.
+
+Reader = Callable[[Sequence[int]], list[dict[str, Any]]]  # Records at any places.
 
 
 class Known(NamedTuple):
@@ -66,6 +71,8 @@ PUBLIC = {
   ("pendigits", "test"): Known(
     3_498, "ab7e432db5195c6faeaf51c8c18fbc45e4ae93a7c35bc4241aa97831a166f112"
   ),
+  ("imagenet_resized/64x64", "train"): Known(1_281_167, None),
+  ("imagenet_resized/64x64", "validation"): Known(50_000, None),
 }
 
 # SHA-256 of the original's own files, which tfds's public builder has registered.
@@ -253,7 +260,12 @@ def opened(make: Callable[..., Any], name: str, data_dir: str | None) -> Any:
     ) from error
 
 
-def prepare(builder: Any, remedy: str, manual_dir: str | os.PathLike[str] | None = None) -> None:
+def prepare(
+  builder: Any,
+  remedy: str,
+  manual_dir: str | os.PathLike[str] | None = None,
+  files: str = "*",
+) -> None:
   """Prepares a data set of tfds on disk unless it is there; shows how far it is.
 
   Tfds writes into a folder `incomplete.*` and renames it at the end, so that nothing interrupted is
@@ -264,6 +276,7 @@ def prepare(builder: Any, remedy: str, manual_dir: str | os.PathLike[str] | None
     builder: tfds's builder.
     remedy: what to do when it cannot be prepared, for the message.
     manual_dir: folder in which files that tfds would download may lie.
+    files: a pattern of their names; for builders of several sets, of which this one is not all.
 
   Raises:
     UserError: it cannot be prepared, or what is in its place is not whole.
@@ -279,7 +292,7 @@ def prepare(builder: Any, remedy: str, manual_dir: str | os.PathLike[str] | None
     if builder.url_infos:
       failures = Exception  # Whatever a download can fail of.
       _use_tensorflow(f"Preparing {builder.name!r} needs TensorFlow; what is prepared does not")
-    missing = not _at_hand(builder, manual_dir)
+    missing = not _at_hand(builder, manual_dir, files)
     try:
       if missing:
         # Without a network tfds would try for minutes before it gives up.
@@ -309,7 +322,7 @@ def prepare(builder: Any, remedy: str, manual_dir: str | os.PathLike[str] | None
   builder.info.read_from_directory(folder)
 
 
-def _at_hand(builder: Any, manual_dir: str | os.PathLike[str] | None) -> bool:
+def _at_hand(builder: Any, manual_dir: str | os.PathLike[str] | None, files: str) -> bool:
   """Whether all that tfds would download is in its cache or was brought by the user."""
   from tensorflow_datasets.core.download import resource
 
@@ -318,21 +331,33 @@ def _at_hand(builder: Any, manual_dir: str | os.PathLike[str] | None) -> bool:
   cached = {path.name for path in downloads.rglob("*")}
   return all(
     (brought / info.filename).is_file() or resource.get_dl_fname(url, info.checksum) in cached
-    for url, info in (builder.url_infos or {}).items()
+    for url, info in _downloads(builder, files).items()
   )
 
 
-def records(builder: Any, split: str, number: int) -> Iterator[list[dict[str, Any]]]:
-  """Yields the records of a prepared split, some at a time.
+def _downloads(builder: Any, files: str) -> dict[str, Any]:
+  """What tfds knows of the files that it would download, of those whose names fit, by address."""
+  found = (builder.url_infos or {}).items()
+  return {url: info for url, info in found if fnmatch.fnmatch(info.filename, files)}
+
+
+def reader(builder: Any, split: str, number: int, skipped: Sequence[str] = ()) -> Reader:
+  """Opens a prepared split for reading its records at any places, by several threads if need be.
 
   Args:
     builder: tfds's builder.
     split: which one.
     number: how many records it must have.
+    skipped: features that stay encoded.
+
+  Returns:
+    The function `places -> records`. It raises UserError if a file is missing or damaged.
 
   Raises:
-    UserError: it has another number of records, or a file is missing or damaged.
+    UserError: it has another number of records, or cannot be opened.
   """
+  import tensorflow_datasets as tfds
+
   folder = builder.data_path
   again = f"Delete {folder} and prepare it again."
   found = {name: info.num_examples for name, info in builder.info.splits.items()}
@@ -341,17 +366,81 @@ def records(builder: Any, split: str, number: int) -> Iterator[list[dict[str, An
       f"{folder} has {found.get(split, 0):,} examples in its split {split!r}; there must be "
       f"{number:,}. {again}"
     )
-  files = builder.info.splits[split].filepaths
-  try:
-    source = builder.as_data_source(split)
-    for start in range(0, number, _CHUNK):
-      yield source.__getitems__(range(start, min(start + _CHUNK, number)))
-  except (RuntimeError, OSError, ValueError, IndexError) as error:
+  files = [str(file) for file in builder.info.splits[split].filepaths]
+  named = files[0] if len(files) == 1 else f"One of the {len(files)} files such as {files[0]}"
+
+  @contextlib.contextmanager
+  def checked():
+    try:
+      yield
+    except (RuntimeError, OSError, ValueError, IndexError) as error:
+      raise UserError(
+        f"{named} cannot be read, it is truncated or was altered ({_one_line(error)}). {again}"
+      ) from error
+
+  with checked():
+    decoders = {name: tfds.decode.SkipDecoding() for name in skipped}
+    source = builder.as_data_source(split, decoders=decoders or None)
+
+  def read(places: Sequence[int]) -> list[dict[str, Any]]:
+    with checked():
+      return source.__getitems__(places)
+
+  return read
+
+
+def records(
+  builder: Any, split: str, number: int, skipped: Sequence[str] = ()
+) -> Iterator[list[dict[str, Any]]]:
+  """Yields the records of a prepared split, some at a time; arguments and errors as `reader`."""
+  read = reader(builder, split, number, skipped)
+  for start in range(0, number, _CHUNK):
+    yield read(range(start, min(start + _CHUNK, number)))
+  _log_found(builder.name, split, number, builder.info.splits[split].filepaths)
+
+
+def labels(builder: Any, split: str, number: int, num_classes: int) -> Int[np.ndarray, " n"]:
+  """The labels of a prepared split of images, in the order of the records.
+
+  They are taken out of the records once, whose images stay encoded, and then kept beside these.
+
+  Args:
+    builder: tfds's builder, of records with an `image` and a `label`.
+    split: which one.
+    number: how many records it must have.
+    num_classes: what all labels must be below.
+
+  Raises:
+    UserError: there are others, or as `reader`.
+  """
+  from tensorflow_datasets.core.utils import tqdm_utils
+
+  path = pathlib.Path(builder.data_path, f"labels_{split}.npz")
+  with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    with np.load(path, allow_pickle=False) as file:  # What is in a ZIP has a checksum.
+      kept = file["label"]
+    if kept.shape == (number,):
+      return kept
+  parts = []
+  with tqdm_utils.tqdm(total=number, desc=f"Labels of {split}", unit=" examples") as bar:
+    for chunk in records(builder, split, number, ("image",)):
+      parts.append(np.array([record["label"] for record in chunk], np.int32))
+      bar.update(len(chunk))
+  found = np.concatenate(parts)
+  if not ((found >= 0) & (found < num_classes)).all():
     raise UserError(
-      f"{', '.join(map(str, files))} cannot be read, it is truncated or was altered "
-      f"({_one_line(error)}). {again}"
-    ) from error
-  _log_found(builder.name, split, number, files)
+      f"{builder.data_path} has labels from {found.min()} to {found.max()} in its split {split!r};"
+      f" they must be 0 to {num_classes - 1}. Delete the folder and prepare it again."
+    )
+  # Renamed when it is whole, since several processes may do the same.
+  part = path.with_suffix(f".{os.getpid()}.npz")
+  try:
+    np.savez(part, label=found)
+    part.replace(path)
+  except OSError as error:
+    part.unlink(missing_ok=True)
+    _LOG.info("The labels are not kept and will be read anew each time: %s", _one_line(error))
+  return found
 
 
 def _images(
@@ -363,25 +452,49 @@ def _images(
   return Source(images, np.array([record["label"] for record in found], np.int32))
 
 
+def prepared(
+  name: str,
+  data_dir: str | None,
+  manual_dir: str | None,
+  remedy: str = "",
+  files: str = "*",
+) -> Any:
+  """The builder of a public set, prepared first where it is not there.
+
+  Args:
+    name: as tfds has it.
+    data_dir: folder of prepared data sets.
+    manual_dir: folder in which files that tfds would download may lie.
+    remedy: what else to do when it cannot be prepared, for the message.
+    files: a pattern of the names of those files, as `prepare` takes it.
+
+  Raises:
+    UserError: it is not prepared and cannot be, or what is in its place is not whole.
+  """
+  import tensorflow_datasets as tfds
+
+  builder = opened(functools.partial(tfds.builder, name), name, data_dir)
+  brought = manual(data_dir, manual_dir)
+  wanted = ", ".join(info.filename for info in _downloads(builder, files).values())
+  prepare(
+    builder,
+    f"Where there is internet run `tfds build {name} --file_format=array_record --data_dir=FOLDER` "
+    f"and give that folder as data_dir, or put the files {wanted} into {brought}.{remedy}",
+    brought,
+    files,
+  )
+  return builder
+
+
 def _public(
   name: str, split: str, data_dir: str | None, manual_dir: str | None, remedy: str = ""
 ) -> list[dict[str, Any]]:
   """The records of a split of a public set, prepared first where it is not there, and checked.
 
   Raises:
-    UserError: it is not prepared and cannot be (the message ends with `remedy`), or is damaged.
+    UserError: as `prepared`, or it is damaged.
   """
-  import tensorflow_datasets as tfds
-
-  builder = opened(functools.partial(tfds.builder, name), name, data_dir)
-  brought = manual(data_dir, manual_dir)
-  files = ", ".join(info.filename for info in (builder.url_infos or {}).values())
-  prepare(
-    builder,
-    f"Where there is internet run `tfds build {name} --file_format=array_record --data_dir=FOLDER` "
-    f"and give that folder as data_dir, or put the files {files} into {brought}.{remedy}",
-    brought,
-  )
+  builder = prepared(name, data_dir, manual_dir, remedy)
   found = [
     record for chunk in records(builder, split, PUBLIC[name, split].number) for record in chunk
   ]

@@ -1,9 +1,17 @@
+import collections
+import dataclasses
+import functools
+import math
+import re
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from configs import mt_diffusion
 from experiments import setup
+from mmdiff_jax.training import parallel, state as state_lib, trainer
 
 
 @pytest.mark.parametrize("name", mt_diffusion._PRESETS)
@@ -25,3 +33,79 @@ def test_every_preset_builds_and_its_network_runs(name):
 def test_unknown_name_is_said():
   with pytest.raises(ValueError, match="label_digits"):
     mt_diffusion.get_config("none")
+
+
+@functools.cache
+def _imagenet64():
+  """The preset's one stage, shapes of two examples, and of what it trains."""
+  (stage,) = setup.build(mt_diffusion.get_config("imagenet64")).stages
+  batch = {
+    "image": jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32),
+    "label": jax.ShapeDtypeStruct((2,), jnp.int32),
+  }
+  params = jax.eval_shape(lambda key, batch: stage.init(key, {}, batch), jax.random.key(0), batch)
+  return stage, batch, params
+
+
+def _count(tree):
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def test_imagenet64_is_the_published_network_and_what_the_label_adds():
+  stage, batch, params = _imagenet64()
+  # The features and a head for noise (unet_test.py derives it from the published number).
+  published = 295_092_675
+  # Into the first convolution, of 3 x 3: for image and label each what is known, and whether it is.
+  informed = 2 * (3 + 1) * 9 * 192
+  encoder = 1000 * 64 * 64 * 3
+  image_head = 2 * 192 + 3 * (9 * 192 + 1)
+  label_head = 2 * 768 + 1000 * (192 + 768 + 1)
+  assert _count(params) == published + informed + encoder + image_head + label_head == 308_362_606
+  # In float32, with running mean, two moments and gradient: 6.2 GB before any activation.
+  state = jax.eval_shape(lambda p: state_lib.create(p, state_lib.optimizer(stage.settings)), params)
+  resident = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state, params)))
+  assert resident == pytest.approx(5 * 4 * _count(params), abs=100)
+  assert resident < 6.2e9
+
+
+@pytest.mark.slow
+def test_imagenet64_computes_in_bfloat16_and_recomputes_its_blocks():
+  stage, batch, params = _imagenet64()
+  loss = jax.make_jaxpr(lambda p, batch: stage.loss(p, {}, jax.random.key(0), batch))
+  program = str(loss(params, batch))
+  blocks, attention, heads = 12 + 3 + 2 + 16 + 3, 9 + 1 + 12, 2
+  types = re.findall(r":(\w+)\[[\d,]*\] = conv_general_dilated", program)
+  assert collections.Counter(types) == {"bf16": 1 + 2 * blocks, "f32": heads}
+  assert len(re.findall(r" = (?:remat|checkpoint)", program)) == blocks + attention
+
+
+@pytest.mark.slow
+def test_imagenet64_takes_a_step():
+  """At full size, through the trainer's own step: 12 GB, and minutes on a CPU."""
+  stage, shapes, _ = _imagenet64()
+  stage = dataclasses.replace(stage, settings=dataclasses.replace(stage.settings, batch_size=2))
+  mesh, tx = parallel.data_mesh(), state_lib.optimizer(stage.settings)
+  image = np.random.default_rng(0).uniform(size=shapes["image"].shape).astype(np.float32)
+  batch = {"image": image, "label": np.array([3, 999], np.int32)}
+
+  def drawn(key):
+    params = stage.init(key, {}, batch)
+    # Layers that start at zero would keep the gradient from all that is before them.
+    return jax.tree.map(lambda p: p + 0.02 * jax.random.normal(key, p.shape) * ~jnp.any(p), params)
+
+  state = jax.jit(lambda key: state_lib.create(drawn(key), tx))(jax.random.key(0))
+  names, step = trainer.make_train_step(stage, tx, mesh, state.params, {}, batch)
+  args = (state, trainer.new_meter(mesh, names), {}, jax.random.key(1), batch)
+  compiled = step.lower(*args).compile()
+  # Beside the state, which is overwritten: gradients, and what two images need.
+  assert compiled.memory_analysis().temp_size_in_bytes < 5e9
+  state, meter = compiled(*args)
+  assert int(meter.bad_step) == -1
+  found = dict(zip(names, np.asarray(meter.totals).tolist(), strict=True))
+  # Little is known of the noise by a network as it was drawn, and nothing of the label.
+  assert 0.5 < found["loss_eps"] < 5
+  assert found["loss_label"] == pytest.approx(math.log(1000), rel=0.2)
+  # The running mean is a tenth of the step behind.
+  moved = jax.tree.map(lambda p, mean: jnp.any(p != mean), state.params, state.ema)
+  still = [path for path, did in jax.tree_util.tree_leaves_with_path(moved) if not did]
+  assert not still

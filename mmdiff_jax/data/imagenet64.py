@@ -1,0 +1,67 @@
+"""The data set `imagenet64`: ImageNet at 64 x 64 pixels, and its classes (Chrabaszcz et al. 2017).
+
+Tfds's `imagenet_resized/64x64`, in ArrayRecord files. Decoded the training split would take 15.7 GB
+as bytes, so images are read and decoded when they are asked for, by whichever threads ask. Labels
+are an array: they are taken out of the records once, and kept beside these.
+
+Classes are numbered as the authors of the small images number them, less 1, which is not the order
+of other ImageNets.
+"""
+
+import functools
+
+import numpy as np
+
+from mmdiff_jax.data import sources
+from mmdiff_jax.data.pairing import Column
+from mmdiff_jax.errors import UserError
+from mmdiff_jax.modalities import image_picture, Modality
+
+MODALITIES = (
+  Modality("image", "image", (64, 64, 3), image_picture),
+  Modality("label", "label", (), str, num_classes=1000),
+)
+
+_SOURCE = "imagenet_resized/64x64"
+_SPLITS = {"train": "train", "test": "validation"}
+
+
+def load(
+  split: str, data_dir: str | None = None, manual_dir: str | None = None
+) -> dict[str, Column | np.ndarray]:
+  """A whole split, in its own order.
+
+  Preparing it where it is not in `data_dir` yet needs TensorFlow, reading it does not. The first
+  reading goes through all records for the labels.
+
+  Args:
+    split: "train" (1,281,167 examples) or "test" (the 50,000 that are published for validation).
+    data_dir: folder of prepared data sets; None is tfds's own, `~/tensorflow_datasets`.
+    manual_dir: folder in which the published files `Imagenet64_*_npz.zip` may lie; None is tfds's
+      `<data_dir>/downloads/manual`.
+
+  Returns:
+    image: float32 [n, 64, 64, 3] in [0, 1].
+    label: int32 [n].
+
+  Raises:
+    UserError: the set is neither prepared nor to be had, or is damaged. A file that is damaged in
+      an image says so when that is read.
+  """
+  builder = sources.prepared(_SOURCE, data_dir, manual_dir, files="Imagenet64_*")
+  public = _SPLITS[split]
+  number = sources.PUBLIC[_SOURCE, public].number
+  labels = sources.labels(builder, public, number, num_classes=1000)
+  read = sources.reader(builder, public, number)
+  images = functools.partial(_images, read, labels, str(builder.data_path))
+  return {"image": Column(np.arange(number), images), "label": labels}
+
+
+def _images(read: sources.Reader, labels: np.ndarray, folder: str, index: np.ndarray) -> np.ndarray:
+  records = read(index.tolist())
+  if any(record["label"] != label for record, label in zip(records, labels[index], strict=True)):
+    raise UserError(
+      f"The labels kept in {folder} are not those of the images beside them. Delete its files "
+      "labels_*.npz; they are made anew."
+    )
+  return np.stack([record["image"] for record in records]) / np.float32(255)
