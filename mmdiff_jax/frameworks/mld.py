@@ -38,7 +38,15 @@ from mmdiff_jax.autoencoders.layered import LayeredAutoencoder
 from mmdiff_jax.autoencoders.signal import SignalAutoencoder
 from mmdiff_jax.data import missing
 from mmdiff_jax.errors import UserError
-from mmdiff_jax.frameworks.base import Batch, Framework, Params, Sampling, Settings, Stage
+from mmdiff_jax.frameworks.base import (
+  Batch,
+  Framework,
+  Params,
+  Sampling,
+  sampling_of,
+  Settings,
+  Stage,
+)
 from mmdiff_jax.modalities import Modality
 from mmdiff_jax.networks.latent import LatentDenoiser
 from mmdiff_jax.networks.mlp import ScoreMLP

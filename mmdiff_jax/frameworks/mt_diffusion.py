@@ -14,7 +14,7 @@ posterior means E[x_i | z_t], and the posterior probabilities.
 
 Generation draws from (4) at each t with z_0 and E rebuilt from the heads' predictions, in which
 what is known takes its own place. A target's own value enters nowhere: a label that is to be
-predicted is not in E. With nothing known z_0 is that of eps_theta instead, the plain form.
+predicted is not in E. With nothing known z_0 is that of eps_theta where little noise is left.
 
 Two ways to know (`config.sampling.mode`):
 
@@ -319,7 +319,9 @@ def draw_known(
   order = jax.random.permutation(
     which_key, jnp.tile(jnp.arange(len(names))[:, None], (1, rows)), axis=0, independent=True
   )
-  return {name: (place < number).astype(jnp.float32) for name, place in zip(names, order, strict=True)}
+  return {
+    name: (place < number).astype(jnp.float32) for name, place in zip(names, order, strict=True)
+  }
 
 
 def _stage(model: Model, generate) -> Stage:
@@ -411,23 +413,34 @@ def _evaluations(given, targets, sampling: Sampling) -> int:
 def read(
   model: Model, params: Params, z, t, known: Mapping[str, Array], *, informed: bool
 ) -> tuple[Array, dict[str, Array]]:
-  """The network's eps, and each modality's value: as known, or else the mean that is predicted."""
+  """The network's eps, and each modality's value: as known, or else the mean that is predicted.
+
+  Without a head the main modality is z_0 itself, of which eps tells and the range of values.
+  """
   rows = jnp.ones(len(z))
   shown = {name: (rows, value) for name, value in known.items()} if informed else {}
   eps, predicted = model.network.apply(params["network"], z, t, shown)
   values = {m.name: _mean(m, predicted[m.name]) for m in model.modalities if m.name in predicted}
   if not values:
-    values = {model.config.main: model.process.start(z, eps, jnp.zeros_like(z), t)}
+    start = model.process.start(z, eps, jnp.zeros_like(z), t)
+    values = {model.config.main: jnp.clip(start, -1.0, 1.0)}
   return eps, values | dict(known)
 
 
 def estimate(
   model: Model, params: Params, z, t, known: Mapping[str, Array], *, informed: bool
 ) -> tuple[Array, Array]:
-  """z_0 and E, rebuilt from the modalities; with nothing known z_0 is that of eps."""
+  """z_0 and E, rebuilt from the modalities.
+
+  With nothing known eps tells of z_0, too: its error counts sigma_t / a_t times, and those of the
+  heads as they are. So eps serves where a_t > sigma_t.
+  """
   eps, values = read(model, params, z, t, known, informed=informed)
   z0, total = aggregate(model, model.network.apply(params["network"], values, method="encode"))
-  return (z0 if known else model.process.start(z, eps, total, t)), total
+  if known or not model.config.heads:
+    return z0, total
+  a, sigma = model.process.table.alpha(t), model.process.table.sigma(t)
+  return jnp.where(schedules.along(a > sigma, z), model.process.start(z, eps, total, t), z0), total
 
 
 def sample(
