@@ -268,6 +268,10 @@ def _defaults() -> ConfigDict:
   config.evaluation = ConfigDict()
   config.evaluation.seeds = 5
   config.evaluation.num = 500
+  # How many samples are drawn of each example given; several show how far they differ.
+  config.evaluation.draws = 1
+  # Options of the data set, of both splits, that are others at evaluation than in training.
+  config.evaluation.data = ConfigDict()
   # Training steps of each classifier; None is each one's own number.
   config.evaluation.classifier_steps = ml_collections.config_dict.placeholder(int)
   # Subsets of modalities that are judged on their own, too: jointly and from each other.

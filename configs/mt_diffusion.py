@@ -256,11 +256,15 @@ def _defaults() -> ConfigDict:
   config.evaluation = ConfigDict()
   config.evaluation.seeds = 5
   config.evaluation.num = 500
+  # How many samples are drawn of each example given; several show how far they differ.
+  config.evaluation.draws = 1
+  # Options of the data set, of both splits, that are others at evaluation than in training.
+  config.evaluation.data = ConfigDict()
   # Training steps of each classifier; None is each one's own number.
   config.evaluation.classifier_steps = ml_collections.config_dict.placeholder(int)
   config.evaluation.subsets = ()
-  # Samples of each example that is given.
-  config.evaluation.draws = 1
+  # Examples of the test split whose variational bound is computed; 0 leaves it out.
+  config.evaluation.bound = 32
 
   config.monitor = ConfigDict()
   config.monitor.log_every = 100

@@ -1,13 +1,18 @@
 """Measures a trained framework: coherence and Frechet distances, joint and from every subset.
 
 python -m experiments.evaluate --workdir=DIR [--num=N --seeds=K --solver=NAME --steps=N
-  --guidance=G --noema --joint_only]
+  --guidance=G --noema --joint_only --data=OPTION=VALUE --out=DIR]
 
-Writes `results.json`, `results.md` and `samples.png` into the workdir. The classifiers that judge
-are trained on first use and kept in `DIR/classifiers`. With `--joint_only`, to compare solvers, it
-looks at joint samples alone, shows the numbers and writes nothing.
+Writes `results.json`, `results.md` and `samples.png` into the workdir, or `--out`. The classifiers
+that judge are trained on first use and kept in `classifiers` beside them. With `--joint_only`, to
+compare solvers, it looks at joint samples alone, shows the numbers and writes nothing. Each
+`--data` is an option of the data set that differs from training's, for the judges' training, too.
+
+Examples without classes (no column `label`) are measured by what needs none: masks against true
+ones, the spread of several draws, the variational bound, cost and pictures.
 """
 
+import ast
 from collections.abc import Callable, Mapping, Sequence
 import json
 import pathlib
@@ -16,20 +21,30 @@ from typing import Any
 
 from absl import flags
 import jax
+import ml_collections
 import numpy as np
 
 from experiments import generation, setup
 from mmdiff_jax import multitime
 from mmdiff_jax.data import datasets, missing
 from mmdiff_jax.errors import UserError
-from mmdiff_jax.evaluation import classifiers, coherence, frechet, pictures, tables
+from mmdiff_jax.evaluation import classifiers, coherence, frechet, pictures, segmentation, tables
 from mmdiff_jax.evaluation.classifiers import Classifier
+from mmdiff_jax.modalities import Modality
 from mmdiff_jax.training import checkpoints
 
 _SEEDS = flags.DEFINE_integer("seeds", None, "How many sampling seeds.", lower_bound=1)
 _JOINT_ONLY = flags.DEFINE_bool("joint_only", False, "Judge joint samples only, write nothing.")
+_DATA = flags.DEFINE_multi_string(
+  "data", [], "OPTION=VALUE of the data set in place of the run's own; may be given repeatedly."
+)
+# Other entry points may have an --out of their own, and tests load several into one process.
+_OUT = flags.DEFINE_string(
+  "out", None, "Folder for results and classifiers; the workdir if not given.", allow_override=True
+)
 
 _SHOWN = 10  # Samples in a panel of the picture.
+_CONTINUOUS = ("image", "audio", "video", "trajectory", "vector")
 
 Data = Mapping[str, np.ndarray]
 
@@ -39,34 +54,43 @@ def main(argv: Sequence[str]) -> None:
   del argv
   began = time.monotonic()
   workdir = setup.WORKDIR.value
+  folder = pathlib.Path(_OUT.value or workdir)
   trained = generation.load(workdir)
   config = trained.config
-  data = {s: datasets.load(**config.data.to_dict(), split=s) for s in ("train", "test")}
-  if "label" not in data["train"]:
+  num = generation.NUM.value or config.evaluation.num
+  draws = config.evaluation.get("draws", 1)
+  if num % draws:
     raise UserError(
-      f"The examples of {config.data.name!r} have no classes, by which samples are judged. A folder"
-      " has them with a column `label` (README, Your own data); experiments.sample needs none."
+      f"{num} samples (--num) are no whole number of examples with {draws} samples of each"
+      f" (config.evaluation.draws). Take a multiple of {draws}."
     )
+  others = ml_collections.ConfigDict(config.evaluation.get("data")).to_dict()
+  others |= _options(_DATA.value)
+  options = config.data.to_dict() | others
+  data = {split: datasets.load(**options, split=split) for split in ("train", "test")}
   judges = {}
-  for modality in trained.framework.modalities:
+  for modality in trained.framework.modalities if "label" in data["train"] else ():
     labelled = missing.complete(data["train"], [modality.name, "label"])
     judges[modality.name] = classifiers.load_or_fit(
       modality,
       labelled[modality.name],
       np.asarray(labelled["label"]),
-      pathlib.Path(workdir) / "classifiers",
+      folder / "classifiers",
       num_steps=config.evaluation.get("classifier_steps"),
       say=_say,
     )
-  num = generation.NUM.value or config.evaluation.num
   seeds = range(_SEEDS.value or config.evaluation.seeds)
-  subsets = [()] if _JOINT_ONLY.value else [(), *coherence.proper_subsets(tuple(judges))]
+  names = tuple(modality.name for modality in trained.framework.modalities)
+  subsets = [()] if _JOINT_ONLY.value else [(), *coherence.proper_subsets(names)]
   results, panels = evaluate(trained, judges, data, subsets, num=num, seeds=seeds)
+  results["settings"]["data_options"] = others
+  if trained.framework.bound and not _JOINT_ONLY.value:
+    results["bound"] = _bound(trained, data)
   results["seconds"] = time.monotonic() - began
   if _JOINT_ONLY.value:
     print(f"\n{tables.screen(results)}", flush=True)
     return
-  picture = _write(workdir, trained, results, panels)
+  picture = _write(folder, trained, results, panels)
   print(f"\n{tables.screen(results)}\nPicture: {picture}", flush=True)
 
 
@@ -74,8 +98,32 @@ def _say(line: str) -> None:
   print(line, flush=True)
 
 
-def _write(workdir, trained, results, panels) -> pathlib.Path:
-  folder = pathlib.Path(workdir)
+def _options(given: Sequence[str]) -> dict[str, Any]:
+  """Options of a data set from strings like "kinds=('half',)"."""
+  options = {}
+  for option in given:
+    name, equals, value = option.partition("=")
+    if not equals:
+      raise UserError(f"--data={option} has no value: write --data=OPTION=VALUE.")
+    try:
+      options[name] = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+      options[name] = value
+  return options
+
+
+def _bound(trained: generation.Trained, data: Mapping[str, Data]) -> dict[str, float]:
+  began = time.monotonic()
+  names = [modality.name for modality in trained.framework.modalities]
+  train, test = (missing.complete(data[split], names) for split in ("train", "test"))
+  found = trained.framework.bound(trained.params, jax.random.key(0), train, test)
+  shown = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+  _say(f"variational bound: {shown}; {time.monotonic() - began:.1f} s")
+  return found
+
+
+def _write(folder, trained, results, panels) -> pathlib.Path:
+  folder.mkdir(parents=True, exist_ok=True)
   checkpoints.write_atomically(folder / "results.json", json.dumps(results, indent=1))
   checkpoints.write_atomically(folder / "results.md", tables.markdown(results) + "\n")
   pictures.draw(folder / "samples.png", trained.framework.modalities, panels)
@@ -96,70 +144,82 @@ def evaluate(
 
   Args:
     trained: from `generation.load`.
-    judges: a classifier of each modality.
-    data: splits "train" and "test" in the model's view, with "label". What is given comes from the
-      test split, other rows (or another order) at each seed. Of examples that lack modalities
-      (`data.missing`) those that have all are used.
+    judges: a classifier of each modality; none if the data have no classes.
+    data: splits "train" and "test" in the model's view, with "label" if there are judges. What is
+      given comes from the test split, other rows (or another order) at each seed, each of them
+      `config.evaluation.draws` times in a row. Of examples that lack modalities (`data.missing`)
+      those that have all are used.
     subsets: what is given each time; the empty one, joint samples, must be among them.
-    num: samples a seed.
+    num: samples a seed, a multiple of the draws.
     seeds: the sampling seeds.
     say: takes lines of progress.
 
   Returns:
-    The results as `tables` reads them, but for the whole wall time; and panels of samples.
+    The results as `tables` reads them, but for the whole wall time; and panels of samples. What
+    does not apply to the data or to a target is left out, and so is `recognised` where at some seed
+    nothing that was given is recognised.
   """
-  names = tuple(modality.name for modality in trained.framework.modalities)
-  train, test = (missing.complete(data[split], (*names, "label")) for split in ("train", "test"))
-  labels, train_labels = np.asarray(test["label"]), np.asarray(train["label"])
-  num_classes = int(train_labels.max()) + 1
-  truth = {name: classifiers.classify(judges[name], test[name]) for name in names}
-  references = {name: frechet.fit(features) for name, (_, features) in truth.items()}
-  rebuilt = trained.framework.reconstruct(trained.params, {name: test[name] for name in names})
-  results = {
-    "settings": _settings(trained, names, num, seeds),
-    "classifier_accuracy": {name: float(np.mean(truth[name][0] == labels)) for name in names},
-    "reconstruction_accuracy": classifiers.accuracy(judges, rebuilt, labels),
-    "frechet_of_training_split": {
-      name: frechet.distance(
-        references[name], frechet.fit(_judge(judges, name, train[name][:num])[1])
-      )
-      for name in names
-    },
-    "conditional": [],
-  }
-  for title, key in (("data", "classifier_accuracy"), ("rebuilt", "reconstruction_accuracy")):
-    shown = ", ".join(f"{name} {100 * value:.1f} %" for name, value in results[key].items())
-    say(f"classifiers on test {title}: {shown}")
+  modalities = {modality.name: modality for modality in trained.framework.modalities}
+  names = tuple(modalities)
+  needed = (*names, "label") if judges else names
+  train, test = (missing.complete(data[split], needed) for split in ("train", "test"))
+  draws = trained.config.evaluation.get("draws", 1)
+  results = {"settings": _settings(trained, names, num, draws, seeds), "conditional": []}
+  truth = {name: _judge(judges, name, test[name]) for name in judges}
+  # Labels are their own judges, and those have no features.
+  references = {name: frechet.fit(x) for name, (_, x) in truth.items() if x.shape[1]}
+  if judges:
+    labels, train_labels = np.asarray(test["label"]), np.asarray(train["label"])
+    right = {name: truth[name][0] == labels for name in names}
+    rebuilt = trained.framework.reconstruct(trained.params, {name: test[name] for name in names})
+    results["settings"] |= {
+      "frechet_reference": "all of the test split",
+      "frechet_features": "last hidden layer of each modality's classifier",
+    }
+    results |= {
+      "classifier_accuracy": {name: float(np.mean(right[name])) for name in names},
+      "reconstruction_accuracy": classifiers.accuracy(judges, rebuilt, labels),
+      "frechet_of_training_split": {
+        name: _distance(reference, _judge(judges, name, train[name][:num]))
+        for name, reference in references.items()
+      },
+    }
+    for title, key in (("data", "classifier_accuracy"), ("rebuilt", "reconstruction_accuracy")):
+      shown = ", ".join(f"{name} {100 * value:.1f} %" for name, value in results[key].items())
+      say(f"classifiers on test {title}: {shown}")
 
   panels = []
   began = time.monotonic()
   for done, given in enumerate(subsets):
     targets = tuple(name for name in names if name not in given)
-    samples, cost = _sample(trained, test, given, targets, num, seeds)
-    judged = [{name: _judge(judges, name, x[name]) for name in targets} for _, x in samples]
-    classes = [{name: found[0] for name, found in seed.items()} for seed in judged]
-    distances = {
-      name: tables.measurement(
-        [frechet.distance(references[name], frechet.fit(seed[name][1])) for seed in judged]
-      )
-      for name in targets
-    }
+    samples, cost = _sample(trained, test, given, targets, num, draws, seeds)
+    judged = [
+      {name: _judge(judges, name, x[name]) for name in targets if name in judges}
+      for _, x in samples
+    ]
     if given:
       entry = {"given": list(given), "targets": {}}
       for name in targets:
-        hits = [
-          coherence.conditional(seed[name], labels[rows])
-          for seed, (rows, _) in zip(classes, samples, strict=True)
+        found = [
+          _of_view(modalities[name], x[name], test[name], rows, draws) for rows, x in samples
         ]
-        entry["targets"][name] = {
-          "coherence": tables.measurement(hits),
-          "frechet": distances[name],
-        }
+        if judges:
+          recognised = np.all([right[other] for other in given], axis=0)
+          for one, seed, (rows, _) in zip(found, judged, samples, strict=True):
+            one |= _of_class(seed[name], labels[rows], recognised[rows], references.get(name))
+        entry["targets"][name] = _measurements(found)
       results["conditional"].append(entry | cost)
     else:
-      law = coherence.histogram(train_labels, num_classes)
-      results["joint"] = _joint(trained.config, names, classes, law) | cost
-      results["joint"]["frechet"] = distances
+      results["joint"] = cost
+      if judges:
+        law = coherence.histogram(train_labels, _num_classes(modalities, train_labels))
+        classes = [{name: found[0] for name, found in seed.items()} for seed in judged]
+        distances = [
+          {name: _distance(reference, seed[name]) for name, reference in references.items()}
+          for seed in judged
+        ]
+        results["joint"] |= _joint(trained.config, names, classes, law)
+        results["joint"]["frechet"] = _measurements(distances)
     if len(given) <= 1:
       panels.append(_panel(test, given, samples[0]))
     left = (time.monotonic() - began) * (len(subsets) - done - 1) / (done + 1)
@@ -175,40 +235,93 @@ def _judge(judges, name, x):
   return classifiers.classify(judges[name], x)
 
 
+def _distance(reference, judged) -> float:
+  return frechet.distance(reference, frechet.fit(judged[1]))
+
+
+def _measurements(found: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+  """Of all quantities that every seed has."""
+  names = [name for name in found[0] if all(name in one for one in found)]
+  return {name: tables.measurement([one[name] for one in found]) for name in names}
+
+
+def _of_class(judged, labels, recognised, reference) -> dict[str, float]:
+  """What classifiers say of one seed's samples of a target.
+
+  Args:
+    judged: their classes and features.
+    labels: of the examples given.
+    recognised: whether the classifier of each modality given finds that label in it.
+    reference: of the Frechet distance; None if there is none.
+  """
+  found = {"coherence": coherence.conditional(judged[0], labels)}
+  if recognised.any():
+    found["recognised"] = coherence.conditional(judged[0][recognised], labels[recognised])
+  if reference is not None:
+    found["frechet"] = _distance(reference, judged)
+  return found
+
+
+def _of_view(modality: Modality, x, truth, rows, draws: int) -> dict[str, float]:
+  """What one seed's samples of a target say without classes.
+
+  Args:
+    modality: the target.
+    x: the samples in the model's view.
+    truth: the target in the test split.
+    rows: those of the split that the samples belong to, each `draws` times in a row.
+    draws: samples of each example given.
+  """
+  found = {}
+  if modality.kind == "mask":
+    found["iou"] = segmentation.mean_iou(x, truth[rows])
+    found["pixel_accuracy"] = segmentation.pixel_accuracy(x, truth[rows])
+  if draws > 1 and modality.kind in _CONTINUOUS:
+    variance = np.var(x.reshape(len(x) // draws, draws, -1), axis=1, ddof=1)
+    found["spread"] = float(np.mean(np.sqrt(np.mean(variance, axis=-1))))
+  return found
+
+
+def _num_classes(modalities: Mapping[str, Modality], labels: np.ndarray) -> int:
+  """Those of the training split, or more if the labels themselves are generated."""
+  return max(int(labels.max()) + 1, modalities["label"].num_classes if "label" in modalities else 0)
+
+
 def _arrow(given, targets):
   return f"{', '.join(given)} -> {', '.join(targets)}" if given else "joint"
 
 
-def _settings(trained, names, num, seeds) -> dict[str, Any]:
-  """All that can move a Frechet distance, and what else one must know to repeat the numbers."""
+def _settings(trained, names, num, draws, seeds) -> dict[str, Any]:
+  """All that can move a number, and what else one must know to repeat it."""
+  config = trained.config
   return {
-    "data": trained.config.data.name,
+    "data": config.data.name,
     "modalities": list(names),
     "num": num,
+    "draws": draws,
     "seeds": list(seeds),
     "ema": trained.ema,
-    "solver": trained.config.sampling.solver,
+    "solver": config.sampling.solver,
     "steps": trained.sampling.steps,
     "guidance": trained.sampling.guidance,
     "order": [list(group) for group in trained.sampling.order],
-    "subsets": _subsets(trained.config, names),
-    "grid_power": trained.config.sampling.get("grid_power"),
+    "subsets": _subsets(config, names),
+    "grid_power": config.sampling.get("grid_power"),
     "last_step": "mean, no fresh noise at time 0",
-    "frechet_reference": "all of the test split",
-    "frechet_features": "last hidden layer of each modality's classifier",
     "device": jax.devices()[0].device_kind,
   }
 
 
-def _sample(trained, test, given, targets, num, seeds):
+def _sample(trained, test, given, targets, num, draws, seeds):
   """Samples of each seed, with the rows of the test split that were given, and what they cost."""
   generator = generation.generator(trained, test, given, targets, num)
   samples = []
   began = time.monotonic()
   for seed in seeds:
     rng = np.random.default_rng(seed)
-    size = len(test["label"])
-    rows = np.concatenate([rng.permutation(size) for _ in range(-(-num // size))])[:num]
+    size, wanted = len(next(iter(test.values()))), num // draws
+    rows = np.concatenate([rng.permutation(size) for _ in range(-(-wanted // size))])[:wanted]
+    rows = np.repeat(rows, draws)
     key = multitime.modality_key(jax.random.key(seed), _arrow(given, targets))
     samples.append((rows, generator.generate(key, {name: test[name][rows] for name in given})))
   return samples, {

@@ -70,7 +70,8 @@ class Classifier(NamedTuple):
   Attributes:
     params: its parameters.
     apply: `(params, x) -> (logits, features)`, jitted: x in the model's view, [batch, ...]; logits
-      [batch, classes]; features of the last hidden layer, [batch, 256], for Frechet distances.
+      [batch, classes]; features of the last hidden layer, [batch, 256], for Frechet distances, or
+      [batch, 0] where there are none.
   """
 
   params: Any
@@ -182,7 +183,8 @@ def load_or_fit(
   """The classifier of a modality, from `folder/<name>.npz` where it was trained on the same data.
 
   Args:
-    modality: what it reads.
+    modality: what it reads. That of the name "label", the classes themselves, needs no training:
+      its class is its value, and it has no features ([batch, 0]).
     x: the training split in the model's view.
     labels: its classes.
     folder: takes the file; made if need be.
@@ -192,6 +194,9 @@ def load_or_fit(
   Returns:
     The classifier. A file of other data, or a damaged one, is replaced.
   """
+  if modality.name == "label":
+    one_hot = functools.partial(jax.nn.one_hot, num_classes=modality.num_classes)
+    return Classifier({}, lambda params, x: (one_hot(x), jnp.zeros((len(x), 0))))
   path = pathlib.Path(folder) / f"{modality.name}.npz"
   # What the classifier is made of: its recipe and every byte of its data.
   made_of = f"{_SEED} {num_steps or _num_steps(modality)}".encode()

@@ -27,8 +27,10 @@ def summary(results: Results) -> dict[str, dict[str, Any]]:
   Joint coherence; over all pairs of one given and one target, those of all modalities and those
   within each subset that the settings name; into each modality from all others; and for each
   modality the pairs that lead from it and those that lead into it. Means over several pairs also
-  have `min`, the mean over seeds of the worst pair.
+  have `min`, the mean over seeds of the worst pair. Nothing if the data have no classes.
   """
+  if "coherence" not in results["joint"]:
+    return {}
   rows = {f"joint {name}": value for name, value in results["joint"]["coherence"].items()}
   names = results["settings"]["modalities"]
   pairs = {
@@ -64,35 +66,48 @@ def _over(found, chosen):
 
 
 def screen(results: Results) -> str:
-  """The tables that end an evaluation: summary, one to one, and how far to trust them."""
-  one_to_one = [_one_to_one_table(results)] if results["conditional"] else []
-  return "\n\n".join(
-    [_summary_table(results), *one_to_one, _judges_table(results), _counts(results)]
-  )
+  """The tables that end an evaluation, those there is anything for, and how far to trust them."""
+  parts = [
+    _summary_table(results),
+    _one_to_one_table(results),
+    _subsets_table(results, "iou", _share, "IoU of masks, %"),
+    _subsets_table(results, "spread", _fine, "spread of draws"),
+    _judges_table(results),
+    _counts(results),
+  ]
+  return "\n\n".join(filter(None, parts))
 
 
 def markdown(results: Results) -> str:
-  """All results as the text of `results.md`."""
+  """All results as the text of `results.md`; a section that there is nothing for is left out."""
   settings = "\n".join(f"- {name}: {_plain(x)}" for name, x in results["settings"].items())
-  classes = results["joint"]["histogram"]
-  header = ["class", *map(str, range(len(classes["data"])))]
-  histogram = _table(header, [[name, *map(_percent, law)] for name, law in classes.items()])
+  draws = results["settings"]["draws"]
   sections = {
     "Summary: coherence in per cent, mean ± spread over sampling seeds": _summary_table(results),
     "From one modality (row) into another (column): coherence": _one_to_one_table(results),
     "From every subset: coherence": _subsets_table(results, "coherence", _share),
-    "Frechet distance to the test split, on the classifiers' features": "\n\n".join(
-      [
-        "The row `training split` is as many real examples: the least that one can hope for.",
-        _subsets_table(results, "frechet", _number),
-      ]
+    "Coherence where the classifiers recognise all that is given": _subsets_table(
+      results, "recognised", _share
     ),
+    "Frechet distance to the test split, on the classifiers' features": _frechet_table(results),
+    "Masks: mean intersection over union with the true ones, in per cent": _subsets_table(
+      results, "iou", _share
+    ),
+    "Masks: pixels of the true class, in per cent": _subsets_table(
+      results, "pixel_accuracy", _share
+    ),
+    f"Deviation of {draws} draws from the same example, in units of the model's view": (
+      _subsets_table(results, "spread", _fine)
+    ),
+    "Variational bound on the test split, in nats an example": _bound_table(results),
     "The classifiers: accuracy in per cent on the test split": _judges_table(results),
-    "Classes of joint samples, in per cent": f"{histogram}\n\n{_variation(results)}",
+    "Classes of joint samples, in per cent": _classes(results),
     "Cost": _cost_table(results),
     "Settings": f"{settings}\n\n{_counts(results)}",
   }
-  return "# Results\n\n" + "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
+  return "# Results\n\n" + "\n\n".join(
+    f"## {title}\n\n{text}" for title, text in sections.items() if text
+  )
 
 
 def _summary_table(results: Results) -> str:
@@ -104,30 +119,49 @@ def _summary_table(results: Results) -> str:
 
 
 def _one_to_one_table(results: Results) -> str:
+  alone = [entry for entry in results["conditional"] if len(entry["given"]) == 1]
+  return _subsets_table({**results, "conditional": alone}, "coherence", _share)
+
+
+def _subsets_table(results: Results, quantity: str, show, corner: str = "given \\ target") -> str:
+  return _table([corner, *results["settings"]["modalities"]], _rows(results, quantity, show))
+
+
+def _rows(results: Results, quantity: str, show) -> list[list[str]]:
+  """One a subset given from which there is any of that quantity."""
   names = results["settings"]["modalities"]
   rows = [
-    [entry["given"][0], *_cells(entry, names, "coherence", _share)]
+    [" + ".join(entry["given"]), *_cells(entry["targets"], names, quantity, show)]
     for entry in results["conditional"]
-    if len(entry["given"]) == 1
   ]
-  return _table(["given \\ target", *names], rows)
+  return [row for row in rows if any(row[1:])]
 
 
-def _subsets_table(results: Results, quantity: str, show) -> str:
+def _cells(targets, names, quantity, show) -> list[str]:
+  found = (targets.get(name, {}).get(quantity) for name in names)
+  return ["" if value is None else show(value) for value in found]
+
+
+def _frechet_table(results: Results) -> str:
+  if "frechet_of_training_split" not in results:
+    return ""
   names = results["settings"]["modalities"]
+  joint = {name: {"frechet": value} for name, value in results["joint"]["frechet"].items()}
+  real = results["frechet_of_training_split"]
   rows = [
-    [" + ".join(entry["given"]), *_cells(entry, names, quantity, show)]
-    for entry in results["conditional"]
+    ["(joint)", *_cells(joint, names, "frechet", _number)],
+    *_rows(results, "frechet", _number),
+    ["training split", *(f"{real[name]:.2f}" if name in real else "" for name in names)],
   ]
-  if quantity == "frechet":
-    joint, real = results["joint"]["frechet"], results["frechet_of_training_split"]
-    rows.insert(0, ["(joint)", *(show(joint[name]) for name in names)])
-    rows.append(["training split", *(f"{real[name]:.2f}" for name in names)])
-  return _table(["given \\ target", *names], rows)
+  return (
+    "The row `training split` is as many real examples: the least that one can hope for.\n\n"
+    + _table(["given \\ target", *names], rows)
+  )
 
 
-def _cells(entry, names, quantity, show):
-  return [show(entry["targets"][n][quantity]) if n in entry["targets"] else "" for n in names]
+def _bound_table(results: Results) -> str:
+  rows = [[name, f"{value:.4g}"] for name, value in results.get("bound", {}).items()]
+  return _table(["term", "value"], rows)
 
 
 def _judges_table(results: Results) -> str:
@@ -138,8 +172,18 @@ def _judges_table(results: Results) -> str:
       ("on data", "classifier_accuracy"),
       ("on reconstructions", "reconstruction_accuracy"),
     )
+    if key in results
   ]
   return _table(["classifier accuracy, %", *names], rows)
+
+
+def _classes(results: Results) -> str:
+  if "histogram" not in results["joint"]:
+    return ""
+  laws = results["joint"]["histogram"]
+  header = ["class", *map(str, range(len(laws["data"])))]
+  table = _table(header, [[name, *map(_percent, law)] for name, law in laws.items()])
+  return f"{table}\n\n{_variation(results)}"
 
 
 def _cost_table(results: Results) -> str:
@@ -158,7 +202,9 @@ def _cost_table(results: Results) -> str:
 
 
 def _variation(results: Results) -> str:
-  found = results["joint"]["total_variation"]
+  found = results["joint"].get("total_variation")
+  if found is None:
+    return "The examples have no classes: coherence and Frechet distances are left out."
   parts = [f"{name} {value['mean']:.3f} ± {value['std']:.3f}" for name, value in found.items()]
   return f"Total variation from the data's classes, of each seed's samples: {', '.join(parts)}."
 
@@ -186,14 +232,22 @@ def _number(value: Mapping[str, Any]) -> str:
   return f"{value['mean']:.2f} ± {value['std']:.2f}"
 
 
+def _fine(value: Mapping[str, Any]) -> str:
+  return f"{value['mean']:.4f} ± {value['std']:.4f}"
+
+
 def _plain(value: Any) -> str:
+  if isinstance(value, Mapping):
+    value = [f"{name}={_plain(x)}" for name, x in value.items()]
   if isinstance(value, Sequence) and not isinstance(value, str):
     return ", ".join(map(_plain, value)) or "none"
   return str(value)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """A Markdown table whose columns are also even on a screen."""
+  """A Markdown table whose columns are also even on a screen; nothing if it has no rows."""
+  if not rows:
+    return ""
   columns = list(zip(header, *rows, strict=True))
   widths = [max(map(len, column)) for column in columns]
 

@@ -112,6 +112,9 @@ class Framework:
       space of diffusion, and back; arrays in the model's view.
     evaluations: `(given, targets, sampling) -> int`: network evaluations that one sample costs;
       given and targets are tuples of names. Guidance counts twice.
+    bound: `(params, key, train, test) -> {name: float}`: numbers on the variational bound, from
+      some rows of both splits (dicts of arrays in the model's view); None where there is no such
+      bound.
   """
 
   modalities: tuple[modalities_lib.Modality, ...]
@@ -119,6 +122,7 @@ class Framework:
   sample: Callable[..., dict[str, Any]]
   reconstruct: Callable[..., dict[str, Any]]
   evaluations: Callable[..., int]
+  bound: Callable[..., dict[str, float]] | None = None
 
 
 def sampling_of(config: Any) -> Sampling:

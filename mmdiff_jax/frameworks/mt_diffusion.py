@@ -27,9 +27,9 @@ aggregation "start" z_1 has all modalities in it. With "steps" what was added ha
 t = 1, so that all but the main modality are read as their means given it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,7 @@ import numpy as np
 
 from mmdiff_jax import multitime, schedules, shared_space, solvers
 from mmdiff_jax.errors import UserError
+from mmdiff_jax.frameworks import mt_diffusion_bound
 from mmdiff_jax.frameworks.base import (
   Batch,
   Framework,
@@ -47,31 +48,23 @@ from mmdiff_jax.frameworks.base import (
   Settings,
   Stage,
 )
+from mmdiff_jax.frameworks.mt_diffusion_model import (
+  aggregate,
+  cross_entropy,
+  estimate,
+  Model,
+  read,
+  SPACE,
+  value_of,
+  values_of,
+  view_of,
+)
 from mmdiff_jax.modalities import Modality
 from mmdiff_jax.networks.multitask import Multitask, Part
 from mmdiff_jax.networks.unet import UNet
 
 AGGREGATIONS = ("start", "steps")
 MODES = ("replacement", "informed")
-
-# What is diffused is one thing with one time; this is its name to the solvers.
-SPACE = "z"
-
-
-class Model(NamedTuple):
-  """What the functions below share.
-
-  Attributes:
-    config: of the run.
-    modalities: what is modelled.
-    process: the forward process.
-    network: a `Multitask`.
-  """
-
-  config: Any
-  modalities: tuple[Modality, ...]
-  process: shared_space.Process
-  network: Any
 
 
 def build(config: Any, modalities: Sequence[Modality]) -> Framework:
@@ -92,7 +85,10 @@ def build(config: Any, modalities: Sequence[Modality]) -> Framework:
   _check_sampling(config, sampling_of(config))
   generate = functools.partial(sample, model)
   stage = _stage(model, generate)
-  return Framework(model.modalities, (stage,), generate, _reconstruct, _evaluations)
+  # Runs of older configs have no such key.
+  rows = config.evaluation.get("bound", 0)
+  bound = functools.partial(mt_diffusion_bound.measure, model, num=rows) if rows else None
+  return Framework(model.modalities, (stage,), generate, _reconstruct, _evaluations, bound)
 
 
 def model_of(config: Any, modalities: Sequence[Modality]) -> Model:
@@ -192,60 +188,6 @@ def _process(config, names: Sequence[str]) -> shared_space.Process:
   return process
 
 
-# ---------------------------------------------------------------------------- values and views
-
-
-def _value(modality: Modality, x) -> Float[Array, "batch ..."]:
-  """A view as the value that a head predicts the mean of; see `networks/multitask.py`."""
-  if modality.num_classes:
-    return jax.nn.one_hot(x, modality.num_classes)
-  return jnp.asarray(x) if modality.kind == "vector" else 2.0 * jnp.asarray(x) - 1.0
-
-
-def values_of(model: "Model", batch: Batch) -> dict[str, Array]:
-  """The values of a batch in the model's view."""
-  return {modality.name: _value(modality, batch[modality.name]) for modality in model.modalities}
-
-
-def _view(modality: Modality, value) -> Array:
-  """The model's view of a value, the likeliest class where there are several."""
-  if modality.num_classes:
-    return jnp.argmax(value, axis=-1).astype(jnp.int32)
-  if modality.kind == "vector":
-    return value
-  x = 0.5 * (value + 1.0)
-  return jnp.clip(x, 0.0, 1.0) if modality.kind == "image" else x
-
-
-def _mean(modality: Modality, predicted) -> Float[Array, "batch ..."]:
-  """The mean of the value from a head's prediction, which for classes is logits."""
-  return jax.nn.softmax(predicted, axis=-1) if modality.num_classes else predicted
-
-
-def cross_entropy(
-  logits: Float[Array, "*axes classes"], value: Float[Array, "*axes classes"]
-) -> Float[Array, "*axes"]:
-  """Of a value's classes, in nats."""
-  return -jnp.sum(value * jax.nn.log_softmax(logits, axis=-1), axis=-1)
-
-
-def aggregate(model: Model, encoded: Mapping[str, Array]) -> tuple[Array, Array]:
-  """z_0 and E of encoded modalities.
-
-  With the aggregation "start" z_0 is the aggregate of all, and nothing enters later (E counts for
-  nothing and is 0). With "steps" z_0 is the main modality, and E the aggregate of the others.
-  Without heads z_0 is the main modality either way.
-  """
-  main = encoded[model.config.main]
-  omega = {name: model.config.parts[name].omega for name in encoded}
-  if len(encoded) == 1:
-    return main, jnp.zeros_like(main)
-  if model.config.process.aggregation == "start":
-    return sum(omega[name] * e for name, e in encoded.items()), jnp.zeros_like(main)
-  others = (omega[name] * e for name, e in encoded.items() if name != model.config.main)
-  return main, sum(others)
-
-
 # ---------------------------------------------------------------------------- training
 
 
@@ -273,7 +215,7 @@ def loss(
   if config.augment.modality:
     main = next(modality for modality in model.modalities if modality.name == config.main)
     instead = jax.random.bernoulli(augment_key, config.augment.share, (rows, 1, 1, 1))
-    augmented = _value(main, batch[config.augment.modality])
+    augmented = value_of(main, batch[config.augment.modality])
     values |= {config.main: jnp.where(instead, augmented, values[config.main])}
 
   z0, total = aggregate(model, network(values, method="encode"))
@@ -410,39 +352,6 @@ def _evaluations(given, targets, sampling: Sampling) -> int:
   return sampling.solver.evaluations(sampling.steps)
 
 
-def read(
-  model: Model, params: Params, z, t, known: Mapping[str, Array], *, informed: bool
-) -> tuple[Array, dict[str, Array]]:
-  """The network's eps, and each modality's value: as known, or else the mean that is predicted.
-
-  Without a head the main modality is z_0 itself, of which eps tells and the range of values.
-  """
-  rows = jnp.ones(len(z))
-  shown = {name: (rows, value) for name, value in known.items()} if informed else {}
-  eps, predicted = model.network.apply(params["network"], z, t, shown)
-  values = {m.name: _mean(m, predicted[m.name]) for m in model.modalities if m.name in predicted}
-  if not values:
-    start = model.process.start(z, eps, jnp.zeros_like(z), t)
-    values = {model.config.main: jnp.clip(start, -1.0, 1.0)}
-  return eps, values | dict(known)
-
-
-def estimate(
-  model: Model, params: Params, z, t, known: Mapping[str, Array], *, informed: bool
-) -> tuple[Array, Array]:
-  """z_0 and E, rebuilt from the modalities.
-
-  With nothing known eps tells of z_0, too: its error counts sigma_t / a_t times, and those of the
-  heads as they are. So eps serves where a_t > sigma_t.
-  """
-  eps, values = read(model, params, z, t, known, informed=informed)
-  z0, total = aggregate(model, model.network.apply(params["network"], values, method="encode"))
-  if known or not model.config.heads:
-    return z0, total
-  a, sigma = model.process.table.alpha(t), model.process.table.sigma(t)
-  return jnp.where(schedules.along(a > sigma, z), model.process.start(z, eps, total, t), z0), total
-
-
 def sample(
   model: Model,
   params: Params,
@@ -479,7 +388,7 @@ def sample(
       raise UserError(f"{name!r} is both given and a target; what is to be predicted is withheld.")
     _check_shape(modalities[name], given[name].shape, "what is given")
   process, informed = model.process, model.config.sampling.mode == "informed"
-  known = {name: _value(modalities[name], x) for name, x in given.items()}
+  known = {name: value_of(modalities[name], x) for name, x in given.items()}
 
   def estimated(x, t):
     z0, total = estimate(model, params, x[SPACE], t[SPACE], known, informed=informed)
@@ -498,7 +407,7 @@ def sample(
   path = multitime.Path({SPACE: times})
   z = solvers.sample(loop_key, denoiser, process.table, {SPACE: z}, path, solver=solver)[SPACE]
   _, values = read(model, params, z, times[-1], known, informed=informed)
-  return {name: _view(modalities[name], values[name]) for name in targets}
+  return {name: view_of(modalities[name], values[name]) for name in targets}
 
 
 def _reconstruct(params: Params, data: Batch) -> dict[str, np.ndarray]:

@@ -1,16 +1,17 @@
 """MT-Diffusion's variational bound, of which the training loss is the practical form."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float, PRNGKeyArray
+import numpy as np
 
 from mmdiff_jax import multitime
 from mmdiff_jax.frameworks.base import Batch, Params
-from mmdiff_jax.frameworks.mt_diffusion import (
+from mmdiff_jax.frameworks.mt_diffusion_model import (
   aggregate,
   cross_entropy,
   estimate,
@@ -18,6 +19,65 @@ from mmdiff_jax.frameworks.mt_diffusion import (
   SPACE,
   values_of,
 )
+
+_RESIDUAL_ROWS = 512  # Of the training split: the deviations are taken from them.
+_CHUNK = 64  # Rows at once.
+
+
+def measure(
+  model: Model, params: Params, key: PRNGKeyArray, train: Batch, test: Batch, *, num: int
+) -> dict[str, float]:
+  """The bound over some test examples, with deviations from training examples.
+
+  Args:
+    model: from `model_of`.
+    params: with the entry `network`.
+    key: draws the examples and the noise.
+    train: arrays in the model's view; `residuals` of 512 of their rows, or of all if fewer.
+    test: likewise.
+    num: how many test examples; all if there are fewer.
+
+  Returns:
+    What `bound` does, in floats.
+  """
+
+  def squares(params, key, batch):
+    return {name: error**2 for name, error in residuals(model, params, key, batch).items()}
+
+  def terms(params, key, batch):
+    return bound(model, params, key, batch, deviations)
+
+  names = [modality.name for modality in model.modalities]
+  train, test = ({name: data[name] for name in names} for data in (train, test))
+  error_key, key = jax.random.split(key)
+  found = _mean_over(squares, params, error_key, train, _RESIDUAL_ROWS)
+  deviations = {name: square**0.5 for name, square in found.items()}
+  return _mean_over(terms, params, key, test, num)
+
+
+def _mean_over(
+  function: Callable[..., Mapping[str, Array]],
+  params: Params,
+  key: PRNGKeyArray,
+  data: Batch,
+  num: int,
+) -> dict[str, float]:
+  """Means of what `function(params, key, batch)` finds, over random rows, some at a time."""
+  row_key, key = jax.random.split(key)
+  size = len(next(iter(data.values())))
+  rows = np.asarray(jax.random.permutation(row_key, size))[:num]
+  # Parts that differ by one row at most: one program or two.
+  parts = np.array_split(rows, -(-len(rows) // _CHUNK))
+  run = jax.jit(function)
+  found = [
+    run(params, jax.random.fold_in(key, i), {name: x[part] for name, x in data.items()})
+    for i, part in enumerate(parts)
+  ]
+  shares = [len(part) / len(rows) for part in parts]
+  return {
+    name: sum(share * float(one[name]) for share, one in zip(shares, found, strict=True))
+    for name in found[0]
+  }
 
 
 def bound(

@@ -109,3 +109,13 @@ def test_trains_anew_otherwise(saved, tmp_path, change):
   get(tmp_path, x, labels, say=lines.append)
   assert lines
   get(tmp_path, x, labels, say=no_training)
+
+
+def test_labels_are_their_own_judges(tmp_path):
+  label = Modality("label", "label", (), str, num_classes=5)
+  labels = np.array([3, 0, 4, 3], np.int32)
+  found = classifiers.load_or_fit(label, labels, labels, tmp_path, say=no_training)
+  classes, features = classifiers.classify(found, labels[::-1])
+  np.testing.assert_array_equal(classes, labels[::-1])
+  assert features.shape == (4, 0)
+  assert not list(tmp_path.iterdir())

@@ -50,6 +50,7 @@ def results():
     "modalities": list(NAMES),
     "seeds": [0, 1],
     "num": 1000,
+    "draws": 1,
     "solver": "heun",
     "steps": 16,
     "guidance": 1.5,
@@ -139,3 +140,66 @@ def test_markdown_has_every_subset_and_setting(results):
     assert line in text
   assert cells(text, "training split") == ["0.12"] * 3
   assert cells(text, "majority") == ["40.0", "60.0"]
+  assert "Masks" not in text
+  assert "draws" not in text.split("## Settings")[0]
+  assert "bound" not in text
+
+
+def test_sections_of_what_is_there(results):
+  first = results["conditional"][0]["targets"]
+  first["b"] |= {
+    "recognised": tables.measurement([0.75, 0.25]),
+    "iou": tables.measurement([0.125]),
+    "pixel_accuracy": tables.measurement([0.375]),
+  }
+  first["c"]["spread"] = tables.measurement([0.0625])
+  results["settings"]["draws"] = 4
+  results["bound"] = {"prior": 0.25, "bits_per_dim": 3.14159}
+  sections = dict(part.split("\n", 1) for part in tables.markdown(results).split("## ")[1:])
+  for title, row in {
+    "Coherence where the": ["", "50.0 ± 35.4", ""],
+    "Masks: mean": ["", "12.5 ± 0.0", ""],
+    "Masks: pixels": ["", "37.5 ± 0.0", ""],
+    "Deviation of 4 draws": ["", "", "0.0625 ± 0.0000"],
+  }.items():
+    (text,) = (text for name, text in sections.items() if name.startswith(title))
+    assert cells(text, "a") == row
+  (text,) = (text for name, text in sections.items() if name.startswith("Variational bound"))
+  assert cells(text, "bits_per_dim") == ["3.142"]
+  shown = tables.screen(results)
+  assert "| IoU of masks, %" in shown
+  assert "| spread of draws" in shown
+  assert "37.5" not in shown
+
+
+def test_without_classes(results):
+  for key in ("classifier_accuracy", "reconstruction_accuracy", "frechet_of_training_split"):
+    del results[key]
+  for key in ("coherence", "frechet", "histogram", "total_variation"):
+    del results["joint"][key]
+  for entry in results["conditional"]:
+    entry["targets"] = {name: {} for name in entry["targets"]}
+  results["summary"] = tables.summary(results)
+  assert results["summary"] == {}
+  sentence = "coherence and Frechet distances are left out"
+  assert "| " not in tables.screen(results)
+  assert sentence in tables.screen(results)
+  text = tables.markdown(results)
+  assert sentence in text
+  assert [line for line in text.splitlines() if line.startswith("## ")] == [
+    "## Cost",
+    "## Settings",
+  ]
+
+
+def test_labels_have_no_frechet_distance(results):
+  del results["joint"]["frechet"]["b"], results["frechet_of_training_split"]["b"]
+  for entry in results["conditional"]:
+    entry["targets"].get("b", {}).pop("frechet", None)
+  text = tables.markdown(results)
+  assert cells(text.split("## Frechet")[1].split("## ")[0], "(joint)") == [
+    "0.50 ± 0.35",
+    "",
+    "0.50 ± 0.35",
+  ]
+  assert cells(text, "training split") == ["0.12", "", "0.12"]

@@ -62,11 +62,6 @@ def test_measures_a_run(command, trained):
   }
 
 
-def test_data_without_classes_cannot_be_judged(command, trained, monkeypatch, refused):
-  monkeypatch.setattr(datasets, "load", lambda **_: {"digit": np.zeros((2, 16, 16, 1))})
-  refused(command(evaluate, f"--workdir={trained}"), "have no classes", "`label`")
-
-
 def test_joint_only_shows_and_writes_nothing(command, trained):
   before = {path.name: path.read_bytes() for path in trained.iterdir() if path.is_file()}
   ended = command(evaluate, f"--workdir={trained}", "--num=8", "--joint_only")
@@ -256,3 +251,200 @@ def test_judges_what_is_there_alone(oracle):
   assert results["conditional"][0]["targets"]["b"]["coherence"]["mean"] == 1.0
   assert results["conditional"][0]["targets"]["b"]["frechet"]["mean"] < 0.3
   assert all(value < 0.3 for value in results["frechet_of_training_split"].values())
+
+
+def known(modalities, sample, *, draws=1, **fields):
+  """A run of a framework that is nothing but how it samples."""
+  config = {
+    "data": {"name": "known"},
+    "sampling": {"solver": "heun"},
+    "evaluation": {"subsets": (), "draws": draws},
+  }
+  framework = Framework(modalities, (), sample, lambda params, data: data, lambda *_: 1, **fields)
+  sampling = Sampling(solvers.heun, 4)
+  return generation.Trained(ml_collections.ConfigDict(config), framework, {}, sampling, True)
+
+
+def measured(run, judges, data, num):
+  names = tuple(modality.name for modality in run.framework.modalities)
+  subsets = [(), *coherence.proper_subsets(names)]
+  data = {"train": data, "test": data}
+  results, _ = evaluate.evaluate(
+    run, judges, data, subsets, num=num, seeds=(0, 1), say=lambda _: None
+  )
+  json.dumps(results, allow_nan=False)
+  targets = {
+    ("+".join(entry["given"]), name): found
+    for entry in results["conditional"]
+    for name, found in entry["targets"].items()
+  }
+  return results, targets
+
+
+def misread(data, name, share):
+  """That modality shows the next class in every `share`-th example."""
+  shown = data["label"] + (np.arange(len(data["label"])) % share == 0)
+  return data | {name: np.eye(10, dtype=np.float32)[shown % 10]}
+
+
+def test_recognised_are_those_whose_given_modalities_show_their_class(oracle):
+  judge = Classifier({}, lambda params, x: (x, x))
+  judges = dict.fromkeys(NAMES, judge)
+  _, targets = measured(oracle, judges, misread(oracle_data(400), "off", 4), 400)
+  # `b` shows what is given last.
+  for given in ("off", "a+off"):
+    assert targets[given, "b"]["coherence"]["values"] == [0.75, 0.75]
+    assert targets[given, "b"]["recognised"]["values"] == [1.0, 1.0]
+  assert targets["a", "off"]["recognised"]["mean"] == 0.0
+  assert targets["a", "b"]["recognised"]["mean"] == 1.0
+
+
+def test_nothing_recognised_is_no_number(oracle):
+  judge = Classifier({}, lambda params, x: (x, x))
+  _, targets = measured(oracle, dict.fromkeys(NAMES, judge), misread(oracle_data(50), "a", 1), 40)
+  assert set(targets["a", "b"]) == {"coherence", "frechet"}
+  assert "recognised" in targets["b", "off"]
+
+
+def test_labels_as_a_modality(tmp_path):
+  label = Modality("label", "label", (), str, num_classes=12)
+
+  def sample(params, key, given, targets, num, sampling):
+    one = given["label"] if "label" in given else jnp.full(num, 11)
+    views = {"a": jax.nn.one_hot(one % 10, 10), "label": one.astype(jnp.int32)}
+    if "a" in given:
+      views["label"] = jnp.argmax(given["a"], -1).astype(jnp.int32)
+    return {name: views[name] for name in targets}
+
+  run = known((Modality("a", "image", (10,), str), label), sample)
+  data = oracle_data(400)
+  judges = {
+    "a": Classifier({}, lambda params, x: (x, x)),
+    "label": evaluate.classifiers.load_or_fit(label, data["label"], data["label"], tmp_path),
+  }
+  results, targets = measured(run, judges, misread(data, "a", 4), 400)
+  assert targets["label", "a"]["recognised"] == targets["label", "a"]["coherence"]
+  assert targets["label", "a"]["coherence"]["mean"] == 1.0
+  assert set(targets["a", "label"]) == {"coherence", "recognised"}
+  assert targets["a", "label"]["coherence"]["mean"] == 0.75
+  assert set(results["joint"]["frechet"]) == set(results["frechet_of_training_split"]) == {"a"}
+  # Classes beyond those of the data can be generated.
+  assert len(results["joint"]["histogram"]["data"]) == 12
+
+
+def test_spread_of_draws_of_one_example():
+  """Draws of one example lie at 0 and at twice each pixel's scale."""
+  scale = jnp.arange(10.0)
+
+  def sample(params, key, given, targets, num, sampling):
+    own = given.get("a", jnp.zeros((num, 10)))
+    moved = own + 2 * scale * (jnp.arange(num) % 2)[:, None]
+    return {name: jnp.zeros((num, 4), int) if name == "words" else moved for name in targets}
+
+  run = known(
+    (
+      Modality("a", "image", (10,), str),
+      Modality("b", "trajectory", (10,), str),
+      Modality("words", "text", (4,), str, num_classes=3),
+    ),
+    sample,
+    draws=2,
+  )
+  rng = np.random.default_rng(0)
+  data = {name: rng.normal(size=(30, 10)).astype(np.float32) for name in "ab"}
+  results, targets = measured(run, {}, data | {"words": np.zeros((30, 4), np.int32)}, 16)
+  expected = float(np.sqrt(np.mean(2 * np.arange(10.0) ** 2)))
+  assert targets["a", "b"]["spread"]["values"] == pytest.approx([expected] * 2, rel=1e-5)
+  assert targets["a", "words"] == {}
+  assert results["settings"]["draws"] == 2
+  assert results["summary"] == {}
+  assert set(results["joint"]) == {"evaluations", "seconds", "seconds_compiling"}
+
+
+def test_masks_are_held_against_true_ones():
+  """The left column of four is of a class that is in no mask."""
+
+  def sample(params, key, given, targets, num, sampling):
+    level = given["a"] if "a" in given else jnp.zeros((num, 1))
+    mask = jnp.broadcast_to(level.astype(int)[..., None], (num, 4, 4)).at[:, :, 0].set(9)
+    return {name: mask if name == "mask" else level for name in targets}
+
+  run = known(
+    (Modality("a", "image", (1,), str), Modality("mask", "mask", (4, 4), str, num_classes=10)),
+    sample,
+  )
+  level = np.random.default_rng(0).integers(0, 2, (20, 1))
+  mask = np.broadcast_to(level[..., None], (20, 4, 4)).astype(np.int32)
+  _, targets = measured(run, {}, {"a": level.astype(np.float32), "mask": mask}, 30)
+  assert set(targets["a", "mask"]) == {"iou", "pixel_accuracy"}
+  assert targets["a", "mask"]["iou"]["values"] == pytest.approx([(0.75 + 0.75 + 0) / 3] * 2)
+  assert targets["a", "mask"]["pixel_accuracy"]["mean"] == 0.75
+  assert targets["mask", "a"] == {}
+
+
+def test_bound_is_asked_of_complete_examples(oracle, capsys):
+  data = oracle_data(30)
+  data["a_present"] = np.arange(30) % 3 > 0
+
+  def bound(params, key, train, test):
+    return {"rows": float(len(train["a"])), "bits_per_dim": 2.5}
+
+  run = known(oracle.framework.modalities, oracle_sample, bound=bound)
+  found = evaluate._bound(run, {"train": data, "test": data})
+  assert found == {"rows": 20.0, "bits_per_dim": 2.5}
+  assert "rows 20, bits_per_dim 2.5" in capsys.readouterr().out
+
+
+@pytest.fixture
+def run_without_classes(monkeypatch):
+  """What the entry point loads; returns the options that it loads data with."""
+  modalities = tuple(Modality(name, "text", (10,), str, num_classes=2) for name in "ab")
+  views = {name: np.eye(10, dtype=np.int32) for name in "ab"}
+  asked = []
+
+  def sample(params, key, given, targets, num, sampling):
+    return {name: jnp.zeros((num, 10), jnp.int32) for name in targets}
+
+  run = known(modalities, sample, draws=5, bound=lambda *_: {"bits_per_dim": 2.5})
+  run.config.evaluation.update({"num": 10, "seeds": 2})
+  run.config.data.place = "here"
+  monkeypatch.setattr(generation, "load", lambda workdir: run)
+  monkeypatch.setattr(datasets, "load", lambda **options: asked.append(options) or views)
+  return asked
+
+
+def test_data_without_classes_and_with_other_options(command, run_without_classes, tmp_path):
+  ended = command(
+    evaluate,
+    f"--workdir={tmp_path / 'run'}",
+    f"--out={tmp_path / 'halves'}",
+    "--data=kinds=('half',)",
+    "--data=place=hall",
+  )
+  assert ended.code == 0, ended.err
+  assert "coherence and Frechet distances are left out" in ended.out
+  assert "variational bound: bits_per_dim 2.5" in ended.out
+  options = {"name": "known", "place": "hall", "kinds": ("half",)}
+  assert run_without_classes == [options | {"split": split} for split in ("train", "test")]
+  results = json.loads((tmp_path / "halves" / "results.json").read_text())
+  assert results["settings"]["data_options"] == {"kinds": ["half"], "place": "hall"}
+  assert results["bound"] == {"bits_per_dim": 2.5}
+  text = (tmp_path / "halves" / "results.md").read_text()
+  assert "- data_options: kinds=half, place=hall" in text
+  assert [path.name for path in tmp_path.iterdir()] == ["halves"]
+  written = {path.name for path in (tmp_path / "halves").iterdir()}
+  assert written == {"results.json", "results.md", "samples.png"}
+
+
+def test_bound_is_left_out_where_joint_samples_are_compared(command, run_without_classes, tmp_path):
+  ended = command(evaluate, f"--workdir={tmp_path}", "--joint_only")
+  assert ended.code == 0, ended.err
+  assert "bound" not in ended.out
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ("argument", "words"), [("--data=kinds", "--data=OPTION=VALUE"), ("--num=12", "multiple of 5")]
+)
+def test_bad_options_and_draws(command, run_without_classes, tmp_path, refused, argument, words):
+  refused(command(evaluate, f"--workdir={tmp_path}", argument), words)

@@ -392,6 +392,38 @@ def test_bound_of_an_image_and_a_label():
   np.testing.assert_allclose(terms["bits_per_dim"], bits, rtol=1e-6)
 
 
+def test_bound_is_measured_over_rows_in_parts(monkeypatch):
+  monkeypatch.setattr(mt_diffusion_bound, "_CHUNK", 3)
+  x = np.arange(8.0, dtype=np.float32) ** 2
+  seen = []
+
+  def mean(params, key, batch):
+    jax.debug.callback(seen.append, batch["x"])
+    return {"mean": params["factor"] * batch["x"].mean()}
+
+  found = mt_diffusion_bound._mean_over(mean, {"factor": 2.0}, KEY, {"x": x}, 100)
+  jax.effects_barrier()
+  # Parts of 3, 3 and 2 rows.
+  assert found["mean"] == pytest.approx(2 * x.mean())
+  assert sorted(np.concatenate(seen)) == x.tolist()
+  seen.clear()
+  mt_diffusion_bound._mean_over(mean, {"factor": 2.0}, KEY, {"x": x}, 3)
+  jax.effects_barrier()
+  assert [len(part) for part in seen] == [3]
+
+
+def test_framework_has_the_bound_that_its_config_asks_for():
+  assert mt_diffusion.build(tiny(evaluation__bound=0), (DIGIT, LABEL)).bound is None
+  config = tiny(evaluation__bound=2)
+  model, framework, params = made(config)
+  train = data() | {"unused": np.array(["no number"] * ROWS)}
+  found = framework.bound(params, KEY, train, data())
+  assert all(isinstance(value, float) for value in found.values())
+  parts = ("prior", "steps", "nll_digit", "nll_label")
+  assert found["total"] == pytest.approx(sum(found[name] for name in parts), rel=1e-5)
+  assert set(found) == {*parts, "total", "bits_per_dim"}
+
+
 # --- bad input
 
 

@@ -1,0 +1,118 @@
+"""MT-Diffusion's model: modalities as values, their aggregate, and what the network says of them.
+
+Training and generation (`mt_diffusion.py`) and the bound (`mt_diffusion_bound.py`) share it.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mmdiff_jax import schedules, shared_space
+from mmdiff_jax.frameworks.base import Batch, Params
+from mmdiff_jax.modalities import Modality
+
+# What is diffused is one thing with one time; this is its name to the solvers.
+SPACE = "z"
+
+
+class Model(NamedTuple):
+  """What all functions of this framework share.
+
+  Attributes:
+    config: of the run.
+    modalities: what is modelled.
+    process: the forward process.
+    network: a `Multitask`; its parameters are the entry `network`.
+  """
+
+  config: Any
+  modalities: tuple[Modality, ...]
+  process: shared_space.Process
+  network: Any
+
+
+def value_of(modality: Modality, x) -> Float[Array, "batch ..."]:
+  """A view as the value that a head predicts the mean of; see `networks/multitask.py`."""
+  if modality.num_classes:
+    return jax.nn.one_hot(x, modality.num_classes)
+  return jnp.asarray(x) if modality.kind == "vector" else 2.0 * jnp.asarray(x) - 1.0
+
+
+def values_of(model: Model, batch: Batch) -> dict[str, Array]:
+  """The values of a batch in the model's view."""
+  return {modality.name: value_of(modality, batch[modality.name]) for modality in model.modalities}
+
+
+def view_of(modality: Modality, value) -> Array:
+  """The model's view of a value, the likeliest class where there are several."""
+  if modality.num_classes:
+    return jnp.argmax(value, axis=-1).astype(jnp.int32)
+  if modality.kind == "vector":
+    return value
+  x = 0.5 * (value + 1.0)
+  return jnp.clip(x, 0.0, 1.0) if modality.kind == "image" else x
+
+
+def _mean(modality: Modality, predicted) -> Float[Array, "batch ..."]:
+  """The mean of the value from a head's prediction, which for classes is logits."""
+  return jax.nn.softmax(predicted, axis=-1) if modality.num_classes else predicted
+
+
+def cross_entropy(
+  logits: Float[Array, "*axes classes"], value: Float[Array, "*axes classes"]
+) -> Float[Array, "*axes"]:
+  """Of a value's classes, in nats."""
+  return -jnp.sum(value * jax.nn.log_softmax(logits, axis=-1), axis=-1)
+
+
+def aggregate(model: Model, encoded: Mapping[str, Array]) -> tuple[Array, Array]:
+  """z_0 and E of encoded modalities.
+
+  With the aggregation "start" z_0 is the aggregate of all, and nothing enters later (E counts for
+  nothing and is 0). With "steps" z_0 is the main modality, and E the aggregate of the others.
+  Without heads z_0 is the main modality either way.
+  """
+  main = encoded[model.config.main]
+  omega = {name: model.config.parts[name].omega for name in encoded}
+  if len(encoded) == 1:
+    return main, jnp.zeros_like(main)
+  if model.config.process.aggregation == "start":
+    return sum(omega[name] * e for name, e in encoded.items()), jnp.zeros_like(main)
+  others = (omega[name] * e for name, e in encoded.items() if name != model.config.main)
+  return main, sum(others)
+
+
+def read(
+  model: Model, params: Params, z, t, known: Mapping[str, Array], *, informed: bool
+) -> tuple[Array, dict[str, Array]]:
+  """The network's eps, and each modality's value: as known, or else the mean that is predicted.
+
+  Without a head the main modality is z_0 itself, of which eps tells and the range of values.
+  """
+  rows = jnp.ones(len(z))
+  shown = {name: (rows, value) for name, value in known.items()} if informed else {}
+  eps, predicted = model.network.apply(params["network"], z, t, shown)
+  values = {m.name: _mean(m, predicted[m.name]) for m in model.modalities if m.name in predicted}
+  if not values:
+    start = model.process.start(z, eps, jnp.zeros_like(z), t)
+    values = {model.config.main: jnp.clip(start, -1.0, 1.0)}
+  return eps, values | dict(known)
+
+
+def estimate(
+  model: Model, params: Params, z, t, known: Mapping[str, Array], *, informed: bool
+) -> tuple[Array, Array]:
+  """z_0 and E, rebuilt from the modalities.
+
+  With nothing known eps tells of z_0, too: its error counts sigma_t / a_t times, and those of the
+  heads as they are. So eps serves where a_t > sigma_t.
+  """
+  eps, values = read(model, params, z, t, known, informed=informed)
+  z0, total = aggregate(model, model.network.apply(params["network"], values, method="encode"))
+  if known or not model.config.heads:
+    return z0, total
+  a, sigma = model.process.table.alpha(t), model.process.table.sigma(t)
+  return jnp.where(schedules.along(a > sigma, z), model.process.start(z, eps, total, t), z0), total
