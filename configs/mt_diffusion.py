@@ -26,12 +26,13 @@ def get_config(name: str = "label_digits") -> ConfigDict:
 def _label(config):
   """An image and its class, generated together or from one another."""
   config.data.name = "mnist"
-  _parts(config, digit=_part("identity"), label=_part("embedding", omega=0.5, weight=0.1))
+  _parts(config, digit=_part("identity"), label=_part("embedding", omega=0.5, weight=0.3))
 
 
 def _label_digits(config):
   _label(config)
   config.data.name = "digits"
+  config.network.update({"patch": 1, "multipliers": (1, 2), "attention": (8,)})
 
 
 def _single(config):
@@ -228,14 +229,14 @@ def _defaults() -> ConfigDict:
   network.width = 32
   network.multipliers = (1, 2, 2)
   network.blocks = 1
-  network.attention = ()
+  network.attention = (7, 4)
   network.head_channels = 32
   network.patch = 2
 
   config.training = ConfigDict(
     {
-      "steps": 4000,
-      "batch_size": 128,
+      "steps": 5000,
+      "batch_size": 64,
       "learning_rate": 1e-3,
       "warmup": 200,
       "ema": 0.999,
