@@ -136,13 +136,14 @@ def check(
   first = {modality.name: arrays[modality.name][:_SHOWN] for modality in modalities}
   for modality in modalities:
     rows = first[modality.name]
-    dtype, top = (np.int32, modality.num_classes - 1) if modality.num_classes else (np.float32, 1)
+    dtype, (low, high) = np.int32 if modality.num_classes else np.float32, modality.bounds
     fits = rows.shape[1:] == modality.shape and rows.dtype == dtype
-    if not fits or not ((rows >= 0) & (rows <= top)).all():
+    if not fits or not (np.isfinite(rows) & (rows >= low) & (rows <= high)).all():
       raise UserError(
         f"The modality {modality.name!r} of the data set {name!r}, {split!r}, is {rows.dtype} of "
         f"shape {rows.shape[1:]} from {rows.min():g} to {rows.max():g}; it must be "
-        f"{np.dtype(dtype)} of shape {modality.shape} from 0 to {top}. Prepare it again."
+        f"{np.dtype(dtype)} of shape {modality.shape}, finite numbers from {low:g} to {high:g}. "
+        "Prepare it again."
       )
   return Split(next(iter(numbers.values())), first)
 

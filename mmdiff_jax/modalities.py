@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import math
 
 from jaxtyping import Float, Int, Num, UInt8
 import numpy as np
 
-KINDS = ("image", "audio", "text", "label", "mask", "video", "trajectory")
+KINDS = ("image", "audio", "text", "label", "mask", "video", "trajectory", "vector")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +22,9 @@ class Modality:
   * label: int32 below `num_classes`, [];
   * mask: int32 below `num_classes`, [height, width];
   * video: float32 in [0, 1], [frames, height, width, channels];
-  * trajectory: float32 in [0, 1], points (x, y) in order of time, y upwards, [points, 2].
+  * trajectory: float32 in [0, 1], points (x, y) in order of time, y upwards, [points, 2];
+  * vector: float32 of about mean 0 and variance 1 a component, a representation by another network,
+    [size].
 
   Attributes:
     name: names it in batches, times, checkpoints and scalars.
@@ -57,6 +60,13 @@ class Modality:
         f"modality {self.name!r}: sample_rate={self.sample_rate} with kind {self.kind!r}; audio "
         "has a sample rate, other kinds have none"
       )
+
+  @property
+  def bounds(self) -> tuple[float, float]:
+    """Least and greatest value that the model's view may have in a data set."""
+    if self.kind == "vector":
+      return -math.inf, math.inf
+    return 0.0, float(self.num_classes - 1 if self.num_classes else 1)
 
 
 def image_picture(
@@ -152,6 +162,21 @@ def trajectory_picture(
   brightness = 0.3 + 0.7 * (np.arange(len(move)) + along) / len(move)
   ink = (np.clip(1.5 - distance, 0.0, 1.0) * brightness).max(-1)
   return image_picture(ink[..., None])
+
+
+def vector_picture(vector: Float[np.ndarray, " size"]) -> UInt8[np.ndarray, "height width 3"]:
+  """A vector as cells of a near-square grid, row by row: mid-grey is 0, black -3 and white 3.
+
+  Args:
+    vector: [size], of about unit variance; what is beyond -3 and 3 is clipped.
+
+  Returns:
+    uint8 [height, width, 3], a pixel a component; what is left of the last row is mid-grey.
+  """
+  width = math.ceil(math.sqrt(len(vector)))
+  height = -(-len(vector) // width)
+  cells = np.pad(np.asarray(vector, np.float32), (0, height * width - len(vector)))
+  return image_picture(0.5 + cells.reshape(height, width, 1) / 6)
 
 
 def picture(

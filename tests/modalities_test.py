@@ -72,6 +72,31 @@ def test_video_is_a_strip_of_its_frames():
     np.testing.assert_array_equal(tile, modalities.image_picture(frames[i]))
 
 
+@pytest.mark.parametrize("size, shape", [(1, (1, 1)), (5, (2, 3)), (6, (2, 3)), (256, (16, 16))])
+def test_vector_is_cells_of_a_near_square_row_by_row(size, shape):
+  values = np.linspace(-4.0, 4.0, size).astype(np.float32) if size > 1 else np.zeros(1, np.float32)
+  vector = Modality("vector", "vector", (size,), modalities.vector_picture)
+  cells = modalities.picture(vector, values)
+  assert cells.shape == (*shape, 3) and cells.dtype == np.uint8
+  row = cells.reshape(-1, 3)
+  expected = np.clip(255 * (values + 3) / 6, 0, 255)
+  np.testing.assert_allclose(row[:size], expected[:, None].repeat(3, 1), atol=0.51)
+  assert (row[size:] == 128).all()
+
+
+def test_bounds_are_those_of_the_kind():
+  vector = Modality("vector", "vector", (2,), modalities.vector_picture)
+  mask = Modality("mask", "mask", (2, 3), modalities.mask_picture, num_classes=5)
+  one = dataclasses.replace(_LABEL, num_classes=1)
+  assert [m.bounds for m in (_IMAGE, _AUDIO, _PEN, _LABEL, mask, one)] == [
+    *[(0, 1)] * 3,
+    (0, 9),
+    (0, 4),
+    (0, 0),
+  ]
+  assert vector.bounds == (-np.inf, np.inf)
+
+
 def test_grid_places_pictures_in_rows_with_white_between():
   tiles = [np.full((2, 3, 3), value, np.uint8) for value in (10, 20, 30)]
   sheet = modalities.grid(tiles, 2)
@@ -99,6 +124,7 @@ def test_what_is_read_is_not_drawn():
     (_IMAGE, {"sample_rate": 8000}, "sample_rate=8000"),
     (_AUDIO, {"sample_rate": 0}, "sample_rate=0"),
     (_LABEL, {"num_classes": 0}, "num_classes=0"),
+    (_IMAGE, {"kind": "vector", "num_classes": 3}, "num_classes=3"),
   ],
 )
 def test_contradiction_is_refused(modality, change, complaint):

@@ -1,4 +1,4 @@
-"""Autoencoder of images, log-mels, videos and trajectories: residual MLPs over the flat view.
+"""Autoencoder of all that has no classes: residual MLPs over the flat view.
 
 At digit size a matrix product over all pixels is both faster on a CPU and no worse than
 convolutions; larger images want an encoder of their own. So it is for short videos of that size: a
@@ -16,10 +16,10 @@ from mmdiff_jax.networks.residual import ResidualMLP
 
 
 class SignalAutoencoder(nn.Module):
-  """Deterministic autoencoder of a view in [0, 1].
+  """Deterministic autoencoder of a view in [0, 1], or of any values.
 
   It encodes what lies outside, too, such as points of a trajectory that leave the canvas, but what
-  is decoded ends at 0 and 1.
+  is decoded of a bounded view ends at 0 and 1.
 
   Attributes:
     shape: shape of the view, without the batch.
@@ -27,6 +27,7 @@ class SignalAutoencoder(nn.Module):
     width: size of the hidden layers.
     depth: residual blocks on either side.
     likelihood: "gaussian" or "laplace" (of fixed scale), or "bernoulli" (whose mean is decoded).
+    bounded: whether the view is in [0, 1]; if not, it is not "bernoulli".
   """
 
   shape: tuple[int, ...]
@@ -34,6 +35,7 @@ class SignalAutoencoder(nn.Module):
   width: int
   depth: int
   likelihood: str
+  bounded: bool = True
 
   def setup(self):
     """Makes both halves."""
@@ -46,11 +48,12 @@ class SignalAutoencoder(nn.Module):
     return self.encoder(2.0 * x.reshape(x.shape[0], -1) - 1.0)
 
   def decode(self, z: Float[Array, "batch {self.latent}"]) -> Float[Array, "batch ..."]:
-    """Latent to the mean of the view, in [0, 1]."""
+    """Latent to the mean of the view, in [0, 1] if it is bounded."""
     out = self.decoder(z).reshape(z.shape[0], *self.shape)
     if self.likelihood == "bernoulli":
       return jax.nn.sigmoid(out)
-    return jnp.clip(0.5 * (out + 1.0), 0.0, 1.0)
+    mean = 0.5 * (out + 1.0)
+    return jnp.clip(mean, 0.0, 1.0) if self.bounded else mean
 
   def loss(
     self, x: Float[Array, "batch ..."], z: Float[Array, "batch {self.latent}"]

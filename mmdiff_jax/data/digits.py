@@ -1,8 +1,9 @@
-"""The data set `digits`: four views of a handwritten digit, made from what scikit-learn brings.
+"""The data set `digits`: views of a handwritten digit, made from what scikit-learn brings.
 
 One example is a handwriting on a page (`digit`), another handwriting of the same class on a photo
-(`scene`), the dial tone of its key (`tone`), a sentence about the page (`caption`) and the class
-(`label`); `rendering` draws them. Nothing is downloaded.
+(`scene`), the dial tone of its key (`tone`), a sentence about the page (`caption`), the class
+(`label`) and where the scene's handwriting is (`mask`); `rendering` draws them. Nothing is
+downloaded.
 
 The two splits share no handwriting: 80 % of scikit-learn's 1,797 are for training, 20 % for tests,
 alike in classes, and both the page's and the scene's come from the example's own split.
@@ -16,7 +17,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from mmdiff_jax.data import audio, rendering, sources
-from mmdiff_jax.modalities import image_picture, Modality
+from mmdiff_jax.modalities import image_picture, mask_picture, Modality
 
 # Handwritings of each split.
 HANDWRITINGS = {"train": 1437, "test": 360}
@@ -27,6 +28,7 @@ DRAWS = {"train": 30, "test": 3}
 
 _SEED = 0
 _LOUDEST = 32767  # of a 16-bit sample
+_INKED = 1 / 3  # From here on a scene is more of its ink than of its photo; see `composite`.
 
 
 def _listen(log_mel: np.ndarray) -> np.ndarray:
@@ -57,6 +59,7 @@ MODALITIES = (
     num_classes=len(rendering.ALPHABET),
   ),
   Modality("label", "label", (), _figure, num_classes=10),
+  Modality("mask", "mask", _PAGE, mask_picture, num_classes=2),
 )
 
 
@@ -88,8 +91,11 @@ class _Counted:
 class Digits(tfds.core.GeneratorBasedBuilder):
   """Prepares `digits` on disk as ArrayRecord files."""
 
-  VERSION = tfds.core.Version("1.0.0")
-  RELEASE_NOTES = {"1.0.0": "Handwriting, scene, tone and caption."}
+  VERSION = tfds.core.Version("1.1.0")
+  RELEASE_NOTES = {
+    "1.0.0": "Handwriting, scene, tone and caption.",
+    "1.1.0": "Also the mask of the scene's handwriting; all else as it was.",
+  }
   BUILDER_CONFIGS = [Drawn()]
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -103,6 +109,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
           "tone": tensor(shape=(rendering.TONE.samples,), dtype=np.int16),
           "caption": tfds.features.Text(),
           "label": tfds.features.ClassLabel(num_classes=10),
+          "mask": tensor(shape=_PAGE, dtype=np.uint8),
           # Which of scikit-learn's handwritings are on the page and in the scene.
           "handwriting": tfds.features.Scalar(np.int64),
           "scene_handwriting": tfds.features.Scalar(np.int64),
@@ -152,6 +159,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         "tone": np.round(rendering.dial_tone(labels, rng) * _LOUDEST).astype(np.int16),
         "caption": rendering.captions(labels, pages / np.float32(255), rng),
         "label": labels,
+        "mask": (others > _INKED).astype(np.uint8),
         "handwriting": own,
         "scene_handwriting": partner,
       }
@@ -201,6 +209,7 @@ def load(
     tone: float32 [n, frames, bands], the log-mel spectrogram in [0, 1].
     caption: int32 [n, CAPTION_LENGTH], indices into `rendering.ALPHABET`.
     label: int32 [n].
+    mask: int32 [n, 16, 16], 1 where the handwriting of the scene is, else 0.
 
   Raises:
     UserError: it cannot be prepared, such as on a full disk, or what is prepared is damaged.
@@ -230,4 +239,5 @@ def model_view(records: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     "tone": audio.log_mel(records["tone"] / np.float32(_LOUDEST), rendering.TONE),
     "caption": rendering.tokens_of([text.decode() for text in records["caption"]]),
     "label": records["label"].astype(np.int32),
+    "mask": records["mask"].astype(np.int32),
   }

@@ -1,9 +1,9 @@
 """Reads a user's files into the model's view: a pure function a kind.
 
-All but `npz` take the files of one example in one modality, a generator (only texts draw from it)
-and settings. Where a file cannot be read as asked they raise a UserError that names it. PNG, WAV
-and GIF are checked for truncation, PNG also for alteration; a JPEG has no checksum, so one that was
-altered may pass.
+All but those of NPZ take the files of one example in one modality, a generator (only texts draw
+from it) and settings. Where a file cannot be read as asked they raise a UserError that names it.
+PNG, WAV and GIF are checked for truncation, PNG also for alteration; a JPEG has no checksum, so one
+that was altered may pass.
 """
 
 from collections.abc import Iterator, Sequence
@@ -353,30 +353,56 @@ def npz(
     UserError: the file is damaged or needs pickle, or an array is missing or not what it must be.
   """
   views = {}
-  with reading(path):
-    if not zipfile.is_zipfile(path):
-      raise ValueError("it is not there, or no NPZ file")
-    file = np.load(path, allow_pickle=False)
-    for modality in modalities:
-      views[modality.name] = _checked(file, prefix + modality.name, modality, path)
+  for modality in modalities:
+    key = prefix + modality.name
+    views[modality.name] = checked(array(path, key), key, modality, path)
   lengths = {name: len(view) for name, view in views.items()}
   if len(set(lengths.values())) != 1 or 0 in lengths.values():
     raise UserError(f"The arrays of {path} must have the same examples, at least one: {lengths}.")
   return views
 
 
-def _checked(file, key: str, modality: Modality, path: str | os.PathLike[str]) -> np.ndarray:
-  if key not in file:
-    raise UserError(f"The file {path} has no array {key!r}, only: {', '.join(file)}. Add it.")
-  array = file[key]
+def array(path: str | os.PathLike[str], key: str) -> np.ndarray:
+  """One array of an NPZ file as it is; no pickle is read.
+
+  Raises:
+    UserError: the file is not there, is damaged or needs pickle, or has no such array.
+  """
+  with reading(path):
+    if not zipfile.is_zipfile(path):
+      raise ValueError("it is not there, or no NPZ file")
+    with np.load(path, allow_pickle=False) as file:
+      if key in file:
+        return file[key]
+      raise UserError(f"The file {path} has no array {key!r}, only: {', '.join(file)}. Add it.")
+
+
+def checked(
+  array: np.ndarray, key: str, modality: Modality, path: str | os.PathLike[str]
+) -> np.ndarray:
+  """An array of an NPZ file as a modality's view, float32 or int32 [n, *shape].
+
+  Args:
+    array: the array; of an image or a video it may be uint8, which is divided by 255.
+    key: its name in the file, for the message.
+    modality: what it must be.
+    path: the file, for the message.
+
+  Raises:
+    UserError: it has another shape, type or range.
+  """
   pixels, whole = modality.kind in ("image", "video"), modality.num_classes > 0
-  kind, dtype, top = ("iu", np.int32, modality.num_classes - 1) if whole else ("f", np.float32, 1)
+  kind, dtype = ("iu", np.int32) if whole else ("f", np.float32)
+  low, high = modality.bounds
   view = array / np.float32(255) if pixels and array.dtype == np.uint8 else array
+  if view.dtype.kind == "f":
+    with np.errstate(over="ignore"):  # What is too large becomes infinite and is refused.
+      view = view.astype(np.float32)
   fits = view.dtype.kind in kind and view.shape[1:] == modality.shape and view.ndim > 0
-  if not fits or not ((view >= 0) & (view <= top)).all():
+  if not fits or not (np.isfinite(view) & (view >= low) & (view <= high)).all():
     raise UserError(
       f"The array {key!r} of {path} is {array.dtype} of shape {array.shape}; a modality of kind "
-      f"{modality.kind} must be {dtype.__name__} of shape [n, *{modality.shape}], from 0 to {top}. "
-      "Convert it and save it again."
+      f"{modality.kind} must be {dtype.__name__} of shape [n, *{modality.shape}], finite numbers "
+      f"from {low:g} to {high:g}. Convert it and save it again."
     )
   return view.astype(dtype)

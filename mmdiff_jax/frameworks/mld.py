@@ -102,7 +102,10 @@ def autoencoder(modality: Modality, config: Any) -> Autoencoder:
       f" {', '.join(config.autoencoder)}. Add it there or leave it out of config.modalities."
     )
   size = config.autoencoder[modality.name]
-  suitable = ("categorical",) if modality.num_classes else ("gaussian", "laplace", "bernoulli")
+  suitable = ("categorical",) if modality.num_classes else ("gaussian", "laplace")
+  bounded = modality.kind != "vector"
+  if bounded and not modality.num_classes:
+    suitable += ("bernoulli",)
   if size.likelihood not in suitable:
     raise UserError(
       f"config.autoencoder.{modality.name}.likelihood is {size.likelihood!r}; of a modality of "
@@ -116,7 +119,9 @@ def autoencoder(modality: Modality, config: Any) -> Autoencoder:
     return LayeredAutoencoder(
       modality.shape, size.latent, width=size.width, depth=size.depth, **size.layers
     )
-  return SignalAutoencoder(modality.shape, size.latent, size.width, size.depth, size.likelihood)
+  return SignalAutoencoder(
+    modality.shape, size.latent, size.width, size.depth, size.likelihood, bounded
+  )
 
 
 def _autoencoder_stage(modality: Modality, codec, config) -> Stage:

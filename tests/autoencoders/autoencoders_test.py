@@ -92,6 +92,15 @@ def test_trajectories_that_leave_the_canvas_are_taken_as_they_are():
   np.testing.assert_allclose(back, np.clip(x, 0, 1), atol=0.1)
 
 
+def test_unbounded_views_come_back_wherever_they_are():
+  x = 3.0 * jax.random.normal(jax.random.key(1), (12, 6))
+  codec = SignalAutoencoder((6,), 8, 32, 1, "gaussian", bounded=False)
+  params, _ = fit(codec, x)
+  back = codec.apply(params, codec.apply(params, x, method="encode"), method="decode")
+  assert x.min() < -3 and x.max() > 4
+  np.testing.assert_allclose(back, x, atol=0.2)
+
+
 @pytest.mark.parametrize("shape", [(5,), (3, 2), ()])
 def test_classes_come_back_exactly(shape):
   """A text, a mask and a label."""

@@ -40,7 +40,9 @@ def test_recorded_handwriting_is_the_one_that_is_drawn(few_draws, monkeypatch):
   for split in ("train", "test"):
     for _, example in few_draws._generate_examples(split, 1):
       np.testing.assert_array_equal(example["digit"][..., 0], drawn[example["handwriting"]])
-      np.testing.assert_array_equal(example["scene"][..., 1], drawn[example["scene_handwriting"]])
+      scene = drawn[example["scene_handwriting"]]
+      np.testing.assert_array_equal(example["scene"][..., 1], scene)
+      np.testing.assert_array_equal(example["mask"], scene > 255 / 3)
 
 
 def test_scene_is_another_handwriting_of_the_same_class(records):
@@ -88,6 +90,16 @@ def test_model_view_has_the_shapes_types_and_ranges_that_the_modalities_say(reco
     else:
       assert values.dtype == np.float32
       assert values.min() == 0.0 and 0.85 < values.max() <= 1.0
+
+
+def test_mask_is_where_the_scene_is_more_ink_than_photo(monkeypatch, few_draws):
+  """Written on white, ink is black: dark is where the mask is."""
+  photos = [np.ones((20, 20, 3), np.float32)]
+  monkeypatch.setattr(digits, "_photos", lambda: photos)
+  for _, example in few_draws._generate_examples("test", 1):
+    np.testing.assert_array_equal(example["mask"], example["scene"][..., 0] < 127.5)
+    assert 20 < example["mask"].sum() < 160
+    assert example["mask"].dtype == np.uint8
 
 
 def test_captions_of_the_records_are_true_of_the_records(records):

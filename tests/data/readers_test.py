@@ -434,6 +434,19 @@ def test_npz_of_any_kind_is_bounded(tmp_path, value):
     readers.npz(tmp_path / "a.npz", [pen])
 
 
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1e300])
+def test_vectors_of_npz_are_finite_but_not_bounded(tmp_path, value):
+  vector = Modality("vector", "vector", (3,), lambda x: x)
+  rows = np.array([[-40.0, 0.0, 1e30], [0.5, 1.0, -1.0]])
+  np.savez(tmp_path / "a.npz", vector=rows)
+  found = readers.npz(tmp_path / "a.npz", [vector])["vector"]
+  np.testing.assert_array_equal(found, rows.astype(np.float32))
+  rows[1, 1] = value
+  np.savez(tmp_path / "a.npz", vector=rows)
+  with pytest.raises(UserError, match="'vector'.*finite"):
+    readers.npz(tmp_path / "a.npz", [vector])
+
+
 def test_street_photos_and_their_masks():
   path = pathlib.Path("../shared/data/camvid/camvid_96x128.npz")
   if not path.is_file():

@@ -13,9 +13,10 @@ from configs import mld
 from experiments import prepare_data
 from mmdiff_jax.data import datasets, digits, rendering
 from mmdiff_jax.errors import UserError
-from mmdiff_jax.modalities import image_picture, Modality
+from mmdiff_jax.modalities import image_picture, Modality, vector_picture
 
-FILES = {"digit.png", "scene.png", "tone.png", "tone.wav", "caption.txt", "label.txt", "report.txt"}
+FILES = {"digit.png", "scene.png", "tone.png", "tone.wav", "caption.txt", "label.txt", "mask.png"}
+FILES |= {"report.txt"}
 
 
 @pytest.fixture
@@ -195,6 +196,17 @@ def test_split_of_other_values_is_refused(change, complaint):
   values = {name: rows for name, rows in {**arrays(), **change}.items() if rows is not None}
   with pytest.raises(UserError, match=complaint):
     prepare_data.check("toy", "test", (PAGE, NUMBER), values)
+
+
+def test_vectors_may_have_any_finite_values_and_are_drawn(tmp_path):
+  vector = Modality("vector", "vector", (3,), vector_picture)
+  rows = np.array([[-40.0, 0.0, 7.0], [0.5, 1.0, -1.0]], np.float32)
+  found = prepare_data.check("toy", "test", (vector,), {"vector": rows})
+  prepare_data.write(tmp_path / "sheets", (vector,), found.first, "All.\n")
+  assert Image.open(tmp_path / "sheets" / "vector.png").size[0] > 64
+  for value in (np.inf, -np.inf, np.nan):
+    with pytest.raises(UserError, match="'vector'.*finite"):
+      prepare_data.check("toy", "test", (vector,), {"vector": np.full((2, 3), value, np.float32)})
 
 
 def test_tests_that_are_in_training_are_said():

@@ -487,6 +487,15 @@ def test_unknown_choices_are_named(changes, message):
     mld.build(tiny(**changes), MODALITIES)
 
 
+def test_vectors_are_not_bounded_and_have_no_bernoulli_likelihood():
+  a = next(modality for modality in MODALITIES if modality.name == "a")
+  assert mld.autoencoder(a, tiny()).bounded
+  vector = modalities_lib.Modality("a", "vector", (16,), show)
+  assert not mld.autoencoder(vector, tiny(autoencoder__a__likelihood="gaussian")).bounded
+  with pytest.raises(UserError, match="kind vector it can be gaussian or laplace\\."):
+    mld.autoencoder(vector, tiny())
+
+
 def test_a_modality_without_sizes_is_named():
   label = modalities_lib.Modality("label", "label", (), show, num_classes=10)
   with pytest.raises(UserError, match="'label'"):

@@ -41,6 +41,7 @@ def test_every_kind_is_shown(toy, tmp_path):
     Modality("video", "video", (4, 6, 6, 1), modalities_lib.video_picture),
     Modality("mask", "mask", (6, 6), modalities_lib.mask_picture, num_classes=3),
     Modality("pen", "trajectory", (8, 2), modalities_lib.trajectory_picture),
+    Modality("vector", "vector", (10,), modalities_lib.vector_picture),
     Modality("label", "label", (), lambda x: f"class {x}", num_classes=3),
   )
   views = {m.name: np.ones((5, *m.shape), np.int32 if m.num_classes else np.float32) for m in shown}
@@ -54,6 +55,7 @@ def test_every_kind_is_shown(toy, tmp_path):
   assert found["video"][:2] == [b"31", b"46"]
   assert found["mask"][:2] == [b"57", b"8"]
   assert found["pen"][:2] == [b"233", b"30"]
+  assert found["vector"][:2] == [b"41", b"5"]
   assert b"5. `class 1`" in found["label"][0]
 
 
