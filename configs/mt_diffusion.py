@@ -32,7 +32,7 @@ def _label(config):
 def _label_digits(config):
   _label(config)
   config.data.name = "digits"
-  config.network.update({"patch": 1, "multipliers": (1, 2), "attention": (8,)})
+  _network(config, width=48, attention=(8, 4))
 
 
 def _single(config):
@@ -68,6 +68,7 @@ def _masked(config):
 def _masked_digits(config):
   _masked(config)
   config.data.of = "digits"
+  _network(config, width=48, attention=(8, 4))
 
 
 def _representation(config):
@@ -80,12 +81,14 @@ def _representation(config):
 def _representation_digits(config):
   _representation(config)
   config.data.of = "digits"
+  _network(config, width=48, attention=(8, 4))
 
 
 def _transition_digits(config):
   """Image transition: a photo with a handwriting on it, and where the handwriting is."""
   config.data.name = "digits"
   _parts(config, scene=_part("identity"), mask=_part("embedding", omega=0.5, weight=0.5))
+  _network(config, width=48, attention=(8, 4))
 
 
 def _camvid(config):
@@ -119,7 +122,8 @@ def _files(config, columns):
   main, other = columns
   encoder = "embedding" if columns[other]["read"] == "mask" else "identity"
   _parts(config, **{main: _part("identity"), other: _part(encoder, omega=0.5, weight=0.5)})
-  config.network.update({"width": 32, "multipliers": (1, 2, 3), "patch": 2})
+  height, _ = columns[main]["size"]
+  _network(config, width=48, patch=4, attention=(height // 8, height // 16))
   config.training.batch_size = 32
 
 
@@ -180,6 +184,12 @@ _PRESETS = {
   "night2day": _night2day,
   "paired_images": _paired_images,
 }
+
+
+def _network(config, *, width, attention, patch=2):
+  """A network for images of another size; `attention` is at the second level and the third."""
+  network = {"width": width, "head_channels": width, "attention": attention, "patch": patch}
+  config.network.update(network)
 
 
 def _parts(config, **parts):

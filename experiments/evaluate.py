@@ -1,7 +1,7 @@
 """Measures a trained framework: coherence and Frechet distances, joint and from every subset.
 
 python -m experiments.evaluate --workdir=DIR [--num=N --seeds=K --solver=NAME --steps=N
-  --guidance=G --noema --joint_only --data=OPTION=VALUE --out=DIR]
+  --guidance=G --mode=NAME --noema --joint_only --data=OPTION=VALUE --out=DIR]
 
 Writes `results.json`, `results.md` and `samples.png` into the workdir, or `--out`. The classifiers
 that judge are trained on first use and kept in `classifiers` beside them. With `--joint_only`, to
@@ -304,6 +304,7 @@ def _settings(trained, names, num, draws, seeds) -> dict[str, Any]:
     "solver": config.sampling.solver,
     "steps": trained.sampling.steps,
     "guidance": trained.sampling.guidance,
+    "mode": config.sampling.get("mode"),
     "order": [list(group) for group in trained.sampling.order],
     "subsets": _subsets(config, names),
     "grid_power": config.sampling.get("grid_power"),

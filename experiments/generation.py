@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 
 from experiments import setup
+from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import base
 from mmdiff_jax.frameworks.base import Framework, Params, Sampling
 from mmdiff_jax.training import checkpoints
@@ -21,6 +22,9 @@ STEPS = flags.DEFINE_integer(
 )
 GUIDANCE = flags.DEFINE_float(
   "guidance", None, "Strength of what is given; 1 is plain, and the config's if not given."
+)
+MODE = flags.DEFINE_string(
+  "mode", None, "MT-Diffusion: replacement or informed; the config's if not given."
 )
 EMA = flags.DEFINE_bool("ema", True, "Use the running mean of the last stage's parameters.")
 
@@ -49,11 +53,17 @@ def load(workdir: str) -> Trained:
   """The run in a workdir, to be sampled as the flags say and else as its config does.
 
   Raises:
-    UserError: there is no run, it is not trained or damaged, or the solver is unknown.
+    UserError: there is no run, it is not trained or damaged, the solver is unknown, or a flag is
+      not of its framework.
   """
   config = checkpoints.load_config(workdir)
-  for flag in (SOLVER, STEPS, GUIDANCE):
+  for flag in (SOLVER, STEPS, GUIDANCE, MODE):
     if flag.value is not None:
+      if flag.name not in config.sampling:
+        raise UserError(
+          f"The framework {config.framework!r} of this run has no --{flag.name}. It has:"
+          f" {', '.join(config.sampling)}."
+        )
       config.sampling[flag.name] = flag.value
   framework = setup.build(config)
   sampling = base.sampling_of(config)

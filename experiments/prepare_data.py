@@ -2,7 +2,8 @@
 
 python -m experiments.prepare_data --dataset=NAME [--data_dir=DIR --manual_dir=DIR --out=DIR]
 
-NAME is that of a preset of configs/mld.py, whose data set and options are taken, or of a data set.
+NAME is that of a preset of configs/mld.py or else configs/mt_diffusion.py, whose data set and
+options are taken, or of a data set.
 What is prepared already is only checked. Files of a public set come from the internet or, where
 they are there, from the manual folder, which is `<data_dir>/downloads/manual` by default.
 """
@@ -18,14 +19,14 @@ from typing import Any, NamedTuple
 from absl import flags
 import numpy as np
 
-from configs import mld
+from configs import mld, mt_diffusion
 from experiments import setup
 from mmdiff_jax.data import datasets, pairing
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.modalities import grid, Modality, picture
 
 _DATASET = flags.DEFINE_string(
-  "dataset", None, "Name of a preset of configs/mld.py, or of a data set."
+  "dataset", None, "Name of a preset of configs/{mld,mt_diffusion}.py, or of a data set."
 )
 _DATA_DIR = flags.DEFINE_string(
   "data_dir", None, "Folder of prepared data sets; ~/tensorflow_datasets if not given."
@@ -88,10 +89,10 @@ def main(argv: Sequence[str]) -> None:
 
 def options(name: str) -> dict[str, Any]:
   """What `datasets.load` takes but for the split: of the preset of that name, or of no options."""
-  try:
-    return mld.get_config(name).data.to_dict()
-  except ValueError:
-    return {"name": name}
+  for configs in (mld, mt_diffusion):
+    with contextlib.suppress(ValueError):
+      return configs.get_config(name).data.to_dict()
+  return {"name": name}
 
 
 def _check_own(out: pathlib.Path, name: str, files: Set[str]) -> None:

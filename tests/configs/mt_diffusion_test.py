@@ -24,10 +24,13 @@ def test_every_preset_builds_and_its_network_runs(name):
     m.name: jnp.zeros((2, *m.shape), jnp.int32 if m.num_classes else jnp.float32)
     for m in framework.modalities
   }
+  if config.augment.modality:
+    batch[config.augment.modality] = batch[config.main]
   params = jax.eval_shape(lambda key: stage.init(key, {}, batch), jax.random.key(0))
   found, metrics = jax.eval_shape(stage.loss, params, {}, jax.random.key(0), batch)
   assert found.shape == ()
-  assert set(metrics) == {"loss_eps", *(f"loss_{m.name}" for m in framework.modalities)}
+  heads = framework.modalities if config.heads else ()
+  assert set(metrics) == {"loss_eps", *(f"loss_{m.name}" for m in heads)}
 
 
 def test_unknown_name_is_said():

@@ -141,6 +141,16 @@ def test_camvids_drives_are_whole(tmp_path):
   assert found == {"train": set(drives[:3]), "test": {"Seq05VD"}}
 
 
+def test_camvids_classes_are_numbers(tmp_path):
+  classes = np.arange(_SIZE[0] * _SIZE[1], dtype=np.uint8).reshape(_SIZE) % 12
+  for split in ("train", "test"):
+    _save(tmp_path / split / "1.png", _pixels(split == "test"))
+    _save(tmp_path / f"{split}annot" / "1.png", classes)
+  (pair,) = _open(tmp_path, layouts.camvid_classes(size=_SIZE), "test")
+  np.testing.assert_array_equal(pair["image"], _pixels(1) / np.float32(255))
+  np.testing.assert_array_equal(pair["mask"], classes)
+
+
 def _sounds(root, names, table):
   (root / "val").mkdir()
   for i, name in enumerate(names):
