@@ -204,6 +204,7 @@ def test_stage_without_a_checkpoint(command, trained, tmp_path, refused):
     ("--num=0", ("num",)),
     ("--seeds=none", ("seeds",)),
     ("--steps=-3", ("steps",)),
+    ("--mode=informed", ("'mld'", "no --mode", "solver")),
   ],
 )
 def test_bad_arguments(command, trained, refused, argument, words):
