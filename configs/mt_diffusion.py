@@ -43,7 +43,7 @@ def _single(config):
 
 
 def _augmented(config):
-  """`single` on images half of which are masked: what masks do without a head for them."""
+  """`single` on images half of which are masked, and said to be: masks without a head for them."""
   _masked(config)
   _parts(config, digit=_part("identity"))
   config.heads = False
@@ -51,7 +51,10 @@ def _augmented(config):
 
 
 def _apart(config):
-  """`label` without the shared space: the label's head reads an image that has no label in it."""
+  """`label` without the shared space: the label's head reads an image that has no label in it.
+
+  Of a label that is given only the informed heads know, not `replacement`.
+  """
   _label(config)
   config.parts.label.omega = 0.0
 
@@ -91,7 +94,7 @@ def _transition_digits(config):
   _network(config, width=48, attention=(8, 4))
 
 
-def _camvid(config):
+def _camvid_classes(config):
   """Image transition: streets and their label maps in your folder `config.data.manual_dir`."""
   _files(config, layouts.camvid_classes(size=(48, 64)))
 
@@ -179,7 +182,7 @@ _PRESETS = {
   "representation": _representation,
   "representation_digits": _representation_digits,
   "transition_digits": _transition_digits,
-  "camvid": _camvid,
+  "camvid_classes": _camvid_classes,
   "cityscapes": _cityscapes,
   "night2day": _night2day,
   "paired_images": _paired_images,
@@ -187,7 +190,7 @@ _PRESETS = {
 
 
 def _network(config, *, width, attention, patch=2):
-  """A network for images of another size; `attention` is at the second level and the third."""
+  """A network for images of another size, whose levels have other heights to attend at."""
   network = {"width": width, "head_channels": width, "attention": attention, "patch": patch}
   config.network.update(network)
 

@@ -181,15 +181,17 @@ def in_both(
 ) -> str:
   """A line for each modality of which tests are in training, too, bit for bit.
 
-  Not of labels, texts and masks, which are often equal. Others can be by chance, such as what is
-  drawn with a few points; many say that the splits are not apart.
+  Not of labels, texts and masks, which are often equal, nor of what is the same all over. Others
+  can be by chance, such as what is drawn with a few points; many say that the splits are not apart.
   """
   lines = []
   for modality in modalities:
     if modality.kind in ("label", "text", "mask"):
       continue
     ours, theirs = (_present(arrays, modality.name) for arrays in (train, test))
-    if len(rows := pairing.shared(ours, theirs)):
+    # What is the same all over, such as a fully masked image, says nothing.
+    rows = np.array([i for i in pairing.shared(ours, theirs) if np.ptp(theirs[int(i)])], int)
+    if len(rows):
       lines.append(
         f"Warning: {len(rows):,} of {len(theirs):,} tests of {modality.name!r} are in training, "
         f"too, such as the first {rows[:5].tolist()}.\n"

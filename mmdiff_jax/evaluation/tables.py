@@ -99,7 +99,7 @@ def markdown(results: Results) -> str:
     f"Deviation of {draws} draws from the same example, in units of the model's view": (
       _subsets_table(results, "spread", _fine)
     ),
-    "Variational bound on the test split, in nats an example": _bound_table(results),
+    "Variational bound on the test split": _bound_table(results),
     "The classifiers: accuracy in per cent on the test split": _judges_table(results),
     "Classes of joint samples, in per cent": _classes(results),
     "Cost": _cost_table(results),
@@ -160,8 +160,13 @@ def _frechet_table(results: Results) -> str:
 
 
 def _bound_table(results: Results) -> str:
-  rows = [[name, f"{value:.4g}"] for name, value in results.get("bound", {}).items()]
-  return _table(["term", "value"], rows)
+  if "bound" not in results:
+    return ""
+  terms = dict(results["bound"])
+  # Bits for each component of the main modality, as is the custom for images.
+  scale = terms.pop("bits_per_dim") / terms["total"]
+  rows = [[name, f"{nats:.4g}", f"{scale * nats:.4g}"] for name, nats in terms.items()]
+  return _table(["term", "nats an example", "bits a dimension"], rows)
 
 
 def _judges_table(results: Results) -> str:

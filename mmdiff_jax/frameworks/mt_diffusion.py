@@ -22,9 +22,11 @@ Two ways to know (`config.sampling.mode`):
   known x_i says more of the others than z_t does: biased even with perfect heads.
 * informed: the heads also see what is known, as they are shown some modalities in training.
 
-Targets are read off the heads at the last step, as means (or likeliest classes). With the
-aggregation "start" z_1 has all modalities in it. With "steps" what was added has left z_t again at
-t = 1, so that all but the main modality are read as their means given it.
+Targets are read off the heads at the last step, as means given z_1 (or likeliest classes). With the
+aggregation "start" z_1 has all modalities in it, but as a sum: what the sum leaves open of a target
+has no spread. (Of two Gaussians of variance 1 and correlation 0.8 with E = x_1 + x_2, generated
+jointly, either is z_1 / 2: variance 0.9, correlation 1.) With "steps" what was added has left z_t
+again at t = 1, so that all but the main modality are read as their means given it.
 """
 
 from collections.abc import Sequence
@@ -108,6 +110,19 @@ def model_of(config: Any, modalities: Sequence[Modality]) -> Model:
       f"config.heads is False and config.modalities has {', '.join(found)}. Only the main modality"
       " can do without a head, since the noise says what it is: leave the others out."
     )
+  informed, prob = config.network.informed, config.network.known_prob
+  if informed and not 0 < prob < 1:
+    raise UserError(
+      f"config.network.known_prob is {prob}; it must be between 0 and 1: an informed network learns"
+      " from examples of which something is known, and from others."
+    )
+  if not 0 < config.augment.share <= 1:
+    raise UserError(f"config.augment.share is {config.augment.share}; it must be in (0, 1].")
+  if config.augment.modality and len(found) > 1:
+    raise UserError(
+      f"config.augment.modality is {config.augment.modality!r}; only a main modality that is alone"
+      f" is augmented, and config.modalities has {', '.join(found)}."
+    )
   if len(main.shape) != 3 or main.num_classes:
     raise UserError(
       f"config.main is {main.name!r}, a {main.kind} of shape {main.shape}. The shared space has the"
@@ -136,8 +151,8 @@ def model_of(config: Any, modalities: Sequence[Modality]) -> Model:
 
 
 def _informed(config) -> bool:
-  """A modality alone is never known."""
-  return config.network.informed and len(config.modalities) > 1
+  """A modality alone is never known, but an augmented one is said to be so."""
+  return (config.network.informed and len(config.modalities) > 1) or bool(config.augment.modality)
 
 
 def _check_choice(key, value, known):
@@ -212,11 +227,17 @@ def loss(
   t_key, noise_key, known_key, augment_key, dropout_key = jax.random.split(key, 5)
   values = values_of(model, batch)
   rows = len(values[config.main])
+  prob = config.network.known_prob if len(values) > 1 and config.network.informed else 0.0
+  flags = draw_known(known_key, tuple(values), rows, prob)
+  shown = {name: (flags[name], value) for name, value in values.items()}
   if config.augment.modality:
-    main = next(modality for modality in model.modalities if modality.name == config.main)
-    instead = jax.random.bernoulli(augment_key, config.augment.share, (rows, 1, 1, 1))
+    (main,) = model.modalities
     augmented = value_of(main, batch[config.augment.modality])
-    values |= {config.main: jnp.where(instead, augmented, values[config.main])}
+    instead = jax.random.bernoulli(augment_key, config.augment.share, (rows,)).astype(jnp.float32)
+    values = {main.name: jnp.where(instead[:, None, None, None] > 0, augmented, values[main.name])}
+    # The network is told, so that what it generates later is none of these (as by Karras et al.
+    # 2022, appendix F.2).
+    shown = {main.name: (instead, jnp.zeros_like(augmented))}
 
   z0, total = aggregate(model, network(values, method="encode"))
   if config.stop_gradient:
@@ -225,9 +246,6 @@ def loss(
   t = jax.random.randint(t_key, (rows,), 1, size + 1) / size
   eps = multitime.normal_like(noise_key, SPACE, z0)
   mean, deviation = model.process.marginal(z0, total, t)
-  prob = config.network.known_prob if _informed(config) else 0.0
-  flags = draw_known(known_key, tuple(values), rows, prob)
-  shown = {name: (flags[name], value) for name, value in values.items()}
   predicted_eps, predicted = network(
     mean + deviation * eps, t, shown, train=True, rngs={"dropout": dropout_key}
   )
@@ -275,6 +293,11 @@ def _stage(model: Model, generate) -> Stage:
     del frozen
     for modality in model.modalities:
       _check_shape(modality, data[modality.name].shape, "the data set")
+      if not np.all(data.get(f"{modality.name}_present", True)):
+        raise UserError(
+          f"Some training examples lack the modality {modality.name!r}, and MT-Diffusion needs all"
+          " of them. Leave such examples out: in a folder, config.data.incomplete = 'drop'."
+        )
     for name in augmenting:
       if name not in data or data[name].shape != data[config.main].shape:
         raise UserError(
@@ -285,8 +308,11 @@ def _stage(model: Model, generate) -> Stage:
 
   def init(key, frozen, batch):
     del frozen
-    rows = {name: batch[name][:2] for name in names}
-    return {"network": model.network.init(key, values_of(model, rows), method="initialise")}
+    values = values_of(model, {name: batch[name][:2] for name in names})
+    try:
+      return {"network": model.network.init(key, values, method="initialise")}
+    except ValueError as error:
+      raise UserError(f"config.network: {error}") from error
 
   def stage_loss(trained, frozen, key, batch):
     del frozen
@@ -311,10 +337,10 @@ def _stage(model: Model, generate) -> Stage:
 
 def _check_shape(modality: Modality, shape: tuple[int, ...], where: str) -> None:
   if tuple(shape[1:]) != modality.shape:
+    remedy = " A representation must come from the network that this one was made for."
     raise UserError(
       f"The modality {modality.name!r} of {where} has examples of shape {tuple(shape[1:])}, and the"
-      f" network is built for {modality.shape}. A representation must come from the network that"
-      " this one was made for."
+      f" network is built for {modality.shape}.{remedy if modality.kind == 'vector' else ''}"
     )
 
 
@@ -337,7 +363,7 @@ def _check_sampling(config: Any, sampling: Sampling) -> None:
     raise UserError(
       "With config.process.aggregation 'steps' modalities enter z at each step, which only the"
       " solver 'ancestral' takes into account (the posterior with w_t). Use it, or aggregate at the"
-      " 'start', where all solvers serve."
+      " 'start', where others serve, too."
     )
   if not 2 <= sampling.steps <= config.process.num:
     raise UserError(
@@ -410,7 +436,7 @@ def sample(
   return {name: view_of(modalities[name], values[name]) for name in targets}
 
 
-def _reconstruct(params: Params, data: Batch) -> dict[str, np.ndarray]:
+def _reconstruct(params: Params, data: Batch) -> dict[str, Any]:
   """Nothing stands between the modalities and their space: as they are."""
   del params
-  return {name: np.asarray(x) for name, x in data.items()}
+  return dict(data)

@@ -107,12 +107,12 @@ def estimate(
 ) -> tuple[Array, Array]:
   """z_0 and E, rebuilt from the modalities.
 
-  With nothing known eps tells of z_0, too: its error counts sigma_t / a_t times, and those of the
-  heads as they are. So eps serves where a_t > sigma_t.
+  Where the network sees all that is known, eps tells of z_0, too. Its error counts sigma_t / a_t
+  times, and those of the heads as they are, so eps serves where a_t > sigma_t.
   """
   eps, values = read(model, params, z, t, known, informed=informed)
   z0, total = aggregate(model, model.network.apply(params["network"], values, method="encode"))
-  if known or not model.config.heads:
+  if (known and not informed) or not model.config.heads:
     return z0, total
   a, sigma = model.process.table.alpha(t), model.process.table.sigma(t)
   return jnp.where(schedules.along(a > sigma, z), model.process.start(z, eps, total, t), z0), total

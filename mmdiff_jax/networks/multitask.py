@@ -52,8 +52,8 @@ class Part:
 class Multitask(nn.Module):
   """The backbone, a head for the noise, and an encoder and a head for each modality.
 
-  An embedding is kept at a root mean square of 1 a component (for one-hot values, and for others
-  with components of that size), so that training cannot drown the noise in it.
+  An embedding is kept at a root mean square of about 1 a component (for one-hot values, and for
+  others of uncorrelated components of that size), so that training does not drown the noise in it.
 
   Attributes:
     backbone: `(z, t, train) -> (features, bottleneck)`, with an attribute `patch`: features have

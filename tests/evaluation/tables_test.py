@@ -154,7 +154,7 @@ def test_sections_of_what_is_there(results):
   }
   first["c"]["spread"] = tables.measurement([0.0625])
   results["settings"]["draws"] = 4
-  results["bound"] = {"prior": 0.25, "bits_per_dim": 3.14159}
+  results["bound"] = {"prior": 0.25, "nll_a": 7.75, "total": 8.0, "bits_per_dim": 2.0}
   sections = dict(part.split("\n", 1) for part in tables.markdown(results).split("## ")[1:])
   for title, row in {
     "Coherence where the": ["", "50.0 ± 35.4", ""],
@@ -165,7 +165,8 @@ def test_sections_of_what_is_there(results):
     (text,) = (text for name, text in sections.items() if name.startswith(title))
     assert cells(text, "a") == row
   (text,) = (text for name, text in sections.items() if name.startswith("Variational bound"))
-  assert cells(text, "bits_per_dim") == ["3.142"]
+  assert cells(text, "nll_a") == ["7.75", "1.938"]
+  assert cells(text, "total") == ["8", "2"]
   shown = tables.screen(results)
   assert "| IoU of masks, %" in shown
   assert "| spread of draws" in shown

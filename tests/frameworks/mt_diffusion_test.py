@@ -45,6 +45,9 @@ class Tiny(nn.Module):
     return h, jnp.tanh(nn.Dense(4)(h.mean(axis=(1, 2), keepdims=True)))
 
 
+_backbone = mt_diffusion._backbone
+
+
 @pytest.fixture(autouse=True)
 def tiny_backbone(monkeypatch):
   monkeypatch.setattr(mt_diffusion, "_backbone", lambda config: Tiny())
@@ -213,20 +216,46 @@ def test_without_heads_the_noise_is_all():
   assert out["digit"].shape == (ROWS, *SHAPE)
 
 
+def deaf(params):
+  """Without the weights of the flag; rows of the kernel: z, the value shown, the flag, the time."""
+  params = jax.tree.map(jnp.copy, params)
+  first = params["network"]["params"]["backbone"]["Dense_0"]
+  first["kernel"] = first["kernel"].at[2 * SHAPE[-1]].set(0.0)
+  return params
+
+
 def test_augmenting_puts_another_modality_in_the_main_one_s_place():
-  other = {"masked": np.zeros((ROWS, *SHAPE), np.float32)}
-  found = {}
-  for share in (0.0, 0.5, 1.0):
-    config = alone(augment__modality="masked", augment__share=share)
-    model, framework, params = made(config, (DIGIT,))
-    _, examples = framework.stages[0].prepare({}, data() | other)
-    assert set(examples) == {"digit", "masked"}
-    found[share] = loss_of(model, params, examples)[0]
-  plain = made(alone(), (DIGIT,))[0]
-  np.testing.assert_array_equal(found[0.0], loss_of(plain, params, data())[0])
-  only = data() | {"digit": other["masked"]}
-  np.testing.assert_array_equal(found[1.0], loss_of(plain, params, only)[0])
-  assert len({float(x) for x in found.values()}) == 3
+  config = alone(augment__modality="masked", augment__share=1.0)
+  model, framework, params = made(config, (DIGIT,))
+  params = deaf(params)
+  one, other = data()["digit"], np.zeros((ROWS, *SHAPE), np.float32)
+  _, examples = framework.stages[0].prepare({}, {"digit": one, "masked": other, "more": one})
+  assert set(examples) == {"digit", "masked"}
+  config.augment.share = 0.5
+  half = loss_of(model, params, examples)[0]
+  config.augment.share = 1.0
+  always = loss_of(model, params, examples)[0]
+  config.augment.share = 0.0
+  never = loss_of(model, params, examples)[0]
+  swapped = loss_of(model, params, {"digit": other, "masked": one})[0]
+  np.testing.assert_array_equal(always, swapped)
+  assert len({float(x) for x in (half, always, never)}) == 3
+
+
+def test_network_is_told_which_images_are_augmented():
+  """So that those it generates are none of them."""
+  config = alone(augment__modality="masked", augment__share=1.0)
+  model, framework, params = made(config, (DIGIT,))
+  same = data() | {"masked": data()["digit"]}
+  told, untold = (loss_of(model, p, same)[0] for p in (params, deaf(params)))
+  assert abs(told - untold) > 1e-4
+  config.augment.share = 0.0
+  np.testing.assert_array_equal(loss_of(model, params, same)[0], untold)
+  one, other = (
+    jitted(framework)(p, KEY, {}, ("digit",), ROWS, sampling())["digit"]
+    for p in (params, deaf(params))
+  )
+  np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("other", [{}, {"masked": np.zeros((ROWS, 2, 2, 2), np.float32)}])
@@ -280,6 +309,29 @@ def test_any_subset_from_any_other(mode, aggregation):
   assert np.abs(one - other).max() > 1e-4
   assert one.min() >= 0
   assert one.max() <= 1
+
+
+@pytest.mark.parametrize(
+  ("mode", "aggregation"), [*itertools.product(mt_diffusion.MODES, mt_diffusion.AGGREGATIONS)]
+)
+def test_any_subset_of_three(mode, aggregation):
+  config = tiny(process__aggregation=aggregation, sampling__mode=mode)
+  config.parts["mask"] = {"encoder": "embedding", "omega": 0.3, "weight": 1.0}
+  modalities = (DIGIT, LABEL, OTHERS[2])
+  config.modalities = names = tuple(m.name for m in modalities)
+  _, framework, params = made(config, modalities)
+  rows = data(modalities)
+  with jax.disable_jit():
+    for given in (given for n in (1, 2) for given in itertools.combinations(names, n)):
+      for target in set(names) - set(given):
+        known = {name: rows[name] for name in given}
+        run = functools.partial(framework.sample, params, KEY)
+        alone = run(known, (target,), ROWS, sampling(steps=2))
+        all_others = tuple(name for name in names if name not in given)
+        along = run(dict(reversed(known.items())), all_others, ROWS, sampling(steps=2))
+        # What else is a target, and the order of what is given, are nothing to it.
+        np.testing.assert_array_equal(alone[target], along[target])
+        assert alone[target].shape == rows[target].shape
 
 
 def test_a_label_to_be_predicted_is_not_in_the_aggregate():
@@ -424,6 +476,18 @@ def test_framework_has_the_bound_that_its_config_asks_for():
   assert set(found) == {*parts, "total", "bits_per_dim"}
 
 
+def test_bound_of_a_modality_that_never_changes_is_finite():
+  """Its head is right to the last bit, so that the deviation of its error is 0."""
+  model, _, _ = made(tiny())
+  batch = data() | {"digit": np.full((ROWS, *SHAPE), 0.5, np.float32)}
+  like = {name: jnp.asarray(x) for name, x in batch.items()}
+  params = {
+    "network": model.network.init(KEY, mt_diffusion.values_of(model, like), method="initialise")
+  }
+  terms = mt_diffusion_bound.measure(model, params, KEY, batch, batch, num=ROWS)
+  assert np.isfinite(list(terms.values())).all()
+
+
 # --- bad input
 
 
@@ -431,6 +495,7 @@ def test_framework_has_the_bound_that_its_config_asks_for():
   ("changes", "message"),
   [
     ({"heads": False}, "leave the others out"),
+    ({"augment__modality": "masked"}, "only a main modality that is alone"),
     ({"process__aggregation": "none"}, "start, steps"),
     ({"process__betas": "none"}, "linear, cosine"),
     ({"process__weights": "none"}, "linear, constant"),
@@ -441,6 +506,9 @@ def test_framework_has_the_bound_that_its_config_asks_for():
     ({"sampling__guidance": 2.0}, "neither guidance"),
     ({"sampling__order": (("label",),)}, "neither guidance"),
     ({"network__informed": False}, "'replacement', or train"),
+    ({"network__known_prob": 0.0}, "known_prob is 0.0"),
+    ({"network__known_prob": 1.0}, "known_prob is 1.0"),
+    ({"augment__share": 3.0}, "augment.share is 3.0"),
     ({"process__aggregation": "steps", "sampling__solver": "ddim"}, "only the solver 'ancestral'"),
     ({"main": "none"}, "config.main names 'none'"),
     ({"main": "label"}, "must be an image"),
@@ -479,6 +547,25 @@ def test_representation_of_the_wrong_size_is_refused():
   with pytest.raises(UserError, match=r"'vector'.*\(9,\).*\(7,\)"):
     given = {"vector": wrong["vector"]}
     framework.sample(params, KEY, given, ("digit",), ROWS, sampling())
+
+
+def test_examples_that_lack_a_modality_are_refused():
+  _, framework, _ = made(tiny())
+  stage = framework.stages[0]
+  whole = {"label_present": np.ones(ROWS, bool)}
+  assert set(stage.prepare({}, data() | whole)[1]) == {"digit", "label"}
+  with pytest.raises(UserError, match="lack the modality 'label'.*'drop'"):
+    stage.prepare({}, data() | {"label_present": np.arange(ROWS) > 0})
+
+
+def test_network_that_cannot_be_is_said():
+  config = tiny(network__attention=(5,))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(mt_diffusion, "_backbone", _backbone)
+    framework = mt_diffusion.build(config, (DIGIT, LABEL))
+  batch = {name: jnp.asarray(x) for name, x in data().items()}
+  with pytest.raises(UserError, match=r"config.network: UNet: attention at heights \(5,\)"):
+    framework.stages[0].init(KEY, {}, batch)
 
 
 def test_target_that_is_given_is_refused():

@@ -2,14 +2,17 @@
 
 import itertools
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from configs import mt_diffusion as config_lib
 from mmdiff_jax import modalities as modalities_lib, multitime, schedules, shared_space, solvers
 from mmdiff_jax.frameworks import base, mt_diffusion, mt_diffusion_bound
+from mmdiff_jax.networks.multitask import Multitask, Part
 
 TABLE = schedules.Table(schedules.betas_linear(12, beta_min=0.02, beta_max=0.6))
 WEIGHTS = (0.5, -0.2, 0.0, 0.3, 1.0, 0.1, 0.4, 0.0, -0.6, 0.2, 0.3, 0.7)
@@ -398,3 +401,67 @@ def test_single_task_is_ddpm_to_the_last_point():
   path = multitime.Path({"z": jnp.linspace(1.0, 0.0, 13)})
   x = solvers.sample(loop_key, denoiser, TABLE, {"z": z}, path, solver=solvers.ancestral)["z"]
   np.testing.assert_allclose(out["a"], jnp.clip(0.5 * (x + 1), 0, 1), rtol=0, atol=1e-12)
+
+
+class Dot(nn.Module):
+  """A backbone for one pixel."""
+
+  patch: int = 1
+
+  @nn.compact
+  def __call__(self, z, t, train=False):
+    t = jnp.broadcast_to(jnp.reshape(t, (-1, 1, 1, 1)), z.shape[:-1] + (1,))
+    h = jnp.concatenate([z, t], axis=-1)
+    for _ in range(2):
+      h = nn.silu(nn.Dense(64)(h))
+    return h, h
+
+
+def test_trained_label_head_is_the_posterior():
+  """Of the real network, by the real loss, at any z and t."""
+  table = schedules.Table(schedules.betas_linear(20, beta_min=1e-3, beta_max=0.5))
+  config = config_lib.get_config()
+  config.process.num = 20
+  parts = (Part("digit", ONE, False, "identity"), Part("label", (3,), True, "frozen"))
+  network = Multitask(Dot(), ONE, parts, heads=True, informed=False)
+  config.network.informed = False
+  modalities = (
+    modalities_lib.Modality("digit", "image", ONE, str),
+    modalities_lib.Modality("label", "label", (), str, num_classes=3),
+  )
+  process = shared_space.Process(table, shared_space.no_weights(table))
+  model = mt_diffusion.Model(config, modalities, process, network)
+  embedded = config.parts.label.omega
+
+  def draw(key, num):
+    y_key, x_key = jax.random.split(key)
+    y = jax.random.choice(y_key, 3, (num,), p=jnp.asarray(SHARES))
+    x = MEANS[y] + SPREAD**0.5 * jax.random.normal(x_key, (num,))
+    return {"digit": (0.5 * (x + 1)).reshape(num, *ONE), "label": y}
+
+  key = jax.random.key(0)
+  like = mt_diffusion.values_of(model, draw(key, 2))
+  params = {"network": network.init(key, like, method="initialise")}
+  tx = optax.adam(optax.cosine_decay_schedule(1e-2, 1000))
+
+  def step(carry, key):
+    params, state = carry
+    grads = jax.grad(lambda p: mt_diffusion.loss(model, p, key, draw(key, 256))[0])(params)
+    updates, state = tx.update(grads, state)
+    return (optax.apply_updates(params, updates), state), None
+
+  keys = jax.random.split(key, 1000)
+  (params, _), _ = jax.jit(lambda c: jax.lax.scan(step, c, keys))((params, tx.init(params)))
+  kernel = params["network"]["params"]["encoder_label"][:, 0]
+  centres = MEANS + embedded * kernel / jnp.sqrt(jnp.mean(kernel**2))
+  z = jnp.linspace(-2, 2, 41)
+  for index in (2, 8, 14, 20):
+    t = jnp.asarray(index / 20)
+    a, sigma = table.alpha(t), table.sigma(t)
+    variance = a**2 * SPREAD + sigma**2
+    exact = jax.nn.softmax(jnp.log(SHARES) - 0.5 * (z[:, None] - a * centres) ** 2 / variance)
+    _, values = mt_diffusion.read(model, params, z.reshape(-1, *ONE), t, {}, informed=False)
+    weight = (SHARES * jnp.exp(-0.5 * (z[:, None] - a * centres) ** 2 / variance)).sum(-1)
+    error = jnp.abs(values["label"] - exact).max(-1)
+    # Where z_t is ever seen.
+    assert error[weight > 0.05 * weight.max()].max() < 0.04
