@@ -10,7 +10,6 @@ command makes the same file again.
 """
 
 from collections.abc import Mapping, Sequence
-import os
 import pathlib
 
 from absl import flags
@@ -19,7 +18,7 @@ import numpy as np
 
 from experiments import setup
 from mmdiff_jax import multitime
-from mmdiff_jax.data import datasets
+from mmdiff_jax.data import datasets, readers
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.evaluation import classifiers
@@ -61,7 +60,13 @@ def main(argv: Sequence[str]) -> None:
     split: datasets.load(name, split, _DATA_DIR.value, _MANUAL_DIR.value)
     for split in ("train", "test")
   }
-  write(out, represent(modalities[_MODALITY.value], data))
+  features = represent(modalities[_MODALITY.value], data)
+  try:
+    readers.write_npz(out, **features)
+  except OSError as error:
+    raise UserError(
+      f"{out} cannot be written ({error}). Make room, or name another file with --out."
+    ) from error
   print(f"Wrote {out}.", flush=True)
 
 
@@ -94,26 +99,6 @@ def represent(
 
 def _say(line: str) -> None:
   print(line, flush=True)
-
-
-def write(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-  """Writes an NPZ file so that nobody ever sees a part of it.
-
-  Raises:
-    UserError: it cannot be written, such as on a full disk.
-  """
-  temporary = path.with_name(f"{path.name}.part")
-  try:
-    with temporary.open("wb") as file:
-      np.savez(file, **arrays)
-      file.flush()
-      os.fsync(file.fileno())
-    temporary.replace(path)
-  except OSError as error:
-    temporary.unlink(missing_ok=True)
-    raise UserError(
-      f"{path} cannot be written ({error}). Make room, or name another file with --out."
-    ) from error
 
 
 if __name__ == "__main__":

@@ -362,6 +362,22 @@ def npz(
   return views
 
 
+def write_npz(path: str | os.PathLike[str], **arrays: np.ndarray) -> None:
+  """Writes an NPZ file so that nobody ever sees a part of it; raises OSError and leaves nothing."""
+  path = pathlib.Path(path)
+  # A name of its own, since several processes may write the same.
+  part = path.with_name(f"{path.name}.{os.getpid()}.part")
+  try:
+    with part.open("wb") as file:
+      np.savez(file, **arrays)
+      file.flush()
+      os.fsync(file.fileno())
+    part.replace(path)
+  except OSError:
+    part.unlink(missing_ok=True)
+    raise
+
+
 def array(path: str | os.PathLike[str], key: str) -> np.ndarray:
   """One array of an NPZ file as it is; no pickle is read.
 

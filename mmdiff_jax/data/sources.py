@@ -27,7 +27,7 @@ import zlib
 from jaxtyping import Int
 import numpy as np
 
-from mmdiff_jax.data import datasets
+from mmdiff_jax.data import datasets, readers
 from mmdiff_jax.errors import UserError
 
 _CHUNK = 1000  # records read at once
@@ -432,13 +432,9 @@ def labels(builder: Any, split: str, number: int, num_classes: int) -> Int[np.nd
       f"{builder.data_path} has labels from {found.min()} to {found.max()} in its split {split!r};"
       f" they must be 0 to {num_classes - 1}. Delete the folder and prepare it again."
     )
-  # Renamed when it is whole, since several processes may do the same.
-  part = path.with_suffix(f".{os.getpid()}.npz")
   try:
-    np.savez(part, label=found)
-    part.replace(path)
+    readers.write_npz(path, label=found)
   except OSError as error:
-    part.unlink(missing_ok=True)
     _LOG.info("The labels are not kept and will be read anew each time: %s", _one_line(error))
   return found
 

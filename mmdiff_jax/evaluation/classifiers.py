@@ -23,6 +23,7 @@ import numpy as np
 import optax
 
 from mmdiff_jax import multitime
+from mmdiff_jax.data import readers
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.modalities import Modality
 
@@ -217,9 +218,7 @@ def load_or_fit(
     name: np.asarray(value)
     for name, value in traverse_util.flatten_dict(classifier.params, sep="/").items()
   }
-  temporary = path.with_suffix(".part.npz")
-  np.savez(temporary, made_of=made_of, **flat)
-  temporary.replace(path)
+  readers.write_npz(path, made_of=made_of, **flat)
   return classifier
 
 

@@ -463,3 +463,19 @@ def test_what_is_no_npz_is_refused(tmp_path):
   np.save(tmp_path / "a.npy", np.zeros(3))
   with pytest.raises(UserError, match="a.npy cannot be read: it is not there, or no NPZ"):
     readers.npz(tmp_path / "a.npy", [_PAGE])
+
+
+def test_failed_npz_leaves_what_was_there(tmp_path, monkeypatch):
+  path = tmp_path / "a.npz"
+  readers.write_npz(path, x=np.zeros(3))
+  before = path.read_bytes()
+
+  def full(file, **arrays):
+    file.write(b"half")
+    raise OSError("No space left on device")
+
+  monkeypatch.setattr(np, "savez", full)
+  with pytest.raises(OSError, match="No space"):
+    readers.write_npz(path, x=np.ones(3))
+  assert path.read_bytes() == before
+  assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
