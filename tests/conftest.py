@@ -4,6 +4,8 @@ import os
 
 # Before jax is imported: tests run on the CPU wherever they run.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of their time is compilation, of programs that run for moments.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 from jaxtyping import install_import_hook  # noqa: E402
 

@@ -406,7 +406,7 @@ def run_without_classes(monkeypatch):
   def sample(params, key, given, targets, num, sampling):
     return {name: jnp.zeros((num, 10), jnp.int32) for name in targets}
 
-  run = known(modalities, sample, draws=5, bound=lambda *_: {"bits_per_dim": 2.5})
+  run = known(modalities, sample, draws=5, bound=lambda *_: {"total": 5.0, "bits_per_dim": 2.5})
   run.config.evaluation.update({"num": 10, "seeds": 2})
   run.config.data.place = "here"
   monkeypatch.setattr(generation, "load", lambda workdir: run)
@@ -424,12 +424,12 @@ def test_data_without_classes_and_with_other_options(command, run_without_classe
   )
   assert ended.code == 0, ended.err
   assert "coherence and Frechet distances are left out" in ended.out
-  assert "variational bound: bits_per_dim 2.5" in ended.out
+  assert "variational bound: total 5, bits_per_dim 2.5" in ended.out
   options = {"name": "known", "place": "hall", "kinds": ("half",)}
   assert run_without_classes == [options | {"split": split} for split in ("train", "test")]
   results = json.loads((tmp_path / "halves" / "results.json").read_text())
   assert results["settings"]["data_options"] == {"kinds": ["half"], "place": "hall"}
-  assert results["bound"] == {"bits_per_dim": 2.5}
+  assert results["bound"] == {"total": 5.0, "bits_per_dim": 2.5}
   text = (tmp_path / "halves" / "results.md").read_text()
   assert "- data_options: kinds=half, place=hall" in text
   assert [path.name for path in tmp_path.iterdir()] == ["halves"]

@@ -379,7 +379,7 @@ def test_posterior_of_the_label_is_what_minimises_the_loss():
 def test_single_task_is_ddpm_to_the_last_point():
   """Its last reading is the step to time 0, so that sampling is `solvers.sample`."""
   model = gaussian_model("start", "replacement", TABLE)
-  model.config.modalities = ("a",)
+  model.config.modalities, model.config.heads = ("a",), False
 
   class Alone:
     def apply(self, params, z, *args, method=None, **kwargs):
@@ -431,7 +431,7 @@ def test_trained_label_head_is_the_posterior():
   )
   process = shared_space.Process(table, shared_space.no_weights(table))
   model = mt_diffusion.Model(config, modalities, process, network)
-  embedded = config.parts.label.omega
+  embedded = config.parts.label.omega = 0.5
 
   def draw(key, num):
     y_key, x_key = jax.random.split(key)
