@@ -4,9 +4,9 @@ Each function below has all that is chosen for a data set: its modalities, and f
 its latent and the likelihood of its decoder. What they do not say is `_defaults`.
 """
 
-import ml_collections
 from ml_collections import ConfigDict
 
+from configs import common
 from mmdiff_jax.data import audio, layouts
 
 
@@ -181,16 +181,7 @@ def _files(config, columns):
   The sizes are a start, small enough for autoencoders without convolutions: raise the latents when
   reconstructions blur, and the width with them.
   """
-  config.data.name = "folder"
-  config.data.columns = ConfigDict(columns)
-  config.data.test_split = "test"
-  config.data.test_share = 0.1
-  # What of the start of a name is hashed for that: what has it in common comes into one split.
-  config.data.together = ".*"
-  # refuse, keep or drop: what becomes of an example that lacks a modality.
-  config.data.incomplete = "refuse"
-  # Whether the images and masks of an example must have the same proportions.
-  config.data.aligned = True
+  common.folder(config, columns)
   config.modalities = tuple(name for name in columns if columns[name]["read"] != "label")
   config.autoencoder = {
     name: _autoencoder(**_SIZES[columns[name]["read"]], width=512, steps=8000)
@@ -219,18 +210,12 @@ _PRESETS = {
 
 
 def _defaults() -> ConfigDict:
-  config = ConfigDict()
-  config.framework = "mld"
-  config.seed = 0
+  config = common.defaults("mld")
   # masked: the paper's. inpaint, unidiffuser: its baselines.
   config.variant = "masked"
 
   # Each modality of a training example is taken away with this probability; one stays.
   config.drop_prob = 0.0
-
-  config.data = ConfigDict()
-  config.data.data_dir = ml_collections.config_dict.placeholder(str)
-  config.data.manual_dir = ml_collections.config_dict.placeholder(str)
 
   score = config.score = ConfigDict()
   score.network = ConfigDict(
@@ -264,23 +249,6 @@ def _defaults() -> ConfigDict:
   config.sampling.guidance = 3.0
   # Groups that are generated one after the other, then the rest; () is all together.
   config.sampling.order = ()
-
-  config.evaluation = ConfigDict()
-  config.evaluation.seeds = 5
-  config.evaluation.num = 500
-  # How many samples are drawn of each example given; several show how far they differ.
-  config.evaluation.draws = 1
-  # Options of the data set, of both splits, that are others at evaluation than in training.
-  config.evaluation.data = ConfigDict()
-  # Training steps of each classifier; None is each one's own number.
-  config.evaluation.classifier_steps = ml_collections.config_dict.placeholder(int)
-  # Subsets of modalities that are judged on their own, too: jointly and from each other.
-  config.evaluation.subsets = ()
-
-  config.monitor = ConfigDict()
-  config.monitor.log_every = 100
-  config.monitor.report_every = 2000
-  config.monitor.checkpoint_every = 2000
   return config
 
 

@@ -7,6 +7,7 @@ whose names end in `digits` are trained on the data that come with the project.
 import ml_collections
 from ml_collections import ConfigDict
 
+from configs import common
 from mmdiff_jax.data import layouts
 
 
@@ -36,7 +37,7 @@ def _label(config):
 def _label_digits(config):
   _label(config)
   config.data.name = "digits"
-  _network(config, width=48, attention=(8, 4))
+  _network_of_16(config)
 
 
 def _single(config):
@@ -75,7 +76,7 @@ def _masked(config):
 def _masked_digits(config):
   _masked(config)
   config.data.of = "digits"
-  _network(config, width=48, attention=(8, 4))
+  _network_of_16(config)
 
 
 def _representation(config):
@@ -88,14 +89,14 @@ def _representation(config):
 def _representation_digits(config):
   _representation(config)
   config.data.of = "digits"
-  _network(config, width=48, attention=(8, 4))
+  _network_of_16(config)
 
 
 def _transition_digits(config):
   """Image transition: a photo with a handwriting on it, and where the handwriting is."""
   config.data.name = "digits"
   _parts(config, scene=_part("identity"), mask=_part("embedding", omega=0.5, weight=0.5))
-  _network(config, width=48, attention=(8, 4))
+  _network_of_16(config)
 
 
 def _camvid_classes(config):
@@ -118,14 +119,7 @@ def _paired_images(config):
 
 def _files(config, columns):
   """Image transition in a user's folder; the first column is the main one."""
-  config.data.name = "folder"
-  config.data.columns = ConfigDict(columns)
-  config.data.test_split = "test"
-  config.data.test_share = 0.1
-  # What of the start of a name is hashed for that: what has it in common comes into one split.
-  config.data.together = ".*"
-  config.data.incomplete = "refuse"
-  config.data.aligned = True
+  common.folder(config, columns)
   main, other = columns
   encoder = "embedding" if columns[other]["read"] == "mask" else "identity"
   _parts(config, **{main: _part("identity"), other: _part(encoder, omega=0.5, weight=0.5)})
@@ -193,6 +187,11 @@ _PRESETS = {
 }
 
 
+def _network_of_16(config):
+  """A network for the 16 x 16 pixels of the embedded digits."""
+  _network(config, width=48, attention=(8, 4))
+
+
 def _network(config, *, width, attention, patch=2):
   """A network for images of another size, whose levels have other heights to attend at."""
   network = {"width": width, "head_channels": width, "attention": attention, "patch": patch}
@@ -213,15 +212,9 @@ def _part(encoder, *, omega=1.0, weight=1.0) -> ConfigDict:
 
 
 def _defaults() -> ConfigDict:
-  config = ConfigDict()
-  config.framework = "mt_diffusion"
-  config.seed = 0
+  config = common.defaults("mt_diffusion")
   # Whether modalities have heads; the main one can do without if it is alone, which is DDPM.
   config.heads = True
-
-  config.data = ConfigDict()
-  config.data.data_dir = ml_collections.config_dict.placeholder(str)
-  config.data.manual_dir = ml_collections.config_dict.placeholder(str)
 
   # What comes in the main modality's place in a share of the examples; "" is nothing.
   config.augment = ConfigDict({"modality": "", "share": 0.5})
@@ -271,21 +264,6 @@ def _defaults() -> ConfigDict:
   config.sampling.guidance = 1.0
   config.sampling.order = ()
 
-  config.evaluation = ConfigDict()
-  config.evaluation.seeds = 5
-  config.evaluation.num = 500
-  # How many samples are drawn of each example given; several show how far they differ.
-  config.evaluation.draws = 1
-  # Options of the data set, of both splits, that are others at evaluation than in training.
-  config.evaluation.data = ConfigDict()
-  # Training steps of each classifier; None is each one's own number.
-  config.evaluation.classifier_steps = ml_collections.config_dict.placeholder(int)
-  config.evaluation.subsets = ()
   # Examples of the test split whose variational bound is computed; 0 leaves it out.
   config.evaluation.bound = 32
-
-  config.monitor = ConfigDict()
-  config.monitor.log_every = 100
-  config.monitor.report_every = 2000
-  config.monitor.checkpoint_every = 2000
   return config

@@ -1,4 +1,4 @@
-"""Checks the shapes in annotations while tests run, and keeps compiled functions between runs."""
+"""Checks the shapes in annotations while tests run, on the CPU and quickly compiled."""
 
 import os
 

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int, UInt8
 import numpy as np
 
 from mmdiff_jax.data import pairing, rendering, sources
+from mmdiff_jax.data.mnist import LABEL
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.modalities import image_picture, Modality
 
@@ -84,7 +85,7 @@ MODALITIES = (
     rendering.text_of,
     num_classes=len(rendering.ALPHABET),
   ),
-  Modality("label", "label", (), str, num_classes=10),
+  LABEL,
   _label("colour", tuple(COLOURS)),
   _label("thickness", ("thin", "medium", "thick")),
   _label("slant", ("left", "upright", "right")),

@@ -6,10 +6,10 @@ from mmdiff_jax.data import sources
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.modalities import image_picture, Modality
 
-MODALITIES = (
-  Modality("digit", "image", (28, 28, 1), image_picture),
-  Modality("label", "label", (), str, num_classes=10),
-)
+DIGIT = Modality("digit", "image", (28, 28, 1), image_picture)
+LABEL = Modality("label", "label", (), str, num_classes=10)
+
+MODALITIES = (DIGIT, LABEL)
 
 
 def load(

@@ -8,6 +8,7 @@ comes twice.
 import numpy as np
 
 from mmdiff_jax.data import pairing, sources
+from mmdiff_jax.data.mnist import LABEL
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.modalities import image_picture, Modality
 
@@ -17,7 +18,7 @@ _SEED = 0
 MODALITIES = (
   Modality("mnist", "image", (28, 28, 1), image_picture),
   Modality("svhn", "image", (32, 32, 3), image_picture),
-  Modality("label", "label", (), str, num_classes=10),
+  LABEL,
 )
 
 

@@ -11,8 +11,9 @@ from jaxtyping import Int, UInt8
 import numpy as np
 
 from mmdiff_jax.data import pairing, rendering, sources
+from mmdiff_jax.data.mnist import DIGIT, LABEL
 from mmdiff_jax.data.pairing import Column
-from mmdiff_jax.modalities import image_picture, Modality, video_picture
+from mmdiff_jax.modalities import Modality, video_picture
 
 SIZE = 32
 FRAMES = 8
@@ -42,7 +43,7 @@ def _heading(label: np.ndarray | np.integer) -> str:
 
 
 MODALITIES = (
-  Modality("digit", "image", (28, 28, 1), image_picture),
+  DIGIT,
   Modality("video", "video", (FRAMES, SIZE, SIZE, 1), video_picture),
   Modality(
     "caption",
@@ -51,7 +52,7 @@ MODALITIES = (
     rendering.text_of,
     num_classes=len(rendering.ALPHABET),
   ),
-  Modality("label", "label", (), str, num_classes=10),
+  LABEL,
   Modality("heading", "label", (), _heading, num_classes=len(HEADINGS)),
 )
 

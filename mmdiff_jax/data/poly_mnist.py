@@ -14,6 +14,7 @@ from jaxtyping import Float, Int, UInt8
 import numpy as np
 
 from mmdiff_jax.data import pairing, readers, sources
+from mmdiff_jax.data.mnist import LABEL
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.modalities import image_picture, Modality
@@ -29,7 +30,7 @@ _CONTRAST = 0.35
 
 MODALITIES = (
   *(Modality(f"m{i}", "image", (SIZE, SIZE, 3), image_picture) for i in range(5)),
-  Modality("label", "label", (), str, num_classes=10),
+  LABEL,
 )
 
 # Sky, pagoda and trees of the first photo, petals and shadow of the second: rows, columns.

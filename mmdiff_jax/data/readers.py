@@ -378,6 +378,15 @@ def write_npz(path: str | os.PathLike[str], **arrays: np.ndarray) -> None:
     raise
 
 
+def kept_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray] | None:
+  """The arrays of an NPZ file, or None when it is not there or cannot be read."""
+  try:
+    with np.load(path, allow_pickle=False) as file:  # What is in a ZIP has a checksum.
+      return dict(file)
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    return None
+
+
 def array(path: str | os.PathLike[str], key: str) -> np.ndarray:
   """One array of an NPZ file as it is; no pickle is read.
 

@@ -21,7 +21,6 @@ import os
 import pathlib
 import socket
 from typing import Any, NamedTuple
-import zipfile
 import zlib
 
 from jaxtyping import Int
@@ -416,11 +415,9 @@ def labels(builder: Any, split: str, number: int, num_classes: int) -> Int[np.nd
   from tensorflow_datasets.core.utils import tqdm_utils
 
   path = pathlib.Path(builder.data_path, f"labels_{split}.npz")
-  with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-    with np.load(path, allow_pickle=False) as file:  # What is in a ZIP has a checksum.
-      kept = file["label"]
-    if kept.shape == (number,):
-      return kept
+  kept = (readers.kept_npz(path) or {}).get("label")
+  if kept is not None and kept.shape == (number,):
+    return kept
   parts = []
   with tqdm_utils.tqdm(total=number, desc=f"Labels of {split}", unit=" examples") as bar:
     for chunk in records(builder, split, number, ("image",)):

@@ -7,8 +7,9 @@ index into each of the three. The splits are the sources' own (`sources` says ho
 import numpy as np
 
 from mmdiff_jax.data import audio, pairing, sources
+from mmdiff_jax.data.mnist import DIGIT, LABEL
 from mmdiff_jax.data.pairing import Column
-from mmdiff_jax.modalities import image_picture, Modality, trajectory_picture
+from mmdiff_jax.modalities import Modality, trajectory_picture
 
 SPEECH = audio.LogMel(window=512, hop=176, low=80.0, high=4000.0)
 
@@ -23,7 +24,7 @@ def _listen(log_mel: np.ndarray) -> np.ndarray:
 
 
 MODALITIES = (
-  Modality("digit", "image", (28, 28, 1), image_picture),
+  DIGIT,
   Modality(
     "speech",
     "audio",
@@ -32,7 +33,7 @@ MODALITIES = (
     sample_rate=SPEECH.sample_rate,
   ),
   Modality("pen", "trajectory", (8, 2), trajectory_picture),
-  Modality("label", "label", (), str, num_classes=10),
+  LABEL,
 )
 
 

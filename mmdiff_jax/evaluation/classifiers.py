@@ -12,7 +12,6 @@ import os
 import pathlib
 import time
 from typing import Any, NamedTuple
-import zipfile
 import zlib
 
 from flax import linen as nn, traverse_util
@@ -207,7 +206,7 @@ def load_or_fit(
       digest = zlib.crc32(np.ascontiguousarray(array[i : i + _CHUNK]), digest)
     made_of += digest.to_bytes(4, "big")
   made_of = np.frombuffer(made_of, np.uint8)
-  saved = _read(path)
+  saved = readers.kept_npz(path)
   if saved is not None and np.array_equal(saved.pop("made_of", None), made_of):
     network = _network(modality, int(labels.max()) + 1)
     return Classifier(traverse_util.unflatten_dict(saved, sep="/"), _inference(network))
@@ -220,15 +219,6 @@ def load_or_fit(
   }
   readers.write_npz(path, made_of=made_of, **flat)
   return classifier
-
-
-def _read(path: pathlib.Path) -> dict[str, np.ndarray] | None:
-  """The arrays of an NPZ file, or None when it is not there or cannot be read."""
-  try:
-    with np.load(path, allow_pickle=False) as file:
-      return dict(file)
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-    return None
 
 
 def accuracy(

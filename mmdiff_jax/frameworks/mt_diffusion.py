@@ -14,7 +14,8 @@ posterior means E[x_i | z_t], and the posterior probabilities.
 
 Generation draws from (4) at each t with z_0 and E rebuilt from the heads' predictions, in which
 what is known takes its own place. A target's own value enters nowhere: a label that is to be
-predicted is not in E. With nothing known z_0 is that of eps_theta where little noise is left.
+predicted is not in E. Where little noise is left, and the network sees all that is known, z_0 is
+that of eps_theta.
 
 Two ways to know (`config.sampling.mode`):
 
@@ -87,8 +88,7 @@ def build(config: Any, modalities: Sequence[Modality]) -> Framework:
   _check_sampling(config, sampling_of(config))
   generate = functools.partial(sample, model)
   stage = _stage(model, generate)
-  # Runs of older configs have no such key.
-  rows = config.evaluation.get("bound", 0)
+  rows = config.evaluation.bound
   bound = functools.partial(mt_diffusion_bound.measure, model, num=rows) if rows else None
   return Framework(model.modalities, (stage,), generate, _reconstruct, _evaluations, bound)
 
@@ -227,7 +227,7 @@ def loss(
   t_key, noise_key, known_key, augment_key, dropout_key = jax.random.split(key, 5)
   values = values_of(model, batch)
   rows = len(values[config.main])
-  prob = config.network.known_prob if len(values) > 1 and config.network.informed else 0.0
+  prob = config.network.known_prob if config.network.informed else 0.0
   flags = draw_known(known_key, tuple(values), rows, prob)
   shown = {name: (flags[name], value) for name, value in values.items()}
   if config.augment.modality:

@@ -1,0 +1,50 @@
+"""What the configs of all frameworks have alike."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+from ml_collections import ConfigDict
+
+
+def defaults(framework: str) -> ConfigDict:
+  """Where data come from, how a run is judged and watched; each framework adds its own."""
+  config = ConfigDict()
+  config.framework = framework
+  config.seed = 0
+
+  config.data = ConfigDict()
+  config.data.data_dir = ml_collections.config_dict.placeholder(str)
+  config.data.manual_dir = ml_collections.config_dict.placeholder(str)
+
+  config.evaluation = ConfigDict()
+  config.evaluation.seeds = 5
+  config.evaluation.num = 500
+  # How many samples are drawn of each example given; several show how far they differ.
+  config.evaluation.draws = 1
+  # Options of the data set, of both splits, that are others at evaluation than in training.
+  config.evaluation.data = ConfigDict()
+  # Training steps of each classifier; None is each one's own number.
+  config.evaluation.classifier_steps = ml_collections.config_dict.placeholder(int)
+  # Subsets of modalities that are judged on their own, too: jointly and from each other.
+  config.evaluation.subsets = ()
+
+  config.monitor = ConfigDict()
+  config.monitor.log_every = 100
+  config.monitor.report_every = 2000
+  config.monitor.checkpoint_every = 2000
+  return config
+
+
+def folder(config: ConfigDict, columns: Mapping[str, Any]) -> None:
+  """Data in a user's folder, `--config.data.manual_dir=FOLDER`; see `mmdiff_jax/data/folder.py`."""
+  config.data.name = "folder"
+  config.data.columns = ConfigDict(columns)
+  config.data.test_split = "test"
+  config.data.test_share = 0.1
+  # What of the start of a name is hashed for that: what has it in common comes into one split.
+  config.data.together = ".*"
+  # refuse, keep or drop: what becomes of an example that lacks a modality.
+  config.data.incomplete = "refuse"
+  # Whether the images and masks of an example must have the same proportions.
+  config.data.aligned = True
