@@ -31,7 +31,7 @@ def _label(config):
   read it off z_t and not off the image; with a smaller one the image's head learns less from it.
   """
   config.data.name = "mnist"
-  _parts(config, digit=_part("identity"), label=_part("embedding", omega=0.2, weight=0.3))
+  _parts(config, digit=_part("identity"), label=_part("embedding", omega=0.1, weight=0.3))
 
 
 def _label_digits(config):
@@ -245,7 +245,7 @@ def _defaults() -> ConfigDict:
 
   config.training = ConfigDict(
     {
-      "steps": 8000,
+      "steps": 10_000,
       "batch_size": 64,
       "learning_rate": 2e-3,
       "warmup": 200,

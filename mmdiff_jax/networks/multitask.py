@@ -56,13 +56,14 @@ class Multitask(nn.Module):
   others of uncorrelated components of that size), so that training does not drown the noise in it.
 
   Attributes:
-    backbone: `(z, t, train) -> (features, bottleneck)`, with an attribute `patch`: features have
-      one position for each patch of so many pixels a side.
+    backbone: `(z, t, train, condition) -> (features, bottleneck)`, with an attribute `patch`:
+      features have one position for each patch of so many pixels a side.
     space: shape of the shared space, [height, width, channels].
     parts: the modalities.
     heads: whether they have heads; the noise always has.
-    informed: whether the backbone also sees what is known: for each modality further channels
-      [flag * E_i(x_i), flag].
+    informed: whether the backbone also sees what is known: [flag * E_i(x_i), flag] as further
+      channels for a modality of the space's height and width, and [flag * x_i, flag] in the
+      condition for any other.
   """
 
   backbone: nn.Module
@@ -134,16 +135,18 @@ class Multitask(nn.Module):
     Returns:
       The noise, and for each modality the mean of its value, or logits.
     """
-    inputs = [z]
-    if self.informed:
-      encoded = self.encode({name: value for name, (_, value) in known.items()})
-      for part in self.parts:
-        if part.name in known:
-          flag = jnp.broadcast_to(known[part.name][0][:, None, None, None], (*z.shape[:-1], 1))
-          inputs += [flag * encoded[part.name], flag]
-        else:
-          inputs += [jnp.zeros_like(z), jnp.zeros_like(z[..., :1])]
-    hidden = self.backbone(jnp.concatenate(inputs, axis=-1), t, train)
+    channels, condition = [z], []
+    for part in self.parts if self.informed else ():
+      nowhere = jnp.zeros(len(z)), jnp.zeros((len(z), *part.shape))
+      flag, value = known.get(part.name, nowhere)
+      if self._is_image(part):
+        value, seen = self.encode({part.name: value})[part.name], channels
+      else:
+        value, seen = value.reshape(len(z), -1), condition
+      flag = jnp.broadcast_to(flag.reshape(-1, *[1] * (value.ndim - 1)), (*value.shape[:-1], 1))
+      seen += [flag * value, flag]
+    condition = jnp.concatenate(condition, axis=-1) if condition else None
+    hidden = self.backbone(jnp.concatenate(channels, axis=-1), t, train, condition)
     predicted = {
       part.name: self.part_heads[part.name](*hidden).reshape(-1, *part.shape)
       for part in self.parts

@@ -151,6 +151,7 @@ class UNet(nn.Module):
     z: Float[Array, "batch height width channels"],
     t: Float[Array, " batch"] | Float[Array, ""],
     train: bool = False,
+    condition: Float[Array, "batch size"] | None = None,
   ) -> tuple[
     Float[Array, "batch _ _ {self.width}"],
     Float[Array, "batch _ _ {self.width*self.multipliers[-1]}"],
@@ -161,6 +162,7 @@ class UNet(nn.Module):
       z: noisy images.
       t: times in [0, 1] (of discrete steps: step / T); a scalar serves all rows.
       train: whether dropout is on; it needs the key "dropout".
+      condition: what every block is told together with the time; 0 says nothing.
 
     Returns:
       Features, one position a patch, and the bottleneck, in the type of `z`.
@@ -184,8 +186,11 @@ class UNet(nn.Module):
     wrap = nn.remat if self.remat else lambda module: module
 
     time = sinusoidal(jnp.atleast_1d(t), self.width)
-    for i in range(2):
-      time = nn.silu(dense(4 * self.width, name=f"time_{i}")(time))
+    time = nn.silu(dense(4 * self.width, name="time_0")(time))
+    time = dense(4 * self.width, name="time_1")(time)
+    if condition is not None:
+      time += dense(4 * self.width, use_bias=False, name="condition")(condition)
+    time = nn.silu(time)
 
     def block(h, channels, name, **kwargs):
       residual = wrap(ResBlock)(

@@ -39,9 +39,11 @@ class Tiny(nn.Module):
   patch: int = 1
 
   @nn.compact
-  def __call__(self, z, t, train=False):
-    t = jnp.broadcast_to(jnp.reshape(t, (-1, 1, 1, 1)), (*z.shape[:3], 1))
-    h = jnp.tanh(nn.Dense(8)(jnp.concatenate([z, t], axis=-1)))
+  def __call__(self, z, t, train, condition):
+    told = [jnp.reshape(t, (-1, 1, 1, 1))]
+    told += [] if condition is None else [condition[:, None, None]]
+    h = [jnp.broadcast_to(x, (*z.shape[:3], x.shape[-1])) for x in told]
+    h = jnp.tanh(nn.Dense(8)(jnp.concatenate([z, *h], axis=-1)))
     return h, jnp.tanh(nn.Dense(4)(h.mean(axis=(1, 2), keepdims=True)))
 
 
@@ -156,10 +158,6 @@ def encoder_slope(**changes):
 def test_encoders_learn_through_z_unless_stopped_or_frozen(changes, learns):
   uninformed = {"network__informed": False, "sampling__mode": "replacement"}
   assert (encoder_slope(**uninformed, **changes) > 1e-6) == learns
-
-
-def test_what_is_stopped_still_learns_from_what_is_known():
-  assert encoder_slope(stop_gradient=True, network__known_prob=0.5) > 1e-6
 
 
 def test_all_kinds_of_modality_have_encoders_and_heads():
@@ -380,12 +378,15 @@ def test_flag_of_0_hides_the_value():
   z, t = jax.random.normal(KEY, (ROWS, *SHAPE)), jnp.full(ROWS, 0.5)
   digit = 2 * jnp.asarray(data()["digit"]) - 1
   apply = functools.partial(model.network.apply, params["network"], z, t)
-  hidden, none = apply({"digit": (jnp.zeros(ROWS), digit)})[0], apply({})[0]
-  np.testing.assert_allclose(hidden, none, atol=1e-6)
-  # Flags are each row's own.
-  first = apply({"digit": (jnp.eye(ROWS)[0], digit)})[0]
-  np.testing.assert_allclose(first[1:], none[1:], atol=1e-6)
-  assert np.abs(first[0] - none[0]).max() > 1e-4
+  none = apply({})[0]
+  label = jax.nn.one_hot(data()["label"], 3)
+  for name, value in (("digit", digit), ("label", label)):
+    hidden = apply({name: (jnp.zeros(ROWS), value)})[0]
+    np.testing.assert_allclose(hidden, none, atol=1e-6)
+    # Flags are each row's own.
+    first = apply({name: (jnp.eye(ROWS)[0], value)})[0]
+    np.testing.assert_allclose(first[1:], none[1:], atol=1e-6)
+    assert np.abs(first[0] - none[0]).max() > 1e-4
 
 
 @pytest.mark.parametrize("solver", [solvers.ancestral, solvers.heun])
@@ -395,9 +396,9 @@ def test_evaluations_are_those_that_run(solver, monkeypatch):
 
   class Counting(Tiny):
     @nn.compact
-    def __call__(self, z, t, train=False):
+    def __call__(self, *inputs):
       jax.debug.callback(lambda: calls.append(1))
-      return super().__call__(z, t, train)
+      return super().__call__(*inputs)
 
   monkeypatch.setattr(mt_diffusion, "_backbone", lambda config: Counting())
   framework = mt_diffusion.build(tiny(), (DIGIT, LABEL))

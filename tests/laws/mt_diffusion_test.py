@@ -409,7 +409,7 @@ class Dot(nn.Module):
   patch: int = 1
 
   @nn.compact
-  def __call__(self, z, t, train=False):
+  def __call__(self, z, t, train, condition):
     t = jnp.broadcast_to(jnp.reshape(t, (-1, 1, 1, 1)), z.shape[:-1] + (1,))
     h = jnp.concatenate([z, t], axis=-1)
     for _ in range(2):

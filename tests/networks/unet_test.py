@@ -126,6 +126,17 @@ def test_time_matters(made):
     assert (np.abs(a - b).max(axis=(1, 2, 3)) > 1e-2).all()
 
 
+def test_condition_is_told_to_each_row_and_0_says_nothing(made):
+  params, z, t = made
+  kernel = np.random.default_rng(2).normal(size=(5, 32)).astype(np.float32)
+  told = {"params": {**params["params"], "condition": {"kernel": kernel}}}
+  plain = apply(params, z, t)
+  conditioned = apply(told, z, t, condition=jnp.zeros((3, 5)).at[1, 2].set(1.0))
+  for a, b in zip(plain, conditioned, strict=True):
+    np.testing.assert_allclose(a[jnp.array([0, 2])], b[jnp.array([0, 2])], atol=1e-5)
+    assert np.abs(a[1] - b[1]).max() > 1e-2
+
+
 def test_blocks_start_as_the_identity():
   x, time = jax.random.normal(jax.random.key(0), (2, 3, 3, 4)), jnp.ones((1, 2))
   out, _ = unet.ResBlock(4).init_with_output(jax.random.key(1), x, time)
