@@ -2,6 +2,7 @@
 
 python -m experiments.evaluate --workdir=DIR [--num=N --seeds=K --solver=NAME --steps=N
   --guidance=G --mode=NAME --noema --joint_only --data=OPTION=VALUE --out=DIR]
+python -m experiments.evaluate --unconditional=DIR --experts=DIR,DIR --out=DIR [...]
 
 Writes `results.json`, `results.md` and `samples.png` into the workdir, or `--out`. The classifiers
 that judge are trained on first use and kept in `classifiers` beside them. With `--joint_only`, to
@@ -30,6 +31,7 @@ from mmdiff_jax.data import datasets, missing
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.evaluation import classifiers, coherence, frechet, pictures, tables
 from mmdiff_jax.evaluation.classifiers import Classifier
+from mmdiff_jax.frameworks.base import Framework
 from mmdiff_jax.modalities import Modality
 from mmdiff_jax.training import checkpoints
 
@@ -53,9 +55,8 @@ def main(argv: Sequence[str]) -> None:
   """Loads the run, gets the classifiers, samples, judges and writes."""
   del argv
   began = time.monotonic()
-  workdir = setup.WORKDIR.value
-  folder = pathlib.Path(_OUT.value or workdir)
-  trained = generation.load(workdir)
+  trained = generation.load(setup.WORKDIR.value)
+  folder = generation.folder(_OUT.value)
   config = trained.config
   num = generation.NUM.value or config.evaluation.num
   draws = config.evaluation.get("draws", 1)
@@ -80,8 +81,7 @@ def main(argv: Sequence[str]) -> None:
       say=_say,
     )
   seeds = range(_SEEDS.value or config.evaluation.seeds)
-  names = tuple(modality.name for modality in trained.framework.modalities)
-  subsets = [()] if _JOINT_ONLY.value else [(), *coherence.proper_subsets(names)]
+  subsets = [()] if _JOINT_ONLY.value else list(_ways(trained.framework))
   results, panels = evaluate(trained, judges, data, subsets, num=num, seeds=seeds)
   results["settings"]["data_options"] = others
   if trained.framework.bound and not _JOINT_ONLY.value:
@@ -92,6 +92,28 @@ def main(argv: Sequence[str]) -> None:
     return
   picture = _write(folder, trained, results, panels)
   print(f"\n{tables.screen(results)}\nPicture: {picture}", flush=True)
+
+
+def _ways(framework: Framework) -> dict[tuple[str, ...], tuple[str, ...]]:
+  """What may be given, nothing first, and what is generated from it.
+
+  Raises:
+    UserError: it generates nothing without something given.
+  """
+  names = tuple(modality.name for modality in framework.modalities)
+  if framework.ways is None:
+    return {
+      given: tuple(name for name in names if name not in given)
+      for given in ((), *coherence.proper_subsets(names))
+    }
+  ways = dict(framework.ways)
+  if () not in ways:
+    raise UserError(
+      f"This expert generates {names[0]!r} from {', '.join(names[1:])} alone, and is measured along"
+      " with the unconditional model: --unconditional=DIR --experts=DIR --out=DIR in place of"
+      " --workdir."
+    )
+  return ways
 
 
 def _say(line: str) -> None:
@@ -164,6 +186,7 @@ def evaluate(
   needed = (*names, "label") if judges else names
   train, test = (missing.complete(data[split], needed) for split in ("train", "test"))
   draws = trained.config.evaluation.get("draws", 1)
+  ways = _ways(trained.framework)
   results = {"settings": _settings(trained, names, num, draws, seeds), "conditional": []}
   truth = {name: _judge(judges, name, test[name]) for name in judges}
   # Labels are their own judges, and those have no features.
@@ -191,7 +214,7 @@ def evaluate(
   panels = []
   began = time.monotonic()
   for done, given in enumerate(subsets):
-    targets = tuple(name for name in names if name not in given)
+    targets = ways[given]
     samples, cost = _sample(trained, test, given, targets, num, draws, seeds)
     judged = [
       {name: _judge(judges, name, x[name]) for name in targets if name in judges}
@@ -215,10 +238,10 @@ def evaluate(
         law = coherence.histogram(train_labels, _num_classes(modalities, train_labels))
         classes = [{name: found[0] for name, found in seed.items()} for seed in judged]
         distances = [
-          {name: _distance(reference, seed[name]) for name, reference in references.items()}
+          {name: _distance(references[name], seed[name]) for name in targets if name in references}
           for seed in judged
         ]
-        results["joint"] |= _joint(trained.config, names, classes, law)
+        results["joint"] |= _joint(trained.config, targets, classes, law)
         results["joint"]["frechet"] = _measurements(distances)
     if len(given) <= 1:
       panels.append(_panel(test, given, samples[0]))
@@ -345,24 +368,25 @@ def _joint(config, names, classes, law) -> dict[str, Any]:
   """Coherence and classes of joint samples; `law` is the data's share of each class."""
   num_classes = len(law)
   first = names[0]
-  laws = {
-    first: [coherence.histogram(seed[first], num_classes) for seed in classes],
-    "majority": [
+  laws = {first: [coherence.histogram(seed[first], num_classes) for seed in classes]}
+  found = {}
+  # A modality alone agrees with itself.
+  if len(names) > 1:
+    laws["majority"] = [
       coherence.histogram(coherence.majority(seed, num_classes), num_classes) for seed in classes
-    ],
-  }
-  agreement = {
-    "+".join(subset): [coherence.joint(seed, subset) for seed in classes]
-    for subset in _subsets(config, names)
-  }
-  agreement[f"all {len(names)}"] = [coherence.joint(seed, names) for seed in classes]
-  return {
-    "coherence": {name: tables.measurement(values) for name, values in agreement.items()},
-    "histogram": {name: np.mean(found, 0).tolist() for name, found in laws.items()}
+    ]
+    agreement = {
+      "+".join(subset): [coherence.joint(seed, subset) for seed in classes]
+      for subset in _subsets(config, names)
+    }
+    agreement[f"all {len(names)}"] = [coherence.joint(seed, names) for seed in classes]
+    found["coherence"] = {name: tables.measurement(values) for name, values in agreement.items()}
+  return found | {
+    "histogram": {name: np.mean(shares, 0).tolist() for name, shares in laws.items()}
     | {"data": law.tolist()},
     "total_variation": {
-      name: tables.measurement([coherence.total_variation(one, law) for one in found])
-      for name, found in laws.items()
+      name: tables.measurement([coherence.total_variation(one, law) for one in shares])
+      for name, shares in laws.items()
     },
   }
 
@@ -375,4 +399,4 @@ def _panel(test, given, sampled) -> pictures.Panel:
 
 
 if __name__ == "__main__":
-  setup.run(main, required=("workdir",))
+  setup.run(main)

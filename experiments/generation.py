@@ -1,6 +1,7 @@
 """What sampling and evaluation share: a trained run, and how to generate with it."""
 
 from collections.abc import Callable, Mapping, Sequence
+import pathlib
 import time
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from experiments import setup
+from experiments import experts, setup
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import base
 from mmdiff_jax.frameworks.base import Framework, Params, Sampling
@@ -25,6 +26,9 @@ GUIDANCE = flags.DEFINE_float(
 )
 MODE = flags.DEFINE_string(
   "mode", None, "MT-Diffusion: replacement or informed; the config's if not given."
+)
+CORRECTOR = flags.DEFINE_integer(
+  "corrector", None, "MCDM: corrections after each step; the config's if not given.", lower_bound=0
 )
 EMA = flags.DEFINE_bool("ema", True, "Use the running mean of the last stage's parameters.")
 
@@ -49,26 +53,57 @@ class Trained(NamedTuple):
   ema: bool
 
 
-def load(workdir: str) -> Trained:
-  """The run in a workdir, to be sampled as the flags say and else as its config does.
+def load(workdir: str | None) -> Trained:
+  """A run, or the experts that flags name, to be sampled as the flags say and else as its config.
+
+  Args:
+    workdir: of the run; None for experts.
 
   Raises:
-    UserError: there is no run, it is not trained or damaged, the solver is unknown, or a flag is
-      not of its framework.
+    UserError: there is no run, it is not trained or damaged, the solver is unknown, a flag is not
+      of its framework, or experts do not compose.
   """
-  config = checkpoints.load_config(workdir)
-  for flag in (SOLVER, STEPS, GUIDANCE, MODE):
-    if flag.value is not None:
-      if flag.name not in config.sampling:
-        raise UserError(
-          f"The framework {config.framework!r} of this run has no --{flag.name}. It has:"
-          f" {', '.join(config.sampling)}."
-        )
+  if experts.wanted() == bool(workdir):
+    raise UserError(
+      "Say what to generate with: --workdir=DIR, or runs of MCDM with --unconditional=DIR and"
+      " --experts=DIR,DIR (not both)."
+    )
+  if workdir:
+    config = checkpoints.load_config(workdir)
+    framework = setup.build(_flagged(config))
+    params = checkpoints.load_params(framework, workdir, ema=EMA.value)
+  else:
+    config, framework, params = experts.load(EMA.value)
+    _flagged(config)
+  return Trained(config, framework, params, base.sampling_of(config), EMA.value)
+
+
+def _flagged(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """The config with the settings of sampling that are flags."""
+  for flag in (SOLVER, STEPS, GUIDANCE, MODE, CORRECTOR):
+    if flag.value is None:
+      continue
+    if flag.name not in config.sampling:
+      raise UserError(
+        f"The framework {config.framework!r} of this run has no --{flag.name}. It has:"
+        f" {', '.join(config.sampling)}."
+      )
+    if flag is CORRECTOR:
+      config.sampling.corrector.num = flag.value
+    else:
       config.sampling[flag.name] = flag.value
-  framework = setup.build(config)
-  sampling = base.sampling_of(config)
-  params = checkpoints.load_params(framework, workdir, ema=EMA.value)
-  return Trained(config, framework, params, sampling, EMA.value)
+  return config
+
+
+def folder(out: str | None) -> pathlib.Path:
+  """Where results go: that folder, or the workdir.
+
+  Raises:
+    UserError: neither was named.
+  """
+  if not (out or setup.WORKDIR.value):
+    raise UserError("Say where the results go: --out=DIR. A composition has no workdir of its own.")
+  return pathlib.Path(out or setup.WORKDIR.value)
 
 
 class Generator(NamedTuple):

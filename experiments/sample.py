@@ -5,6 +5,11 @@ python -m experiments.sample --workdir=DIR [--given=tone,caption --targets=digit
   --out=DIR]
 
 With nothing given all targets are generated together; with no targets, all that is not given.
+
+python -m experiments.sample --unconditional=DIR --experts=DIR,DIR --out=DIR [--weights=1,0.5:2
+  --given=sketch,mask --corrector=4 ...]
+
+composes experts of MCDM, which with nothing named are given all of their conditions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,10 +44,12 @@ _PAUSE = 0.1  # Seconds of silence after each sound.
 def main(argv: Sequence[str]) -> None:
   """Generates and writes."""
   del argv
-  workdir = setup.WORKDIR.value
-  trained = generation.load(workdir)
+  trained = generation.load(setup.WORKDIR.value)
+  out = pathlib.Path(_OUT.value or generation.folder(None) / "samples")
   modalities = {modality.name: modality for modality in trained.framework.modalities}
-  given, targets = check_names(tuple(modalities), _GIVEN.value, _TARGETS.value)
+  given, targets = check_names(
+    tuple(modalities), _GIVEN.value, _TARGETS.value, trained.framework.ways
+  )
   if _GIVEN_NPZ.value:
     values = read_given(_GIVEN_NPZ.value, [modalities[n] for n in given], generation.NUM.value)
     num = len(next(iter(values.values())))
@@ -51,7 +58,6 @@ def main(argv: Sequence[str]) -> None:
     values = _from_test_split(trained.config.data, given, num, _SEED.value) if given else {}
   generator = generation.generator(trained, values, given, targets, num)
   samples = generator.generate(jax.random.key(_SEED.value), values)
-  out = pathlib.Path(_OUT.value or pathlib.Path(workdir) / "samples")
   stem = "joint" if set(targets) == set(modalities) else "_".join(targets)
   stem += "_from_" + "_".join(given) if given else ""
   for path in write(out, stem, list(modalities.values()), values, samples):
@@ -59,17 +65,21 @@ def main(argv: Sequence[str]) -> None:
 
 
 def check_names(
-  known: Sequence[str], given: Sequence[str], targets: Sequence[str]
+  known: Sequence[str],
+  given: Sequence[str],
+  targets: Sequence[str],
+  ways: Sequence[tuple[tuple[str, ...], tuple[str, ...]]] | None,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
   """The given and the target modalities in the run's order.
 
   Args:
     known: the run's modalities.
-    given: what is given.
-    targets: what to generate; if empty, all that is not given.
+    given: what is given; if empty and there are `ways`, as much as can be.
+    targets: what to generate; if empty, all that is not given and can be.
+    ways: of the framework; None if all.
 
   Raises:
-    UserError: an unknown name, one in both, or nothing left to generate.
+    UserError: an unknown name, one in both, nothing left to generate, or none of the ways.
   """
   for flag, names in (("given", given), ("targets", targets)):
     for name in names:
@@ -84,16 +94,23 @@ def check_names(
       f"{', '.join(both)}: both given and a target. Leave it out of --given to have it generated, "
       "or out of --targets to keep it as it is."
     )
+  if ways:
+    given = given or ways[-1][0]
+    targets = targets or ways[-1][1]
   targets = targets or [name for name in known if name not in given]
   if not targets:
     raise UserError(
       f"All modalities are given ({', '.join(given)}), so that nothing is left to generate. Leave "
       "one out of --given."
     )
-  return (
-    tuple(name for name in known if name in given),
-    tuple(name for name in known if name in targets),
-  )
+  chosen = tuple(tuple(name for name in known if name in names) for names in (given, targets))
+  if ways and chosen not in ways:
+    raise UserError(
+      f"This cannot generate {', '.join(chosen[1])} from {', '.join(chosen[0]) or 'nothing'}. It"
+      f" generates {', '.join(ways[0][1])}, from"
+      f" {'; '.join(', '.join(names) or 'nothing' for names, _ in ways)}."
+    )
+  return chosen
 
 
 def read_given(path: str, modalities: Sequence[Modality], num: int | None) -> dict[str, np.ndarray]:
@@ -125,7 +142,13 @@ def read_given(path: str, modalities: Sequence[Modality], num: int | None) -> di
 
 def _from_test_split(config, given: Sequence[str], num: int, seed: int) -> dict[str, np.ndarray]:
   """Rows of the test split, chosen by the seed, the same for each modality; none lacks any."""
-  test = missing.complete(datasets.load(**config.to_dict(), split="test"), given)
+  test = datasets.load(**config.to_dict(), split="test")
+  for name in given:
+    if name not in test:
+      raise UserError(
+        f"The data set {config.name!r} has no {name!r}. Give it yourself with --given_npz=FILE."
+      )
+  test = missing.complete(test, given)
   size = len(test[given[0]])
   rng = np.random.default_rng(seed)
   rows = np.concatenate([rng.permutation(size) for _ in range(-(-num // size))])[:num]
@@ -183,4 +206,4 @@ def write(
 
 
 if __name__ == "__main__":
-  setup.run(main, required=("workdir",))
+  setup.run(main)

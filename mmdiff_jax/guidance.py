@@ -102,39 +102,91 @@ def guide(
   return Partial(_guided, _partial(denoiser), strength, dict(noise), interval, rescale, schedule)
 
 
-def _composed(unconditional, experts, weights, x, t):
-  base = unconditional(x, t)
-  total = base
-  for expert, weight in zip(experts, weights, strict=True):
-    total = jax.tree.map(lambda s, e, b, w=weight: s + w * (e - b), total, expert(x, t), base)
-  return total
+def _side_by_side(denoisers, x, t):
+  return jax.tree.map(lambda *found: jnp.stack(found), *(denoiser(x, t) for denoiser in denoisers))
+
+
+def _mixed(branches, shares, weights, x, t):
+  weights = [weight(t) if callable(weight) else weight for weight in weights]
+  rest = 1.0 - sum(weights)
+  factors = [*(rest * share for share in shares), *weights]
+  factors = [jnp.asarray(factor) for factor in factors]
+
+  def total(found):
+    return sum(along(f, one) * one for f, one in zip(factors, found, strict=True))
+
+  return jax.tree.map(total, branches(x, t))
+
+
+Weight = float | Float[Array, "*rows"] | Callable[[Mapping[str, Array]], Array]
+
+
+def mix(
+  branches: Callable[..., Any],
+  shares: Sequence[float | Float[Array, ""]],
+  weights: Sequence[Weight],
+) -> Denoiser:
+  """`compose` of denoisers that share a network, and are one call of it.
+
+  Args:
+    branches: as a denoiser, but with one more axis in front of all that it returns: first the
+      unconditional ones, one for each of `shares`, then the experts.
+    shares: as in `compose`.
+    weights: as in `compose`.
+
+  Returns:
+    A denoiser.
+
+  Raises:
+    ValueError: the shares do not sum to 1.
+  """
+  if all(isinstance(share, int | float) for share in shares) and abs(sum(shares) - 1) > 1e-6:
+    raise ValueError(f"The shares of unconditional denoisers must sum to 1; got {tuple(shares)}.")
+  weights = tuple(_partial(weight) if callable(weight) else weight for weight in weights)
+  return Partial(_mixed, _partial(branches), tuple(shares), weights)
 
 
 def compose(
-  unconditional: Denoiser,
+  unconditional: Denoiser | Sequence[Denoiser],
   experts: Sequence[Denoiser],
-  weights: Sequence[float | Float[Array, ""]],
+  weights: Sequence[Weight],
+  shares: Sequence[float | Float[Array, ""]] = (1.0,),
 ) -> Denoiser:
-  """Experts that were trained apart, as one: eps = eps_0 + sum_i w_i (eps_i - eps_0).
+  """Experts that were trained apart, as one.
+
+    eps = eps_0 + sum_i w_i (eps_i - eps_0),  eps_0 = sum_j b_j eps_0j
+
+  is Eq. 12 of MCDM for weights w_i = 1 and one unconditional denoiser.
 
   With weights of 1 and conditions that are independent given x this is P(x | all conditions) at
-  t = 0 (MCDM, Eq. 12). At t > 0 it is not the score of that law noised, so that samplers end
-  elsewhere, however many steps they take: a corrector (`solvers.corrected`) leads back.
+  t = 0. At t > 0 it is not the score of that law noised, so that samplers end elsewhere, however
+  many steps they take: a corrector (`solvers.corrected`) leads back.
 
   Args:
-    unconditional: the denoiser without a condition.
+    unconditional: the denoiser without a condition; or several, which are mixed by how far each is
+      to be relied on (Nair et al. 2023, "Unite and Conquer").
     experts: one denoiser for each condition, which closes over it.
-    weights: w_i, numbers or arrays; above 1 a condition is pressed harder, below 0 it is avoided.
+    weights: w_i; above 1 a condition is pressed harder, below 0 it is avoided. A number, an array
+      or, for a weight that changes on the way, a function of the times.
+    shares: b_j, which sum to 1.
 
   Returns:
     A denoiser that calls all of them.
 
   Raises:
-    ValueError: not as many weights as experts.
+    ValueError: not as many weights as experts, or shares as unconditional ones, or shares that do
+      not sum to 1.
   """
+  unconditional = [unconditional] if callable(unconditional) else list(unconditional)
   if len(experts) != len(weights):
     raise ValueError(f"compose: {len(experts)} experts need as many weights, not {len(weights)}.")
-  return Partial(_composed, _partial(unconditional), tuple(map(_partial, experts)), tuple(weights))
+  if len(unconditional) != len(shares):
+    raise ValueError(
+      f"compose: {len(unconditional)} unconditional denoisers need as many shares, not"
+      f" {len(shares)}."
+    )
+  denoisers = tuple(map(_partial, (*unconditional, *experts)))
+  return mix(Partial(_side_by_side, denoisers), shares, weights)
 
 
 def _steered(denoiser, log_likelihood, schedule, x, t):

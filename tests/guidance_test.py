@@ -102,10 +102,11 @@ def test_rescaling_brings_back_each_rows_deviation():
     guidance.guide(DENOISER, 2.0, noise, rescale=1.0)
 
 
-def test_composition():
-  def constant(value):
-    return solvers.from_eps(lambda x, t: {n: jnp.full_like(x[n], value) for n in x}, SCHEDULE)
+def constant(value):
+  return solvers.from_eps(lambda x, t: {n: jnp.full_like(x[n], value) for n in x}, SCHEDULE)
 
+
+def test_composition():
   composed = guidance.compose(constant(1.0), [constant(2.0), constant(5.0)], [0.5, -2.0])
   x0, eps = composed(X, T)
   np.testing.assert_allclose(eps["b"], 1 + 0.5 * 1 - 2 * 4)
@@ -116,6 +117,37 @@ def test_composition():
     np.testing.assert_allclose(got["b"], expected["b"], rtol=1e-5)
   with pytest.raises(ValueError, match="2 experts.*not 1"):
     guidance.compose(DENOISER, [DENOISER, DENOISER], [1.0])
+
+
+def test_composition_with_several_unconditional_ones_and_weights_that_change():
+  several = [constant(1.0), constant(3.0)]
+  rows = jnp.array([0.5, 2.0])
+  composed = guidance.compose(
+    several, [constant(7.0), constant(5.0)], [lambda t: 1 - t["b"], rows], (0.25, 0.75)
+  )
+  x = {"b": jnp.zeros((2, 4))}
+  for time in (0.3, 0.8):
+    x0, eps = composed(x, {"b": jnp.float32(time)})
+    expected = 2.5 + (1 - time) * 4.5 + rows * 2.5
+    np.testing.assert_allclose(eps["b"], np.broadcast_to(expected[:, None], (2, 4)), rtol=1e-5)
+    whole = SCHEDULE.alpha(time) * x0["b"] + SCHEDULE.sigma(time) * eps["b"]
+    np.testing.assert_allclose(whole, x["b"], atol=1e-5)
+  with pytest.raises(ValueError, match="2 unconditional.*not 1"):
+    guidance.compose(several, [DENOISER], [1.0])
+  with pytest.raises(ValueError, match="sum to 1"):
+    guidance.compose(several, [DENOISER], [1.0], (0.5, 0.6))
+
+
+def test_mixing_branches_is_composing():
+  alone = [constant(1.0), constant(2.0), constant(5.0)]
+
+  def branches(x, t):
+    return jax.tree.map(lambda *found: jnp.stack(found), *(one(x, t) for one in alone))
+
+  mixed = guidance.mix(branches, (1.0,), (0.5, -2.0))(X, T)
+  composed = guidance.compose(alone[0], alone[1:], [0.5, -2.0])(X, T)
+  for a, b in zip(mixed, composed, strict=True):
+    np.testing.assert_array_equal(a["b"], b["b"])
 
 
 def test_steering_gives_the_posterior_of_a_linear_measurement():

@@ -115,6 +115,8 @@ class Framework:
     bound: `(params, key, train, test) -> {name: float}`: numbers on the variational bound, from
       some rows of both splits (dicts of arrays in the model's view); None where there is no such
       bound.
+    ways: all (given, targets) that it can sample, tuples of names; None says any targets from any
+      others.
   """
 
   modalities: tuple[modalities_lib.Modality, ...]
@@ -123,6 +125,7 @@ class Framework:
   reconstruct: Callable[..., dict[str, Any]]
   evaluations: Callable[..., int]
   bound: Callable[..., dict[str, float]] | None = None
+  ways: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] | None = None
 
 
 def sampling_of(config: Any) -> Sampling:
@@ -136,5 +139,8 @@ def sampling_of(config: Any) -> Sampling:
   if not isinstance(solver, solvers.Solver):
     known = ["ddim", *(n for n, of in vars(solvers).items() if isinstance(of, solvers.Solver))]
     raise UserError(f"There is no solver {name!r}. There are: {', '.join(known)}.")
+  corrector = config.sampling.get("corrector")
+  if corrector and corrector.num:
+    solver = solvers.corrected(solver, **corrector)
   order = tuple(tuple(group) for group in config.sampling.order)
   return Sampling(solver, config.sampling.steps, config.sampling.guidance, order)

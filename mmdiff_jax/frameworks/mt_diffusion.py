@@ -37,7 +37,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
-import numpy as np
 
 from mmdiff_jax import multitime, schedules, shared_space, solvers
 from mmdiff_jax.errors import UserError
@@ -58,10 +57,9 @@ from mmdiff_jax.frameworks.mt_diffusion_model import (
   Model,
   read,
   SPACE,
-  value_of,
   values_of,
-  view_of,
 )
+from mmdiff_jax.frameworks.views import check_examples, check_shape, value_of, view_of
 from mmdiff_jax.modalities import Modality
 from mmdiff_jax.networks.multitask import Multitask, Part
 from mmdiff_jax.networks.unet import UNet
@@ -291,13 +289,7 @@ def _stage(model: Model, generate) -> Stage:
 
   def prepare(frozen: Params, data: Batch):
     del frozen
-    for modality in model.modalities:
-      _check_shape(modality, data[modality.name].shape, "the data set")
-      if not np.all(data.get(f"{modality.name}_present", True)):
-        raise UserError(
-          f"Some training examples lack the modality {modality.name!r}, and MT-Diffusion needs all"
-          " of them. Leave such examples out: in a folder, config.data.incomplete = 'drop'."
-        )
+    check_examples(model.modalities, data)
     for name in augmenting:
       if name not in data or data[name].shape != data[config.main].shape:
         raise UserError(
@@ -333,15 +325,6 @@ def _stage(model: Model, generate) -> Stage:
 
   settings = Settings(**config.training)
   return Stage("mt_diffusion", ("network",), settings, prepare, init, stage_loss, report)
-
-
-def _check_shape(modality: Modality, shape: tuple[int, ...], where: str) -> None:
-  if tuple(shape[1:]) != modality.shape:
-    remedy = " A representation must come from the network that this one was made for."
-    raise UserError(
-      f"The modality {modality.name!r} of {where} has examples of shape {tuple(shape[1:])}, and the"
-      f" network is built for {modality.shape}.{remedy if modality.kind == 'vector' else ''}"
-    )
 
 
 # ---------------------------------------------------------------------------- generation
@@ -412,7 +395,7 @@ def sample(
   for name in given:
     if name in targets:
       raise UserError(f"{name!r} is both given and a target; what is to be predicted is withheld.")
-    _check_shape(modalities[name], given[name].shape, "what is given")
+    check_shape(modalities[name], given[name].shape, "what is given")
   process, informed = model.process, model.config.sampling.mode == "informed"
   known = {name: value_of(modalities[name], x) for name, x in given.items()}
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from mmdiff_jax import schedules, shared_space
 from mmdiff_jax.frameworks.base import Batch, Params
+from mmdiff_jax.frameworks.views import value_of
 from mmdiff_jax.modalities import Modality
 
 # What is diffused is one thing with one time; this is its name to the solvers.
@@ -34,26 +35,9 @@ class Model(NamedTuple):
   network: Any
 
 
-def value_of(modality: Modality, x) -> Float[Array, "batch ..."]:
-  """A view as the value that a head predicts the mean of; see `networks/multitask.py`."""
-  if modality.num_classes:
-    return jax.nn.one_hot(x, modality.num_classes)
-  return jnp.asarray(x) if modality.kind == "vector" else 2.0 * jnp.asarray(x) - 1.0
-
-
 def values_of(model: Model, batch: Batch) -> dict[str, Array]:
   """The values of a batch in the model's view."""
   return {modality.name: value_of(modality, batch[modality.name]) for modality in model.modalities}
-
-
-def view_of(modality: Modality, value) -> Array:
-  """The model's view of a value, the likeliest class where there are several."""
-  if modality.num_classes:
-    return jnp.argmax(value, axis=-1).astype(jnp.int32)
-  if modality.kind == "vector":
-    return value
-  x = 0.5 * (value + 1.0)
-  return jnp.clip(x, 0.0, 1.0) if modality.kind == "image" else x
 
 
 def _mean(modality: Modality, predicted) -> Float[Array, "batch ..."]:

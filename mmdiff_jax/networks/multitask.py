@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mmdiff_jax.networks.heads import ImageHead, LabelHead, VectorHead
+from mmdiff_jax.networks.known import show
 
 ENCODERS = ("identity", "embedding", "frozen")
 
@@ -61,9 +62,8 @@ class Multitask(nn.Module):
     space: shape of the shared space, [height, width, channels].
     parts: the modalities.
     heads: whether they have heads; the noise always has.
-    informed: whether the backbone also sees what is known: [flag * E_i(x_i), flag] as further
-      channels for a modality of the space's height and width, and [flag * x_i, flag] in the
-      condition for any other.
+    informed: whether the backbone is also shown what is known: E_i(x_i) of a modality of the
+      space's height and width, and x_i of any other.
   """
 
   backbone: nn.Module
@@ -135,18 +135,15 @@ class Multitask(nn.Module):
     Returns:
       The noise, and for each modality the mean of its value, or logits.
     """
-    channels, condition = [z], []
+    shown = []
     for part in self.parts if self.informed else ():
       nowhere = jnp.zeros(len(z)), jnp.zeros((len(z), *part.shape))
       flag, value = known.get(part.name, nowhere)
       if self._is_image(part):
-        value, seen = self.encode({part.name: value})[part.name], channels
-      else:
-        value, seen = value.reshape(len(z), -1), condition
-      flag = jnp.broadcast_to(flag.reshape(-1, *[1] * (value.ndim - 1)), (*value.shape[:-1], 1))
-      seen += [flag * value, flag]
-    condition = jnp.concatenate(condition, axis=-1) if condition else None
-    hidden = self.backbone(jnp.concatenate(channels, axis=-1), t, train, condition)
+        value = self.encode({part.name: value})[part.name]
+      shown.append((flag, value))
+    inputs, condition = show(z, shown)
+    hidden = self.backbone(inputs, t, train, condition)
     predicted = {
       part.name: self.part_heads[part.name](*hidden).reshape(-1, *part.shape)
       for part in self.parts

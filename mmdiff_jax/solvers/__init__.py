@@ -6,7 +6,7 @@ log-likelihoods. They know nothing of frameworks, Flax or devices.
 
 from mmdiff_jax.solvers.correctors import (
   corrected as corrected,
-  langevin as langevin,
+  hmc as hmc,
 )
 from mmdiff_jax.solvers.likelihood import (
   bits_per_dim as bits_per_dim,

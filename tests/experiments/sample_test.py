@@ -150,9 +150,9 @@ def test_refuses_what_the_model_cannot_see(tmp_path, changes, words):
 
 def test_names_come_in_the_order_of_the_run():
   known = ("a", "b", "c")
-  assert sample.check_names(known, ["c", "a"], []) == (("a", "c"), ("b",))
-  assert sample.check_names(known, [], ["c", "b"]) == ((), ("b", "c"))
-  assert sample.check_names(known, [], []) == ((), known)
+  assert sample.check_names(known, ["c", "a"], [], None) == (("a", "c"), ("b",))
+  assert sample.check_names(known, [], ["c", "b"], None) == ((), ("b", "c"))
+  assert sample.check_names(known, [], [], None) == ((), known)
 
 
 def test_writes_each_kind_as_a_person_takes_it(tmp_path):

@@ -24,18 +24,21 @@ def _times():
   return {"a": jnp.array(0.4), "b": jnp.array(0.6)}
 
 
-def after_one_step(t, snr, covariance):
-  """P -> A P A' + B B' of one Langevin step."""
-  key, denoise = jax.random.key(0), gaussian.oracle(SCHEDULE)
+def after_one_step(t, snr, covariance, leapfrog=1):
+  """P -> A P A' + B B' of one step."""
+  denoise = gaussian.oracle(SCHEDULE)
 
-  def moved(rows):
-    return join(solvers.langevin(key, denoise, SCHEDULE, split(rows), t, BOTH, snr))
+  def moved(rows, key):
+    return join(solvers.hmc(key, denoise, SCHEDULE, split(rows), t, BOTH, snr, leapfrog))
 
-  zeros = jnp.zeros((3, 3))
-  linear = (moved(jnp.eye(3)) - moved(zeros)).T
-  noise = join({n: multitime.normal_like(key, n, x) for n, x in split(zeros).items()})
-  scale = (moved(zeros) / noise)[0]
-  return linear @ covariance @ linear.T + jnp.diag(scale**2)
+  zeros, keys = jnp.zeros((3, 3)), jax.random.split(jax.random.key(0), 3)
+  linear = (moved(jnp.eye(3), keys[0]) - moved(zeros, keys[0])).T
+  # B from three draws of the momentum, in which the end is linear, too.
+  noise = jnp.stack(
+    [join({n: multitime.normal_like(k, n, x) for n, x in split(zeros).items()})[0] for k in keys]
+  )
+  spread = jnp.linalg.solve(noise, jnp.stack([moved(zeros, k)[0] for k in keys])).T
+  return linear @ covariance @ linear.T + spread @ spread.T
 
 
 def test_langevin_leaves_the_law_as_its_step_goes_to_zero(t):
@@ -49,18 +52,20 @@ def test_langevin_leaves_the_law_as_its_step_goes_to_zero(t):
   assert np.log(changes[0] / changes[1]) / np.log(4) == pytest.approx(2, abs=0.1)
 
 
-def test_langevin_leads_to_the_law_that_it_says():
+@pytest.mark.parametrize("leapfrog", [1, 2, 5])
+def test_hmc_leads_to_the_law_that_it_says(leapfrog):
   """At one level it leaves C (I - delta / (2 C))^-1, a little wider than C, as it is."""
   t = dict.fromkeys(NAMES, jnp.array(0.6))
   law, delta = gaussian.law(SCHEDULE, t), (0.3 * SCHEDULE.sigma(t["a"])) ** 2
   reached = law @ jnp.linalg.inv(jnp.eye(3) - 0.5 * delta * jnp.linalg.inv(law))
-  np.testing.assert_allclose(after_one_step(t, 0.3, reached), reached, atol=1e-12)
+  np.testing.assert_allclose(after_one_step(t, 0.3, reached, leapfrog), reached, atol=1e-12)
+  assert jnp.abs(after_one_step(t, 0.3, 1.2 * reached, leapfrog) - 1.2 * reached).max() > 1e-3
 
 
 def test_only_what_moves_is_corrected(t):
   x = split(jax.random.normal(jax.random.key(3), (5, 3)))
   moving = {"a": jnp.array(False), "b": jnp.array(True)}
-  got = solvers.langevin(jax.random.key(0), gaussian.oracle(SCHEDULE), SCHEDULE, x, t, moving, 0.1)
+  got = solvers.hmc(jax.random.key(0), gaussian.oracle(SCHEDULE), SCHEDULE, x, t, moving, 0.1)
   np.testing.assert_array_equal(got["a"], x["a"])
   assert not np.any(got["b"] == x["b"])
 
@@ -76,7 +81,7 @@ def test_predictor_corrector_is_the_step_then_langevin(t):
   moving = {"a": False, "b": True}
   for index in range(2):
     own_key = jax.random.fold_in(correct_key, index)
-    expected = solvers.langevin(own_key, denoise, SCHEDULE, expected, s, moving, 0.1)
+    expected = solvers.hmc(own_key, denoise, SCHEDULE, expected, s, moving, 0.1)
   np.testing.assert_allclose(join(got), join(expected), atol=1e-12)
   np.testing.assert_array_equal(got["a"], x["a"])
   # At time 0 there is nothing to correct.
@@ -84,6 +89,7 @@ def test_predictor_corrector_is_the_step_then_langevin(t):
   at_end, _ = solver.step(key, denoise, SCHEDULE, x, t, zero, ())
   np.testing.assert_allclose(join(at_end), join(denoise(x, t)[0]), atol=1e-12)
   assert solver.evaluations(10) == 10 + 2 * 9
+  assert solvers.corrected(solvers.ancestral, num=2, leapfrog=3).evaluations(10) == 10 + 6 * 9
 
 
 def test_defaults_are_one_small_correction(t):
@@ -98,11 +104,11 @@ def test_defaults_are_one_small_correction(t):
   ]
   np.testing.assert_array_equal(*map(join, ends))
   arguments = (jax.random.key(1), gaussian.oracle(SCHEDULE), SCHEDULE, x, t, BOTH)
-  default, explicit = solvers.langevin(*arguments), solvers.langevin(*arguments, 0.16)
+  default, explicit = solvers.hmc(*arguments), solvers.hmc(*arguments, 0.16)
   np.testing.assert_array_equal(join(default), join(explicit))
 
 
-def posterior_experts(deviations, observed):
+def posterior_experts(deviations, observed, weights=None):
   """Exact experts of x = z + s n for z ~ N(0, 1), and the unconditional one, composed."""
 
   def expert(variance, mean):
@@ -114,13 +120,13 @@ def posterior_experts(deviations, observed):
     return solvers.from_x0(x0_fn, SCHEDULE)
 
   experts = [expert(s**2 / (1 + s**2), observed / (1 + s**2)) for s in deviations]
-  return guidance.compose(expert(1.0, 0.0), experts, [1.0] * len(experts))
+  return guidance.compose(expert(1.0, 0.0), experts, weights or [1.0] * len(experts))
 
 
-def composed_law(solver, deviations, num_steps):
+def composed_law(solver, deviations, num_steps, weights=None):
   """Mean and variance that a solver reaches at z: the step is affine, so nothing is sampled."""
   path = multitime.joint(("z",), num_steps)
-  denoise = posterior_experts(deviations, 1.0)
+  denoise = posterior_experts(deviations, 1.0, weights)
   key = jax.random.key(0)
 
   def step(carry, inputs):
@@ -159,17 +165,34 @@ def test_composed_experts_end_elsewhere_than_the_posterior(deviations, ode, ance
     assert float(variance) == pytest.approx(expected[1], abs=5e-4)
 
 
-def test_the_corrector_leads_back_to_the_posterior():
-  deviations, rows = (1.0, 1.0), 40_000
+def test_with_weights_the_ode_reaches_the_product_of_powers():
+  """prod v_i^{g_i}: with these weights and deviations (1/2)^0.5 (1/5)^2."""
+  _, variance = composed_law(solvers.heun, (1.0, 0.5), 4000, weights=(0.5, 2.0))
+  assert float(variance) == pytest.approx(0.5**0.5 * 0.2**2, rel=2e-3)
+
+
+def test_one_expert_is_itself():
+  mean, variance = composed_law(solvers.heun, (0.5,), 4000)
+  assert float(mean) == pytest.approx(0.8, abs=1e-4)
+  assert float(variance) == pytest.approx(0.2, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+  ("deviations", "num", "leapfrog"),
+  [((1.0, 1.0), 16, 1), ((1.0, 1.0), 4, 3), ((0.5, 0.5), 4, 3), ((0.5, 0.5, 0.5), 4, 3)],
+)
+def test_the_corrector_leads_back_to_the_posterior(deviations, num, leapfrog):
+  rows = 40_000
   denoise = posterior_experts(deviations, 1.0)
   path = multitime.joint(("z",), 60, grid=multitime.power_grid(60, 1.5))
 
   @jax.jit
   def run(key):
     x = solvers.prior(key, SCHEDULE, {"z": (1,)}, rows)
-    solver = solvers.corrected(solvers.ancestral, num=16, snr=0.9)
+    solver = solvers.corrected(solvers.ancestral, num=num, snr=0.9, leapfrog=leapfrog)
     return solvers.sample(key, denoise, SCHEDULE, x, path, solver=solver)["z"]
 
   z = run(jax.random.key(0))
-  assert float(z.mean()) == pytest.approx(2 / 3, rel=0.02)
-  assert float(z.var()) == pytest.approx(1 / 3, rel=0.02)
+  precision = 1 + sum(s**-2 for s in deviations)
+  assert float(z.mean()) == pytest.approx(1 - 1 / precision, rel=0.02)
+  assert float(z.var()) == pytest.approx(1 / precision, rel=0.02)

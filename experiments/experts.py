@@ -1,0 +1,124 @@
+"""The flags that say which experts of MCDM are composed, and how; the runs behind them."""
+
+import os
+from typing import Any
+
+from absl import flags
+import jax
+import ml_collections
+
+from experiments import setup
+from mmdiff_jax.data import datasets
+from mmdiff_jax.errors import UserError
+from mmdiff_jax.frameworks import mcdm
+from mmdiff_jax.frameworks.base import Framework, Params
+from mmdiff_jax.training import checkpoints
+
+_EXPERTS = flags.DEFINE_list(
+  "experts", [], "MCDM: runs to compose; DIR:sketch+mask shows a run only those conditions of its."
+)
+_UNCONDITIONAL = flags.DEFINE_list(
+  "unconditional", [], "MCDM: run of the unconditional model, or of several that are mixed."
+)
+_WEIGHTS = flags.DEFINE_list(
+  "weights", [], "MCDM: one for each expert, 1 if none; A:B goes from A at t = 1 to B at t = 0."
+)
+_SHARES = flags.DEFINE_list(
+  "shares", [], "MCDM: how far each unconditional model is relied on; they sum to 1. Equal if none."
+)
+
+
+def wanted() -> bool:
+  """Whether the flags ask for a composition."""
+  return bool(_EXPERTS.value or _UNCONDITIONAL.value)
+
+
+def load(ema: bool) -> tuple[ml_collections.ConfigDict, Framework, Params]:
+  """The composition that the flags name.
+
+  Args:
+    ema: whether experts give the running mean of their parameters.
+
+  Returns:
+    A config with the first run's way to sample and the data set of a run that has all modalities
+    (or that of the first), the framework, and its parameters.
+
+  Raises:
+    UserError: a run that is none, or no expert; experts that do not fit together; weights or shares
+      that are no numbers, or not as many.
+  """
+  chosen = [_term(text) for text in _EXPERTS.value]
+  weights = _WEIGHTS.value or ["1"] * len(chosen)
+  if len(weights) != len(chosen):
+    raise UserError(
+      f"--weights has {len(weights)} ({', '.join(weights)}) for {len(chosen)} experts"
+      f" ({', '.join(run for run, _ in chosen) or 'none'}): give each one its own, in that order."
+    )
+  unconditional = _UNCONDITIONAL.value
+  shares = _SHARES.value or [1 / len(unconditional)] * len(unconditional)
+  if len(shares) != len(unconditional):
+    raise UserError(
+      f"--shares has {len(shares)} for {len(unconditional)} unconditional models"
+      f" ({', '.join(unconditional) or 'none'}): give each one its own, in that order."
+    )
+  configs, experts, params = {}, {}, {}
+  for run in dict.fromkeys([*unconditional, *(run for run, _ in chosen)]):
+    configs[run] = config = checkpoints.load_config(run)
+    if config.framework != "mcdm":
+      raise UserError(
+        f"The run {run} is of the framework {config.framework!r}. Only experts of MCDM compose;"
+        " train one with --config=configs/mcdm.py:EXPERT."
+      )
+    experts[run] = mcdm.expert_of(config, setup.modalities(config))
+    params[run] = checkpoints.load_params(setup.build(config), run, ema=ema)
+  terms = [
+    mcdm.Term(run, shown or tuple(c.name for c in experts[run].conditions), _weight(weight))
+    for (run, shown), weight in zip(chosen, weights, strict=True)
+  ]
+  for term in terms:
+    if not term.conditions:
+      raise UserError(
+        f"The expert {term.run} has no conditions; name it with --unconditional, not --experts."
+      )
+  shares = [_number("shares", share) for share in shares]
+  framework = mcdm.compose(experts, dict(zip(unconditional, shares, strict=True)), terms)
+  config = next(iter(configs.values()))
+  needed = {modality.name for modality in framework.modalities}
+  for other in configs.values():
+    if needed <= {m.name for m in datasets.modalities(**other.data.to_dict())}:
+      config.data = other.data
+      break
+  with config.unlocked():
+    config.composition = {
+      "experts": [f"{term.run}:{'+'.join(term.conditions)}" for term in terms],
+      "weights": weights,
+      "unconditional": unconditional,
+      "shares": shares,
+    }
+  return config, framework, params
+
+
+def _term(text: str) -> tuple[str, tuple[str, ...]]:
+  """The run and the conditions named, none if all are meant."""
+  run, colon, names = text.rpartition(":")
+  if not colon or os.path.isdir(text):
+    return text, ()
+  return run, tuple(names.split("+"))
+
+
+def _weight(text: str) -> Any:
+  if ":" not in text:
+    return _number("weights", text)
+  begin, end = (_number("weights", part) for part in text.split(":", 1))
+  return jax.tree_util.Partial(_between, begin, end)
+
+
+def _between(begin, end, t):
+  return end + (begin - end) * t[mcdm.SPACE]
+
+
+def _number(flag: str, text: str | float) -> float:
+  try:
+    return float(text)
+  except ValueError as error:
+    raise UserError(f"--{flag} has {text!r}, which is no number.") from error
