@@ -321,7 +321,8 @@ def _arrow(given, targets):
 def _settings(trained, names, num, draws, seeds) -> dict[str, Any]:
   """All that can move a number, and what else one must know to repeat it."""
   config = trained.config
-  return {
+  composition = config.get("composition")
+  return ({"composition": composition.to_dict()} if composition else {}) | {
     "data": config.data.name,
     "modalities": list(names),
     "num": num,
@@ -330,6 +331,7 @@ def _settings(trained, names, num, draws, seeds) -> dict[str, Any]:
     "ema": trained.ema,
     "solver": config.sampling.solver,
     "steps": trained.sampling.steps,
+    "corrector": dict(config.sampling.get("corrector", {})),
     "guidance": trained.sampling.guidance,
     "mode": config.sampling.get("mode"),
     "order": [list(group) for group in trained.sampling.order],

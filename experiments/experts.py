@@ -61,7 +61,7 @@ def load(ema: bool) -> tuple[ml_collections.ConfigDict, Framework, Params]:
       f"--shares has {len(shares)} for {len(unconditional)} unconditional models"
       f" ({', '.join(unconditional) or 'none'}): give each one its own, in that order."
     )
-  configs, experts, params = {}, {}, {}
+  configs, experts = {}, {}
   for run in dict.fromkeys([*unconditional, *(run for run, _ in chosen)]):
     configs[run] = config = checkpoints.load_config(run)
     if config.framework != "mcdm":
@@ -70,7 +70,6 @@ def load(ema: bool) -> tuple[ml_collections.ConfigDict, Framework, Params]:
         " train one with --config=configs/mcdm.py:EXPERT."
       )
     experts[run] = mcdm.expert_of(config, setup.modalities(config))
-    params[run] = checkpoints.load_params(setup.build(config), run, ema=ema)
   terms = [
     mcdm.Term(run, shown or tuple(c.name for c in experts[run].conditions), _weight(weight))
     for (run, shown), weight in zip(chosen, weights, strict=True)
@@ -82,6 +81,10 @@ def load(ema: bool) -> tuple[ml_collections.ConfigDict, Framework, Params]:
       )
   shares = [_number("shares", share) for share in shares]
   framework = mcdm.compose(experts, dict(zip(unconditional, shares, strict=True)), terms)
+  params = {
+    run: checkpoints.load_params(setup.build(config), run, ema=ema)
+    for run, config in configs.items()
+  }
   config = next(iter(configs.values()))
   needed = {modality.name for modality in framework.modalities}
   for other in configs.values():

@@ -217,6 +217,11 @@ def compose(
 
   def generate(params, key, given, targets, num, sampling):
     del targets
+    if sampling.guidance != 1:
+      raise UserError(
+        f"Composed experts have weights of their own, and no guidance in common (it is"
+        f" {sampling.guidance:g}): --weights=..., one for each."
+      )
     return sample(experts, params, key, given, unconditional, chosen(given), num, sampling)
 
   def evaluations(given, targets, sampling):

@@ -413,6 +413,8 @@ def test_what_is_given_is_checked():
     UserError, match="No expert that can be used is shown 'label'.*a \\(sketch\\)"
   ):
     composed.sample({}, KEY, data(SKETCH, LABEL), ("digit",), ROWS, sampling())
+  with pytest.raises(UserError, match="--weights"):
+    composed.sample({}, KEY, data(SKETCH), ("digit",), ROWS, sampling(guidance=2.0))
   with pytest.raises(UserError, match="no order"):
     framework.sample(params, KEY, data(SKETCH), ("digit",), ROWS, sampling(order=(("digit",),)))
 

@@ -1,0 +1,142 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from configs import mcdm as config_lib
+from experiments import evaluate, sample, setup
+from mmdiff_jax.data import datasets
+from mmdiff_jax.training import trainer
+
+ROWS = 12
+
+
+def config_of(name, **changes):
+  config = config_lib.get_config(name)
+  config.data.of = "digits"
+  config.network.update({"width": 8, "multipliers": (1,), "attention": (), "text_width": 4})
+  config.network.head_channels = 8
+  config.process.num = 20
+  config.sampling.steps = 2
+  config.training.update({"steps": 1, "batch_size": 4})
+  config.evaluation.update({"num": 8, "classifier_steps": 2})
+  config.update(changes)
+  return config
+
+
+def made_up(config):
+  """Rows of the right shapes, and true captions."""
+  rng = np.random.default_rng(0)
+  modalities = datasets.modalities(**config.data.to_dict())
+  data = {
+    m.name: rng.integers(0, m.num_classes, (ROWS, *m.shape)).astype(np.int32)
+    if m.num_classes
+    else rng.uniform(size=(ROWS, *m.shape)).astype(np.float32)
+    for m in modalities
+  }
+  real = datasets.load(**config.data.to_dict(), split="test")
+  return data | {"caption": np.asarray(real["caption"][:ROWS]), "label": np.arange(ROWS) % 10}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+  """Workdirs of tiny experts that have seen next to nothing, and their data."""
+  folder = tmp_path_factory.mktemp("experts")
+  data = made_up(config_of("all"))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(sys.modules, "tensorflow", None)  # It takes seconds to load.
+    for name in ("unconditional", "all"):
+      config = config_of(name)
+      trainer.train(setup.build(config), config, folder / name, data, data)
+  # Of these the config is enough to see that they do not fit.
+  for name, config in {
+    "linear": config_of("sketch", process={"betas": "linear"}),
+    "v": config_of("sketch", prediction="v"),
+  }.items():
+    (folder / name).mkdir()
+    (folder / name / "config.json").write_text(config.to_json())
+  return folder, data
+
+
+@pytest.fixture(autouse=True)
+def _load(runs, monkeypatch):
+  monkeypatch.setattr(datasets, "load", lambda *args, **options: runs[1])
+
+
+def composed(runs, *experts):
+  folder, _ = runs
+  named = ",".join(f"{folder}/{expert}" for expert in experts)
+  return [f"--unconditional={folder / 'unconditional'}", f"--experts={named}"]
+
+
+def test_samples_of_a_composition(command, runs, tmp_path):
+  flags = composed(runs, "all:sketch+mask", "all:caption")
+  flags += ["--num=3", f"--out={tmp_path}"]
+  found = []
+  for weights in ("1,1", "1,0.5:2"):
+    ended = command(sample, *flags, f"--weights={weights}")
+    assert ended.code == 0, ended.err
+    with np.load(tmp_path / "digit_from_sketch_mask_caption.npz") as file:
+      assert file["digit"].shape == (3, 28, 28, 1)
+      assert set(file) == {"digit", "sketch", "mask", "caption"}
+      found.append(file["digit"])
+  assert np.abs(found[0] - found[1]).max() > 0
+  # An expert whose condition is not given is left out.
+  ended = command(sample, *flags, "--given=caption", "--corrector=1", "--steps=3")
+  assert ended.code == 0, ended.err
+  assert (tmp_path / "digit_from_caption.png").exists()
+
+
+def test_measures_a_composition(command, runs, tmp_path):
+  ended = command(evaluate, *composed(runs, "all:sketch", "all:caption"), f"--out={tmp_path}")
+  assert ended.code == 0, ended.err
+  results = json.loads((tmp_path / "results.json").read_text())
+  assert [entry["given"] for entry in results["conditional"]] == [
+    ["sketch"], ["caption"], ["sketch", "caption"],
+  ]  # fmt: skip
+  assert [entry["evaluations"] for entry in results["conditional"]] == [2, 2, 6]
+  assert results["settings"]["composition"]["weights"] == ["1", "1"]
+  assert "coherence" not in results["joint"]
+
+
+@pytest.mark.parametrize(
+  ("experts", "more", "message"),
+  [
+    (("all", "all"), ["--weights=1"], "--weights has 1 (1) for 2 experts"),
+    (("all",), ["--weights=1,2"], "--weights has 2 (1, 2) for 1 experts"),
+    (("all",), ["--weights=much"], "--weights has 'much', which is no number"),
+    (("all",), ["--shares=1,2"], "--shares has 2 for 1 unconditional"),
+    (("all:none",), [], "/all has no condition 'none'"),
+    (("unconditional",), [], "/unconditional has no conditions"),
+    (("linear",), [], "/linear does not fit"),
+    (("v",), [], "the prediction is 'v', and there 'eps'"),
+    (("nowhere",), [], "/nowhere"),
+    (("all:sketch",), ["--given=mask"], "cannot generate digit from mask"),
+    (("all:sketch",), ["--guidance=2"], "--weights"),
+    (("all:sketch",), ["--mode=informed"], "no --mode"),
+    (("all:sketch",), ["--workdir=somewhere"], "not both"),
+  ],
+)
+def test_compositions_that_cannot_be(command, runs, tmp_path, experts, more, message):
+  ended = command(sample, *composed(runs, *experts), f"--out={tmp_path}", *more)
+  assert ended.code == 2
+  assert message in ended.err
+
+
+def test_nothing_named_and_no_place_to_write(command, runs):
+  ended = command(sample)
+  assert ended.code == 2
+  assert "--workdir=DIR" in ended.err
+  ended = command(evaluate, *composed(runs, "all:sketch"))
+  assert ended.code == 2
+  assert "--out=DIR" in ended.err
+
+
+def test_an_expert_by_itself(command, runs, tmp_path):
+  folder, _ = runs
+  ended = command(
+    sample, f"--workdir={folder / 'all'}", "--given=sketch", "--num=2", f"--out={tmp_path}"
+  )
+  assert ended.code == 0, ended.err
+  assert (tmp_path / "digit_from_sketch.npz").exists()
