@@ -9,6 +9,9 @@ that judge are trained on first use and kept in `classifiers` beside them. With 
 compare solvers, it looks at joint samples alone, shows the numbers and writes nothing. Each
 `--data` is an option of the data set that differs from training's, for the judges' training, too.
 
+Where the data set can tell how true its first modality is to what was given (`datasets.agreement`),
+that is measured, too, and beside it how true it is to what was given with another sample.
+
 Examples without classes (no column `label`) are measured by what needs none: masks against true
 ones, the spread of several draws, the variational bound, cost and pictures.
 """
@@ -82,7 +85,10 @@ def main(argv: Sequence[str]) -> None:
     )
   seeds = range(_SEEDS.value or config.evaluation.seeds)
   subsets = [()] if _JOINT_ONLY.value else list(_ways(trained.framework))
-  results, panels = evaluate(trained, judges, data, subsets, num=num, seeds=seeds)
+  agreement = datasets.agreement(trained.framework.modalities[0].name, **options)
+  results, panels = evaluate(
+    trained, judges, data, subsets, num=num, seeds=seeds, agreement=agreement
+  )
   results["settings"]["data_options"] = others
   if trained.framework.bound and not _JOINT_ONLY.value:
     results["bound"] = _bound(trained, data)
@@ -160,6 +166,7 @@ def evaluate(
   *,
   num: int,
   seeds: Sequence[int],
+  agreement: Callable[..., dict[str, np.ndarray]] | None = None,
   say: Callable[[str], None] = _say,
 ) -> tuple[dict[str, Any], list[pictures.Panel]]:
   """Samples from each subset given, and judges.
@@ -174,6 +181,7 @@ def evaluate(
     subsets: what is given each time; the empty one, joint samples, must be among them.
     num: samples a seed, a multiple of the draws.
     seeds: the sampling seeds.
+    agreement: of the first modality, as `datasets.agreement`, for data with classes.
     say: takes lines of progress.
 
   Returns:
@@ -231,6 +239,12 @@ def evaluate(
           for one, seed, (rows, _) in zip(found, judged, samples, strict=True):
             one |= _of_class(seed[name], labels[rows], recognised[rows], references.get(name))
         entry["targets"][name] = _measurements(found)
+      if agreement and names[0] in targets:
+        seen = [
+          (rows, x[names[0]], seed[names[0]][0])
+          for (rows, x), seed in zip(samples, judged, strict=True)
+        ]
+        entry |= _agreement(agreement, {name: test[name] for name in given}, seen, draws)
       results["conditional"].append(entry | cost)
     else:
       results["joint"] = cost
@@ -277,12 +291,35 @@ def _of_class(judged, labels, recognised, reference) -> dict[str, float]:
     recognised: whether the classifier of each modality given finds that label in it.
     reference: of the Frechet distance; None if there is none.
   """
-  found = {"coherence": coherence.conditional(judged[0], labels)}
+  num_classes = int(max(judged[0].max(), labels.max())) + 1
+  laws = (coherence.histogram(classes, num_classes) for classes in (judged[0], labels))
+  found = {
+    "coherence": coherence.conditional(judged[0], labels),
+    "total_variation": coherence.total_variation(*laws),
+  }
   if recognised.any():
     found["recognised"] = coherence.conditional(judged[0][recognised], labels[recognised])
   if reference is not None:
     found["frechet"] = _distance(reference, judged)
   return found
+
+
+def _agreement(agreement, test, seen, draws: int) -> dict[str, Any]:
+  """How true samples are to what was given, and to what was given with the sample before.
+
+  Args:
+    agreement: measures, as `datasets.agreement`.
+    test: what was given, in the test split.
+    seen: of each seed the rows of the split that were given, the samples and their classes.
+    draws: samples of each example given.
+  """
+  found = {"agreement": [], "agreement_shuffled": []}
+  for rows, x, classes in seen:
+    for one, given in zip(found.values(), (rows, np.roll(rows, draws)), strict=True):
+      shares = agreement({name: test[name][given] for name in test}, x, classes)
+      # What no example says has no mean.
+      one.append({name: np.nanmean(s) for name, s in shares.items() if not np.isnan(s).all()})
+  return {name: _measurements(seeds) for name, seeds in found.items()}
 
 
 def _of_view(modality: Modality, x, truth, rows, draws: int) -> dict[str, float]:

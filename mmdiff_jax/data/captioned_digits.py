@@ -51,6 +51,20 @@ _SLANT_BOUNDS = (-0.3, 0.5)
 _PLACE_BOUNDS = (-3.0, 3.0)
 
 
+class Form(NamedTuple):
+  """What can be seen of ink, each an int32 [n].
+
+  Attributes:
+    thickness: index into `THICKNESSES`.
+    slant: index into `SLANTS`.
+    place: index into `PLACES`.
+  """
+
+  thickness: Int[np.ndarray, " n"]
+  slant: Int[np.ndarray, " n"]
+  place: Int[np.ndarray, " n"]
+
+
 class Attributes(NamedTuple):
   """What can be seen of pictures, each an int32 [n].
 
@@ -76,6 +90,12 @@ def _label(name: str, names: Sequence[str]) -> Modality:
   return Modality(name, "label", (), show, num_classes=len(names))
 
 
+FORM = (
+  _label("thickness", ("thin", "medium", "thick")),
+  _label("slant", ("left", "upright", "right")),
+  _label("place", PLACES),
+)
+
 MODALITIES = (
   Modality("digit", "image", (SIZE, SIZE, 3), image_picture),
   Modality(
@@ -87,9 +107,7 @@ MODALITIES = (
   ),
   LABEL,
   _label("colour", tuple(COLOURS)),
-  _label("thickness", ("thin", "medium", "thick")),
-  _label("slant", ("left", "upright", "right")),
-  _label("place", PLACES),
+  *FORM,
 )
 
 
@@ -131,13 +149,20 @@ def load(
 
 
 def draw(
-  digits: UInt8[np.ndarray, "n 28 28"], rng: np.random.Generator
-) -> UInt8[np.ndarray, "n 32 32"]:
+  digits: UInt8[np.ndarray, "n 28 28"],
+  rng: np.random.Generator,
+  *,
+  size: int = SIZE,
+  reach: float = 6.0,
+) -> UInt8[np.ndarray, "n {size} {size}"]:
   """Draws digits on a page: thinner or thicker, slanted, smaller, somewhere.
 
   Args:
     digits: ink, 255 at its most.
     rng: the source of all that.
+    size: the page's side, in pixels.
+    reach: how far the outer ones of the nine places are from the page's centre, in pixels; a digit
+      is up to a pixel from its place.
 
   Returns:
     Ink on the page, 255 at its most.
@@ -145,16 +170,16 @@ def draw(
   n = len(digits)
   # A weight below -0.5 would break thin strokes.
   chance = rng.uniform([-0.5, -0.6, 0.55], [1.0, 0.6, 0.7], (n, 3))
-  weight, slant, size = chance.astype(np.float32).T[..., None, None]
-  place = rng.integers(-1, 2, (n, 2)) * 6 + rng.uniform(-1.0, 1.0, (n, 2))
+  weight, slant, scale = chance.astype(np.float32).T[..., None, None]
+  place = rng.integers(-1, 2, (n, 2)) * reach + rng.uniform(-1.0, 1.0, (n, 2))
   place = place.astype(np.float32)
   drawn = _reweigh(digits / np.float32(255), weight)
   # Output pixel -> digit's pixel: centre, shear, scale, centre.
-  rows, columns = np.mgrid[:SIZE, :SIZE].astype(np.float32) - (SIZE - 1) / 2
+  rows, columns = np.mgrid[:size, :size].astype(np.float32) - (size - 1) / 2
   rows = rows - place[:, :1, None]
   columns = columns - place[:, 1:, None] + slant * rows
   middle = (digits.shape[1] - 1) / 2
-  page = rendering.bilinear(drawn, rows / size + middle, columns / size + middle)
+  page = rendering.bilinear(drawn, rows / scale + middle, columns / scale + middle)
   peak = page.max((1, 2), keepdims=True)
   return np.round(page * (255 / np.maximum(peak, 1e-6))).astype(np.uint8)
 
@@ -190,18 +215,29 @@ def measure(pictures: Float[np.ndarray, "n h w 3"]) -> Attributes:
   """What can be seen of pictures of coloured ink on black.
 
   The ink of a pixel is its strongest channel. The colour is the named one nearest to that of all
-  ink together; thickness is twice the area of the ink over the length of its outline (its total
-  variation), which for a long stripe is its width; slant is how far the ink's centre moves to the
-  right with each row upwards; the place is that of the ink's centre.
+  ink together.
 
   Args:
     pictures: in [0, 1].
   """
   ink = np.maximum.reduce(np.moveaxis(pictures, -1, 0))  # Much faster than along a short axis.
-  mass = np.maximum(ink.sum((1, 2)), 1e-6)
   tint = pictures.sum((1, 2))
   tint = tint / np.maximum(tint.max(1, keepdims=True), 1e-6)
   distance = np.linalg.norm(tint[:, None] - _PALETTE / _PALETTE.max(1, keepdims=True), axis=-1)
+  return Attributes(distance.argmin(1).astype(np.int32), *form_of(ink))
+
+
+def form_of(ink: Float[np.ndarray, "n h w"]) -> Form:
+  """What can be seen of ink on a page.
+
+  Thickness is twice the area of the ink over the length of its outline (its total variation), which
+  for a long stripe is its width; slant is how far the ink's centre moves to the right with each row
+  upwards; the place is that of the ink's centre.
+
+  Args:
+    ink: in [0, 1].
+  """
+  mass = np.maximum(ink.sum((1, 2)), 1e-6)
   framed = np.pad(ink, ((0, 0), (1, 1), (1, 1)))
   down, right = np.diff(framed, axis=1)[:, :, :-1], np.diff(framed, axis=2)[:, :-1]
   thickness = 2 * mass / np.maximum(np.hypot(down, right).sum((1, 2)), 1e-6)
@@ -210,12 +246,11 @@ def measure(pictures: Float[np.ndarray, "n h w 3"]) -> Attributes:
   centre_column = (ink * columns).sum((1, 2)) / mass - (ink.shape[2] - 1) / 2
   place = 3 * np.digitize(centre_row, _PLACE_BOUNDS) + np.digitize(centre_column, _PLACE_BOUNDS)
   seen = (
-    distance.argmin(1),
     np.digitize(thickness, _THICKNESS_BOUNDS),
     np.digitize(rendering.slant_of(ink), _SLANT_BOUNDS),
     place,
   )
-  return Attributes(*(part.astype(np.int32) for part in seen))
+  return Form(*(part.astype(np.int32) for part in seen))
 
 
 def captions(
@@ -242,7 +277,12 @@ def captions(
       words[i] if say else "" for (words, i), say in zip(names, said[:4], strict=True)
     )
     name = rendering.NAMES[label] if said[4] else str(label)
-    properties = [word for word in (thickness, slant, colour) if word]
-    article = "an" if not properties and label == 8 else "a"
-    sentences.append(" ".join([*([place] if place else []), article, *properties, name]))
+    sentences.append(sentence(place, (thickness, slant, colour), name))
   return sentences
+
+
+def sentence(place: str, properties: Sequence[str], name: str) -> str:
+  """A caption of these words, those left out that are empty; `name` is the digit's."""
+  properties = [word for word in properties if word]
+  article = "an" if not properties and name in ("eight", "8") else "a"
+  return " ".join([*([place] if place else []), article, *properties, name])

@@ -2,10 +2,11 @@
 
 Such a module has `MODALITIES`, the modalities that a model may use, in order, and
 `load(split, data_dir, manual_dir)`, which returns a whole split in the model's view. Where they
-depend on options, which then are further arguments of `load`, it has `modalities(**options)`.
+depend on options, which then are further arguments of `load`, it has `modalities(**options)`. Where
+one can measure how true the first modality is to others it has `agreement`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import importlib
 import importlib.util
 import inspect
@@ -70,6 +71,37 @@ def modalities(
   module = _module(name)
   _check_options(name, module, options)
   return module.modalities(**options) if hasattr(module, "modalities") else module.MODALITIES
+
+
+def agreement(
+  main: str,
+  name: str,
+  data_dir: str | None = None,
+  manual_dir: str | None = None,
+  **options: Any,
+) -> Callable[..., dict[str, np.ndarray]] | None:
+  """How a data set measures whether what was generated is true to what was given.
+
+  Args:
+    main: the modality generated.
+    name: the data set; it and all others as for `load`.
+    data_dir: not needed.
+    manual_dir: not needed.
+    **options: of the data set, where it has any.
+
+  Returns:
+    The function `(given, generated, predicted) -> {measure: float [n]}`: `given` is a dict of
+    arrays in the model's view, `generated` one, and `predicted` the classes, int [n], that a
+    classifier finds in it. A measure is in [0, 1], NaN for examples that do not say what it is
+    about. None if the data set has no such function for that modality.
+
+  Raises:
+    UserError: there is no such data set, or it has no such options.
+  """
+  found = getattr(_module(name), "agreement", None)
+  if found is None or main != modalities(name, data_dir, manual_dir, **options)[0].name:
+    return None
+  return found
 
 
 def load(

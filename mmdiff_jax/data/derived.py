@@ -11,29 +11,35 @@ _FAINTEST = 0.05
 
 
 def sketch(
-  image: Float[np.ndarray, "height width channels"],
-  rng: np.random.Generator,
+  image: Float[np.ndarray, "*batch height width channels"],
+  rng: np.random.Generator | None = None,
   *,
   sigma: float = 1.0,
-) -> Float[np.ndarray, "height width 1"]:
+) -> Float[np.ndarray, "*batch height width 1"]:
   """An image's edges: the magnitude of Sobel's gradient of the smoothed grey image.
 
   The strongest edge is 1, whatever the contrast.
 
   Args:
-    image: [height, width, 1 or 3] in [0, 1].
+    image: [..., height, width, 1 or 3] in [0, 1].
     rng: not used; all that derives takes one.
     sigma: deviation of the Gaussian that smooths, in pixels.
 
   Returns:
-    float32 [height, width, 1] in [0, 1]; 1 is ink.
+    float32 [..., height, width, 1] in [0, 1]; 1 is ink.
   """
   del rng
   grey = image @ _LUMA if image.shape[-1] == 3 else image[..., 0]
-  smooth = ndimage.gaussian_filter(grey, sigma)
-  slope = np.hypot(ndimage.sobel(smooth, 0), ndimage.sobel(smooth, 1))
+  smooth = ndimage.gaussian_filter(grey, sigma, axes=(-2, -1))
+  slope = np.hypot(_sobel(smooth, along=-2, across=-1), _sobel(smooth, along=-1, across=-2))
   # A step of height h between two pixels has the slope 4 h.
-  return (slope / max(slope.max(), 4 * _FAINTEST)).astype(np.float32)[..., None]
+  steepest = np.maximum(slope.max((-2, -1), keepdims=True), 4 * _FAINTEST)
+  return (slope / steepest).astype(np.float32)[..., None]
+
+
+def _sobel(grey: np.ndarray, along: int, across: int) -> np.ndarray:
+  """As SciPy's, which would smooth over a batch's axis, too."""
+  return ndimage.correlate1d(ndimage.correlate1d(grey, [-1, 0, 1], along), [1, 2, 1], across)
 
 
 def partial_mask(

@@ -9,7 +9,7 @@ The two splits share no handwriting: 80 % of scikit-learn's 1,797 are for traini
 alike in classes, and both the page's and the scene's come from the example's own split.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 
@@ -215,19 +215,31 @@ def load(
     UserError: it cannot be prepared, such as on a full disk, or what is prepared is damaged.
   """
   del manual_dir
-  builder = sources.opened(Digits, "digits", data_dir)
-  sources.prepare(builder, "Check that files can be written there, or give another data_dir.")
-  views = [model_view(records) for records in read(builder, split)]
+  views = [model_view(records) for records in read(prepared(data_dir), split)]
   return {name: np.concatenate([view[name] for view in views]) for name in views[0]}
 
 
-def read(builder: Digits, split: str) -> Iterator[dict[str, np.ndarray]]:
+def prepared(data_dir: str | None) -> Digits:
+  """The data set on disk, prepared first where it is not there; argument and errors as `load`."""
+  builder = sources.opened(Digits, "digits", data_dir)
+  sources.prepare(builder, "Check that files can be written there, or give another data_dir.")
+  return builder
+
+
+def read(
+  builder: Digits, split: str, skipped: Sequence[str] = ()
+) -> Iterator[dict[str, np.ndarray]]:
   """Yields the records of a prepared split as they are on disk, some at a time, stacked.
+
+  Args:
+    builder: of the data set.
+    split: which one.
+    skipped: features that stay encoded.
 
   Raises:
     UserError: a file is missing or damaged.
   """
-  for records in sources.records(builder, split, builder.number(split)):
+  for records in sources.records(builder, split, builder.number(split), skipped):
     yield {name: np.stack([record[name] for record in records]) for name in records[0]}
 
 

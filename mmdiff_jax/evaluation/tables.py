@@ -70,6 +70,7 @@ def screen(results: Results) -> str:
   parts = [
     _summary_table(results),
     _one_to_one_table(results),
+    _agreement_table(results),
     _subsets_table(results, "iou", _share, "IoU of masks, %"),
     _subsets_table(results, "spread", _fine, "spread of draws"),
     _judges_table(results),
@@ -88,6 +89,12 @@ def markdown(results: Results) -> str:
     "From every subset: coherence": _subsets_table(results, "coherence", _share),
     "Coherence where the classifiers recognise all that is given": _subsets_table(
       results, "recognised", _share
+    ),
+    "Agreement with what was given, in per cent (shuffled: with another example's)": (
+      _agreement_table(results)
+    ),
+    "Total variation of the classes from those of the examples given": _subsets_table(
+      results, "total_variation", _fine
     ),
     "Frechet distance to the test split, on the classifiers' features": _frechet_table(results),
     "Masks: mean intersection over union with the true ones, in per cent": _subsets_table(
@@ -140,6 +147,19 @@ def _rows(results: Results, quantity: str, show) -> list[list[str]]:
 def _cells(targets, names, quantity, show) -> list[str]:
   found = (targets.get(name, {}).get(quantity) for name in names)
   return ["" if value is None else show(value) for value in found]
+
+
+def _agreement_table(results: Results) -> str:
+  """One row a subset given of which there is any, one column a measure."""
+  entries = [entry for entry in results["conditional"] if entry.get("agreement")]
+  names = list(dict.fromkeys(name for entry in entries for name in entry["agreement"]))
+
+  def cell(entry, name):
+    parts = [entry[key].get(name) for key in ("agreement", "agreement_shuffled")]
+    return "" if None in parts else "{} ({})".format(*(_percent(part["mean"]) for part in parts))
+
+  rows = [[" + ".join(entry["given"]), *(cell(entry, name) for name in names)] for entry in entries]
+  return _table(["agreement, % (shuffled)", *names], rows)
 
 
 def _frechet_table(results: Results) -> str:

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from mmdiff_jax.data import datasets, digits, sources
+from mmdiff_jax.data import datasets, digits, sketched_digits, sources
 from mmdiff_jax.errors import UserError
 
 
@@ -75,6 +75,17 @@ def test_rendering_and_modalities_are_light():
     "assert not {'tensorflow', 'tensorflow_datasets', 'grain', 'sklearn', 'jax'} & set(sys.modules)"
   )
   subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def test_agreement_is_that_of_the_first_modality_of_a_data_set_that_has_one():
+  found = datasets.agreement("digit", "sketched_digits", of="digits")
+  assert found is sketched_digits.agreement
+  assert datasets.agreement("sketch", "sketched_digits") is None
+  assert datasets.agreement("digit", "mnist") is None
+  with pytest.raises(UserError, match="no data set named"):
+    datasets.agreement("digit", "agreement")
+  with pytest.raises(UserError, match="cannot have"):
+    datasets.agreement("digit", "sketched_digits", parts=3)
 
 
 def test_options_are_those_of_the_data_set():

@@ -1,4 +1,5 @@
 import numpy as np
+from scipy import ndimage
 
 from mmdiff_jax.data import derived
 
@@ -29,6 +30,22 @@ def test_sketch_has_one_strength_whatever_the_contrast_and_none_in_a_flat_image(
   faint = _sketch(_step(0.01))
   assert 0 < faint.max() < 0.2
   assert _sketch(_step(0.0)).max() < 1e-5
+
+
+def test_sketches_of_a_batch_are_those_of_its_images():
+  batch = np.random.default_rng(0).random((2, 3, 16, 20, 3), np.float32)
+  batch[0] *= 0.01  # Each has a strongest edge of its own.
+  found = derived.sketch(batch)
+  assert found.shape == (2, 3, 16, 20, 1) and found.dtype == np.float32
+  np.testing.assert_allclose(found[0, 1], _sketch(batch[0, 1]), atol=1e-6)
+  np.testing.assert_allclose(found[1, 2], _sketch(batch[1, 2]), atol=1e-6)
+
+
+def test_slope_is_sobel_s():
+  image = np.random.default_rng(0).random((16, 20, 1), np.float32)
+  smooth = ndimage.gaussian_filter(image[..., 0], 0.7)
+  slope = np.hypot(ndimage.sobel(smooth, 0), ndimage.sobel(smooth, 1))
+  np.testing.assert_allclose(_sketch(image, sigma=0.7)[..., 0], slope / slope.max(), atol=1e-6)
 
 
 def test_sketch_of_a_colour_image_is_that_of_its_luma():

@@ -152,6 +152,7 @@ def test_sections_of_what_is_there(results):
     "iou": tables.measurement([0.125]),
     "pixel_accuracy": tables.measurement([0.375]),
   }
+  first["b"]["total_variation"] = tables.measurement([0.03125])
   first["c"]["spread"] = tables.measurement([0.0625])
   results["settings"]["draws"] = 4
   results["bound"] = {"prior": 0.25, "nll_a": 7.75, "total": 8.0, "bits_per_dim": 2.0}
@@ -160,6 +161,7 @@ def test_sections_of_what_is_there(results):
     "Coherence where the": ["", "50.0 ± 35.4", ""],
     "Masks: mean": ["", "12.5 ± 0.0", ""],
     "Masks: pixels": ["", "37.5 ± 0.0", ""],
+    "Total variation of the": ["", "0.0312 ± 0.0000", ""],
     "Deviation of 4 draws": ["", "", "0.0625 ± 0.0000"],
   }.items():
     (text,) = (text for name, text in sections.items() if name.startswith(title))
@@ -171,6 +173,24 @@ def test_sections_of_what_is_there(results):
   assert "| IoU of masks, %" in shown
   assert "| spread of draws" in shown
   assert "37.5" not in shown
+
+
+def test_agreement_has_a_row_for_each_subset_that_is_measured(results):
+  share = lambda *values: tables.measurement(values)  # noqa: E731
+  first, second, third, fourth, *_ = results["conditional"]
+  first |= {"agreement": {"edges": share(0.9, 0.962)}, "agreement_shuffled": {"edges": share(0.41)}}
+  third |= {
+    "agreement": {"edges": share(0.5), "words": share(1.0)},
+    "agreement_shuffled": {"words": share(0.125)},
+  }
+  fourth |= {"agreement": {}, "agreement_shuffled": {}}
+  titled = tables.markdown(results).split("## Agreement with what was given, in per cent")[1]
+  for text in (titled.split("## ")[0], tables.screen(results).split("agreement, % (shuffled)")[1]):
+    table = text.split("\n\n| coherence")[0]
+    assert cells(table, "a")[:2] == ["93.1 (41.0)", ""]
+    assert cells(table, "c")[:2] == ["", "100.0 (12.5)"]
+  assert not re.search(r"^\| (b|a \+ b) +\|", titled.split("## ")[0], re.M)
+  assert second.keys() == results["conditional"][4].keys()
 
 
 def test_without_classes(results):

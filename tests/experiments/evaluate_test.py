@@ -134,6 +134,7 @@ def test_what_it_says_of_a_framework_that_is_known(oracle):
     for target, found in entry["targets"].items():
       expected = 1.0 - shift(target)
       assert found["coherence"]["values"] == [expected, expected], (entry["given"], target)
+      assert (found["total_variation"]["mean"] == 0.0) == bool(expected)
       if expected:
         assert found["frechet"]["mean"] < 0.05
     assert entry["evaluations"] == 100 * len(entry["given"]) + 3 - len(entry["given"])
@@ -266,12 +267,12 @@ def known(modalities, sample, *, draws=1, **fields):
   return generation.Trained(ml_collections.ConfigDict(config), framework, {}, sampling, True)
 
 
-def measured(run, judges, data, num):
+def measured(run, judges, data, num, **options):
   names = tuple(modality.name for modality in run.framework.modalities)
   subsets = [(), *coherence.proper_subsets(names)]
   data = {"train": data, "test": data}
   results, _ = evaluate.evaluate(
-    run, judges, data, subsets, num=num, seeds=(0, 1), say=lambda _: None
+    run, judges, data, subsets, num=num, seeds=(0, 1), say=lambda _: None, **options
   )
   json.dumps(results, allow_nan=False)
   targets = {
@@ -303,7 +304,7 @@ def test_recognised_are_those_whose_given_modalities_show_their_class(oracle):
 def test_nothing_recognised_is_no_number(oracle):
   judge = Classifier({}, lambda params, x: (x, x))
   _, targets = measured(oracle, dict.fromkeys(NAMES, judge), misread(oracle_data(50), "a", 1), 40)
-  assert set(targets["a", "b"]) == {"coherence", "frechet"}
+  assert set(targets["a", "b"]) == {"coherence", "total_variation", "frechet"}
   assert "recognised" in targets["b", "off"]
 
 
@@ -326,11 +327,54 @@ def test_labels_as_a_modality(tmp_path):
   results, targets = measured(run, judges, misread(data, "a", 4), 400)
   assert targets["label", "a"]["recognised"] == targets["label", "a"]["coherence"]
   assert targets["label", "a"]["coherence"]["mean"] == 1.0
-  assert set(targets["a", "label"]) == {"coherence", "recognised"}
+  assert set(targets["a", "label"]) == {"coherence", "total_variation", "recognised"}
   assert targets["a", "label"]["coherence"]["mean"] == 0.75
   assert set(results["joint"]["frechet"]) == set(results["frechet_of_training_split"]) == {"a"}
   # Classes beyond those of the data can be generated.
   assert len(results["joint"]["histogram"]["data"]) == 12
+
+
+def test_agreement_with_what_was_given_and_with_other_examples(oracle):
+  """Half of the examples say what they show, and no example says anything of `silent`."""
+
+  def agreement(given, generated, predicted):
+    np.testing.assert_array_equal(predicted, generated.argmax(-1))
+    found = {}
+    if "b" in given:
+      shown = given["b"].argmax(-1)
+      found["b said"] = np.where(shown % 2, np.nan, shown == predicted)
+      found["silent"] = np.full(len(shown), np.nan)
+    return found
+
+  judges = dict.fromkeys(NAMES, Classifier({}, lambda params, x: (x, x)))
+  for draws in (1, 2):
+    run = known(oracle.framework.modalities, oracle_sample, draws=draws)
+    data = misread(oracle_data(3000), "b", 4)
+    results, _ = measured(run, judges, data, 4000, agreement=agreement)
+    for entry in results["conditional"]:
+      if "a" in entry["given"]:
+        assert not {"agreement", "agreement_shuffled"} & set(entry)
+      elif entry["given"] == ["off"]:
+        assert entry["agreement"] == entry["agreement_shuffled"] == {}
+      else:
+        # What is given last is shown.
+        expected = 0.75 if "off" in entry["given"] else 1.0
+        assert entry["agreement"].keys() == entry["agreement_shuffled"].keys() == {"b said"}
+        assert entry["agreement"]["b said"]["values"] == pytest.approx([expected] * 2, abs=0.03)
+        assert entry["agreement_shuffled"]["b said"]["mean"] == pytest.approx(0.1, abs=0.03)
+
+
+def test_total_variation_is_that_of_the_classes_of_what_was_given(oracle):
+  def one_class(params, key, given, targets, num, sampling):
+    return {name: jax.nn.one_hot(jnp.full(num, 3), 10) for name in targets}
+
+  data = oracle_data(400)
+  run = known(oracle.framework.modalities, one_class)
+  judges = dict.fromkeys(NAMES, Classifier({}, lambda params, x: (x, x)))
+  _, targets = measured(run, judges, data, 400)
+  # All examples are given, each once.
+  expected = 1.0 - np.mean(data["label"] == 3)
+  assert targets["a", "b"]["total_variation"]["values"] == pytest.approx([expected] * 2)
 
 
 def test_spread_of_draws_of_one_example():
@@ -411,6 +455,7 @@ def run_without_classes(monkeypatch):
   run.config.data.place = "here"
   monkeypatch.setattr(generation, "load", lambda workdir: run)
   monkeypatch.setattr(datasets, "load", lambda **options: asked.append(options) or views)
+  monkeypatch.setattr(datasets, "agreement", lambda main, **options: None)
   return asked
 
 

@@ -19,7 +19,7 @@ def config_of(name, **changes):
   config.network.head_channels = 8
   config.process.num = 20
   config.sampling.steps = 2
-  config.training.update({"steps": 1, "batch_size": 4})
+  config.training.update({"steps": 4, "batch_size": 4, "learning_rate": 0.1, "warmup": 0})
   config.evaluation.update({"num": 8, "classifier_steps": 2})
   config.update(changes)
   return config
@@ -112,7 +112,7 @@ def test_measures_a_composition(command, runs, tmp_path):
     (("linear",), [], "/linear does not fit"),
     (("v",), [], "the prediction is 'v', and there 'eps'"),
     (("nowhere",), [], "/nowhere"),
-    (("all:sketch",), ["--given=mask"], "cannot generate digit from mask"),
+    (("all:sketch+mask",), ["--given=mask"], "cannot generate digit from mask"),
     (("all:sketch",), ["--guidance=2"], "--weights"),
     (("all:sketch",), ["--mode=informed"], "no --mode"),
     (("all:sketch",), ["--workdir=somewhere"], "not both"),

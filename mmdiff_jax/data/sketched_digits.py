@@ -1,0 +1,279 @@
+"""The data set `sketched_digits`: handwriting anywhere on a page, and what may be known of it.
+
+Digits are made thinner or thicker, slanted, sized and placed by chance, as in `captioned_digits`
+but grey. What may be known of a page is its sketch, what is on one half of it, a caption that may
+leave out any of what it could say, even the digit, and the labels. `agreement` tells how true other
+pages are to that.
+"""
+
+from collections.abc import Mapping
+import re
+from typing import Any
+
+from jaxtyping import Float, Int, Num, UInt8
+import numpy as np
+
+from mmdiff_jax.data import agreement as measures, derived, digits, masked, rendering, sources
+from mmdiff_jax.data.captioned_digits import (
+  draw,
+  FORM,
+  Form,
+  form_of,
+  PLACES,
+  sentence,
+  SLANTS,
+  THICKNESSES,
+)
+from mmdiff_jax.data.mnist import DIGIT, LABEL
+from mmdiff_jax.data.pairing import Column
+from mmdiff_jax.errors import UserError
+from mmdiff_jax.modalities import image_picture, mask_picture, Modality
+
+SOURCES = ("mnist", "digits")
+SIZE = 28
+CAPTION_LENGTH = 48
+PAPER, INK, HIDDEN = range(3)  # Classes of masks.
+
+_SEED = 0
+_CHUNK = 500  # Pages drawn at once.
+_REACH = 6  # Pixels from the page's centre to the outer places.
+# The handwritings of `digits` fill their page of 16 pixels, while MNIST's are 20 pixels high; and
+# they are blurred: ink begins at one of these levels and is full at the other.
+_ENLARGED = 1.4
+_LEVELS = (0.4, 0.7)
+# Chances that a caption says an attribute, and that it names the digit.
+_SAID, _NAMED = 0.6, 0.7
+
+_ANY = "digit"  # In the digit's place, where it is not named.
+_WORDS = Form(thickness=THICKNESSES, slant=SLANTS, place=PLACES)
+_GRAMMAR = re.compile(
+  rf"((?P<place>{'|'.join(PLACES)}) )?an? ((?P<thickness>{'|'.join(filter(None, THICKNESSES))}) )?"
+  rf"((?P<slant>{'|'.join(filter(None, SLANTS))}) )?"
+  rf"(?P<label>{'|'.join(rendering.NAMES)}|[0-9]|{_ANY})"
+)
+
+MODALITIES = (
+  DIGIT,
+  Modality("sketch", "image", (SIZE, SIZE, 1), image_picture),
+  Modality("mask", "mask", (SIZE, SIZE), mask_picture, num_classes=3),
+  Modality(
+    "caption",
+    "text",
+    (CAPTION_LENGTH,),
+    rendering.text_of,
+    num_classes=len(rendering.ALPHABET),
+  ),
+  LABEL,
+  *FORM,
+)
+
+
+def modalities(*, of: str = "mnist", part: Any = (0, 1)) -> tuple[Modality, ...]:
+  """All of the data set's, whatever the options; arguments and errors as `load`."""
+  if of not in SOURCES:
+    raise UserError(f"config.data.of is {of!r}; the handwriting is of {' or '.join(SOURCES)}.")
+  whole = isinstance(part, (tuple, list)) and [type(x) for x in part] == [int, int]
+  if not whole or not 0 <= part[0] < part[1]:
+    raise UserError(
+      f"config.data.part is {part!r}; it is the number of a part, from 0, and how many parts there"
+      " are, such as (0, 3) for the first third. (0, 1) is all."
+    )
+  return MODALITIES
+
+
+def load(
+  split: str,
+  data_dir: str | None = None,
+  manual_dir: str | None = None,
+  *,
+  of: str = "mnist",
+  part: Any = (0, 1),
+) -> dict[str, Column | np.ndarray]:
+  """A split, or a part of the training split, in the order of the handwriting's source.
+
+  An example is the same in whichever part it is read.
+
+  Args:
+    split: "train" or "test".
+    data_dir: folder of prepared data sets, for the source.
+    manual_dir: folder in which the files of MNIST may lie, where there is no internet.
+    of: the source, "mnist" (60,000 and 10,000 examples) or "digits", which is embedded (43,110 and
+      1,080, 30 and 3 of each handwriting).
+    part: `(index, count)`, which of how many parts of the training split; no handwriting is in two
+      of them. The test split is whole whatever the part is.
+
+  Returns:
+    digit: float32 [n, 28, 28, 1] in [0, 1], 1 is ink.
+    sketch: float32 [n, 28, 28, 1] in [0, 1], the page's edges, by `derived.sketch`.
+    mask: int32 [n, 28, 28], where `PAPER`, where `INK`, and of which half of the page it is
+      `HIDDEN`: the upper, lower, left or right one.
+    caption: int32 [n, CAPTION_LENGTH], indices into `rendering.ALPHABET`.
+    label: int32 [n], the digit; thickness, slant and place likewise, as `Form`.
+
+  Raises:
+    UserError: there is no such source or part, or the source is not there.
+  """
+  modalities(of=of, part=part)
+  items, labels, handwriting = _SOURCES[of](split, data_dir, manual_dir)
+  # All are drawn, so that what is random does not depend on the part.
+  rng = np.random.default_rng((_SEED, split == "test"))
+  chunks = _chunks(len(items))
+  ink = np.concatenate(
+    [_place(draw(items[chunk], rng, size=SIZE, reach=0.0), rng) for chunk in chunks]
+  )
+  pages = Column(np.arange(len(ink)), lambda i: ink[i, ..., None] / np.float32(255))
+  measured = [form_of(pages[chunk][..., 0]) for chunk in chunks]
+  seen = Form(*(np.concatenate(parts) for parts in zip(*measured, strict=True)))
+  said = captions(labels, seen, rng)
+
+  def mask(i):
+    visible = masked.masks(i, split, ("half",), 0.5, (SIZE, SIZE))
+    return np.where(visible, pages[i][..., 0] > 0.5, HIDDEN).astype(np.int32)
+
+  index, count = part if split == "train" else (0, 1)
+  number = handwriting.max() + 1
+  rows = np.flatnonzero(handwriting * count // number == index)
+  if not len(rows):
+    raise UserError(
+      f"config.data.part is {part!r}, but {of!r} has {number:,} handwritings. Take fewer parts."
+    )
+  whole = {
+    "caption": rendering.tokens_of(said, CAPTION_LENGTH),
+    "label": labels,
+    **seen._asdict(),
+  }
+  return {
+    "digit": Column(rows, pages.read),
+    "sketch": Column(rows, lambda i: derived.sketch(pages[i])),
+    "mask": Column(rows, mask),
+    **{name: column[rows] for name, column in whole.items()},
+  }
+
+
+def _chunks(number: int) -> list[slice]:
+  return [slice(i, i + _CHUNK) for i in range(0, number, _CHUNK)]
+
+
+def _mnist(split: str, data_dir: str | None, manual_dir: str | None):
+  items, labels = sources.mnist(split, data_dir, manual_dir)
+  return items[..., 0], labels, np.arange(len(items))
+
+
+def _digits(split: str, data_dir: str | None, manual_dir: str | None):
+  del manual_dir
+  builder = digits.prepared(data_dir)
+  records = list(digits.read(builder, split, ("scene", "tone", "caption", "mask")))
+  items, labels, handwriting = (
+    np.concatenate([part[name] for part in records]) for name in ("digit", "label", "handwriting")
+  )
+  _, handwriting = np.unique(handwriting, return_inverse=True)
+  # Place on MNIST's page -> place on that of `digits`.
+  places = np.arange(SIZE, dtype=np.float32) - (SIZE - 1) / 2
+  places = places / np.float32(_ENLARGED) + (items.shape[1] - 1) / 2
+  places = np.broadcast_to(places, (len(items), SIZE, SIZE))
+  pages = [
+    rendering.bilinear(
+      items[chunk, ..., 0] / np.float32(255), places[chunk].swapaxes(1, 2), places[chunk]
+    )
+    for chunk in _chunks(len(items))
+  ]
+  low, high = _LEVELS
+  ink = np.clip((np.concatenate(pages) - low) / (high - low), 0, 1)
+  return np.round(255 * ink).astype(np.uint8), labels.astype(np.int32), handwriting
+
+
+# Ink uint8 [n, 28, 28], digits int32 [n], and whose handwriting it is, from 0, int [n].
+_SOURCES = {"mnist": _mnist, "digits": _digits}
+
+
+def _place(ink: UInt8[np.ndarray, "n h w"], rng: np.random.Generator) -> UInt8[np.ndarray, "n h w"]:
+  """Moves ink to one of nine places by whole pixels, as far as it keeps off the page's rim."""
+  wanted = rng.integers(-1, 2, (len(ink), 2)) * _REACH
+  there = [ink.any(2), ink.any(1)]
+  # Rows or columns that are free before the ink and after it, but for the rim.
+  before = np.stack([line.argmax(1) for line in there], 1) - 1
+  after = np.stack([line[:, ::-1].argmax(1) for line in there], 1) - 1
+  move = np.clip(wanted, -np.maximum(before, 0), np.maximum(after, 0))
+  steps = np.arange(SIZE)
+  rows = (steps - move[:, :1]) % SIZE  # What leaves on one side is blank.
+  columns = (steps - move[:, 1:]) % SIZE
+  return ink[np.arange(len(ink))[:, None, None], rows[:, :, None], columns[:, None]]
+
+
+def captions(labels: Int[np.ndarray, " n"], seen: Form, rng: np.random.Generator) -> list[str]:
+  """A sentence for each page; it says some of what can be seen, and may name the digit.
+
+  `sentence = [place] a [thickness] [slant] digit`, the digit a word, a figure or "digit", such as
+  "at the top left a thick digit".
+
+  Args:
+    labels: the digits.
+    seen: what is true of the pages.
+    rng: the source of what is said of them.
+
+  Returns:
+    n strings of at most `CAPTION_LENGTH` characters out of `rendering.ALPHABET`.
+  """
+  said = rng.random((len(labels), 3)) < _SAID
+  named, spelt = rng.random(len(labels)) < _NAMED, rng.random(len(labels)) < 0.5
+  sentences = []
+  for i, label in enumerate(labels):
+    thickness, slant, place = (
+      words[found[i]] if say else ""
+      for words, found, say in zip(_WORDS, seen, said[i], strict=True)
+    )
+    name = (rendering.NAMES[label] if spelt[i] else str(label)) if named[i] else _ANY
+    sentences.append(sentence(place, (thickness, slant), name))
+  return sentences
+
+
+def said_of(tokens: Int[np.ndarray, "n length"]) -> dict[str, Int[np.ndarray, " n"]]:
+  """What captions say, the inverse of `captions`.
+
+  Args:
+    tokens: captions; of what is no sentence of this data set nothing is said.
+
+  Returns:
+    label, thickness, slant and place, each int32 [n]; -1 where the caption does not say it.
+  """
+  words = {"label": rendering.NAMES, **_WORDS._asdict()}
+  said = {name: np.full(len(tokens), -1, np.int32) for name in words}
+  for i, row in enumerate(tokens):
+    match = _GRAMMAR.fullmatch(rendering.text_of(row))
+    for name, word in match.groupdict().items() if match else ():
+      if word and word != _ANY:
+        said[name][i] = int(word) if word.isdigit() else words[name].index(word)
+  return said
+
+
+def agreement(
+  given: Mapping[str, Num[np.ndarray, "n ..."]],
+  images: Float[np.ndarray, "n 28 28 1"],
+  predicted: Int[np.ndarray, " n"],
+) -> dict[str, Float[np.ndarray, " n"]]:
+  """How true pages are to what was given of them.
+
+  Args:
+    given: the modalities that were given, in the model's view.
+    images: the pages, in [0, 1].
+    predicted: the digits that a classifier finds on them.
+
+  Returns:
+    Of what was given, each in [0, 1] for each page: sketch, by `edges`; mask, the intersection over
+    union of ink where it is not hidden; and 1 where the page shows what was said, else 0: "caption
+    label", "caption thickness", ... (NaN where the caption does not say it), label, thickness,
+    slant and place.
+  """
+  found = {}
+  if "sketch" in given:
+    found["sketch"] = measures.edges(given["sketch"], images)
+  if "mask" in given:
+    mask = given["mask"]
+    found["mask"] = measures.overlap(mask == INK, images[..., 0] > 0.5, where=mask != HIDDEN)
+  shown = {"label": predicted, **form_of(np.clip(images[..., 0], 0, 1))._asdict()}
+  said = said_of(given["caption"]) if "caption" in given else {}
+  claims = {f"caption {name}": (value, name) for name, value in said.items()}
+  claims |= {name: (given[name], name) for name in shown if name in given}
+  for title, (claim, name) in claims.items():
+    found[title] = np.where(claim < 0, np.nan, claim == shown[name])
+  return found
