@@ -73,6 +73,8 @@ def screen(results: Results) -> str:
     _agreement_table(results),
     _subsets_table(results, "iou", _share, "IoU of masks, %"),
     _subsets_table(results, "spread", _fine, "spread of draws"),
+    # Of many subsets it would bury the rest.
+    "" if results["conditional"] else _frechet_table(results),
     _judges_table(results),
     _counts(results),
   ]
