@@ -43,6 +43,11 @@ def get_config(name: str = "sketch") -> ConfigDict:
   names = [condition[1] if faces else condition[0] for condition in shown]
   (_faces if faces else _digits)(config)
   config.modalities = (config.main, *filter(None, names))
+  if faces:
+    # The folder need have no more than what the expert is shown.
+    columns = layouts.celebamask_hq(size=(64, 64), length=128)
+    needed = {*config.modalities, *(columns[name].get("of") for name in config.modalities)}
+    common.folder(config, {name: columns[name] for name in columns if name in needed})
   if expert in _CONDITIONS and not faces:
     config.data.part = shown[0][2]
   if expert == "all":
@@ -60,7 +65,6 @@ def _digits(config):
 def _faces(config):
   """Faces in your folder `config.data.manual_dir`."""
   config.main = "image"
-  common.folder(config, layouts.celebamask_hq(size=(64, 64), length=128))
   config.network.update({"width": 96, "multipliers": (1, 2, 3, 4), "blocks": 2, "text_width": 128})
   config.network.update({"attention": (16, 8), "patch": 1, "head_channels": 48})
   config.training.update({"steps": 200_000, "batch_size": 64, "learning_rate": 2e-4})

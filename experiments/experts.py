@@ -1,5 +1,6 @@
 """The flags that say which experts of MCDM are composed, and how; the runs behind them."""
 
+from collections.abc import Sequence
 import os
 from typing import Any
 
@@ -40,8 +41,8 @@ def load(ema: bool) -> tuple[ml_collections.ConfigDict, Framework, Params]:
     ema: whether experts give the running mean of their parameters.
 
   Returns:
-    A config with the first run's way to sample and the data set of a run that has all modalities
-    (or that of the first), the framework, and its parameters.
+    A config with the first run's way to sample and a data set that has all modalities, if a run's
+    does; the framework; and its parameters.
 
   Raises:
     UserError: a run that is none, or no expert; experts that do not fit together; weights or shares
@@ -86,11 +87,7 @@ def load(ema: bool) -> tuple[ml_collections.ConfigDict, Framework, Params]:
     for run, config in configs.items()
   }
   config = next(iter(configs.values()))
-  needed = {modality.name for modality in framework.modalities}
-  for other in configs.values():
-    if needed <= {m.name for m in datasets.modalities(**other.data.to_dict())}:
-      config.data = other.data
-      break
+  config.data = _data([other.data for other in configs.values()], framework)
   with config.unlocked():
     config.composition = {
       "experts": [f"{term.run}:{'+'.join(term.conditions)}" for term in terms],
@@ -99,6 +96,21 @@ def load(ema: bool) -> tuple[ml_collections.ConfigDict, Framework, Params]:
       "shares": shares,
     }
   return config, framework, params
+
+
+def _data(sets: Sequence[ml_collections.ConfigDict], framework: Framework):
+  """The first data set with all modalities; else the first one, with all columns of its folder."""
+  needed = {modality.name for modality in framework.modalities}
+  for data in sets:
+    if needed <= {modality.name for modality in datasets.modalities(**data.to_dict())}:
+      return data
+  first = sets[0]
+  if first.name == "folder":
+    columns = [data.columns for data in sets if data.get("manual_dir") == first.manual_dir]
+    with first.unlocked():
+      for more in columns:
+        first.columns.update(more)
+  return first
 
 
 def _term(text: str) -> tuple[str, tuple[str, ...]]:

@@ -2,6 +2,7 @@ import json
 import sys
 
 import numpy as np
+from PIL import Image
 import pytest
 
 from configs import mcdm as config_lib
@@ -12,15 +13,26 @@ from mmdiff_jax.training import trainer
 ROWS = 12
 
 
-def config_of(name, **changes):
-  config = config_lib.get_config(name)
-  config.data.of = "digits"
-  config.network.update({"width": 8, "multipliers": (1,), "attention": (), "text_width": 4})
-  config.network.head_channels = 8
+SPLITS = ("train", "test")
+COLUMNS = {
+  "mask": {"image", "mask", "partial_mask"},
+  "text": {"image", "caption"},
+}
+
+
+def tiny(config):
+  sizes = {"width": 8, "multipliers": (1,), "blocks": 1, "attention": (), "head_channels": 8}
+  config.network.update(sizes | {"text_width": 4})
   config.process.num = 20
   config.sampling.steps = 2
   config.training.update({"steps": 4, "batch_size": 4, "learning_rate": 0.1, "warmup": 0})
-  config.evaluation.update({"num": 8, "classifier_steps": 2})
+  config.evaluation.update({"num": 8, "seeds": 1, "classifier_steps": 2})
+  return config
+
+
+def config_of(name, **changes):
+  config = tiny(config_lib.get_config(name))
+  config.data.of = "digits"
   config.update(changes)
   return config
 
@@ -59,9 +71,11 @@ def runs(tmp_path_factory):
   return folder, data
 
 
-@pytest.fixture(autouse=True)
-def _load(runs, monkeypatch):
-  monkeypatch.setattr(datasets, "load", lambda *args, **options: runs[1])
+@pytest.fixture(name="_made_up", autouse=True)
+def _load(request, monkeypatch):
+  if "runs" in request.fixturenames:
+    data = request.getfixturevalue("runs")[1]
+    monkeypatch.setattr(datasets, "load", lambda *args, **options: data)
 
 
 def composed(runs, *experts):
@@ -140,3 +154,36 @@ def test_an_expert_by_itself(command, runs, tmp_path):
   )
   assert ended.code == 0, ended.err
   assert (tmp_path / "digit_from_sketch.npz").exists()
+
+
+def test_faces_in_a_folder(command, tmp_path, monkeypatch):
+  """Each expert of its own columns; together they are given what one folder has of all."""
+  monkeypatch.setitem(sys.modules, "tensorflow", None)
+  rng = np.random.default_rng(0)
+  folder = tmp_path / "faces"
+  for place in ("CelebA-HQ-img", "text", "CelebAMask-HQ-mask-anno/0"):
+    (folder / place).mkdir(parents=True)
+  for i in range(24):
+    pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "CelebA-HQ-img" / f"{i}.jpg")
+    hair = Image.fromarray(np.uint8(255 * (pixels > 128)))
+    hair.save(folder / "CelebAMask-HQ-mask-anno" / "0" / f"{i:05d}_hair.png")
+    (folder / "text" / f"{i}.txt").write_text("black hair")
+  runs = {}
+  for name in ("mask", "text"):
+    config = config_lib.get_config(f"faces_{name}")
+    config.data.manual_dir = str(folder)
+    for column in config.data.columns.values():
+      if "size" in column:
+        column["size"] = (16, 16)
+    tiny(config)
+    data = {split: datasets.load(**config.data.to_dict(), split=split) for split in SPLITS}
+    trainer.train(setup.build(config), config, tmp_path / name, data["train"], data["test"])
+    runs[name] = str(tmp_path / name)
+    assert set(config.data.columns) == COLUMNS[name]
+  flags = [f"--experts={runs['mask']},{runs['text']}", "--weights=0.5,0.5", "--num=2"]
+  ended = command(sample, *flags, f"--out={tmp_path / 'out'}")
+  assert ended.code == 0, ended.err
+  with np.load(tmp_path / "out" / "image_from_partial_mask_caption.npz") as file:
+    assert file["image"].shape == (2, 16, 16, 3)
+    assert set(file) == {"image", "partial_mask", "caption"}
