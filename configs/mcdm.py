@@ -3,7 +3,8 @@
 EXPERT is `unconditional`, `sketch`, `mask`, `text` or `label`, what the expert is shown; `all`, one
 network for all of these, which any of them may be withheld from; or `oracle`, shown a sketch, a
 mask and a text, always together, which composed experts are to be compared with. Each is trained on
-handwriting, and those with `faces_` before them on a folder in the layout of CelebAMask-HQ.
+handwriting, and those with `faces_` before them on a folder in the layout of CelebAMask-HQ (where
+all experts have the same images, unless you give each a folder of its own).
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +13,7 @@ from configs import common
 from mmdiff_jax.data import layouts
 
 # The condition of each expert, its name among the digits and among the faces, and its part of the
-# training data: no two experts that are shown something have an example in common.
+# handwriting: no two experts that are shown something have an example of it in common.
 _CONDITIONS = {
   "sketch": ("sketch", "sketch", (0, 4)),
   "mask": ("mask", "partial_mask", (1, 4)),
@@ -76,8 +77,9 @@ def _defaults() -> ConfigDict:
   # In which share of the training examples each condition is absent. At 0 the expert cannot do
   # without it.
   config.absent_prob = 0.0
-  # eps, or v = alpha eps - sigma x0.
-  config.prediction = "eps"
+  # v = alpha eps - sigma x0, or the paper's eps, whose error is 1 / alpha as large in x0: at t = 1
+  # of the cosine betas that is 20,000 times.
+  config.prediction = "v"
   config.process = ConfigDict({"betas": "cosine", "num": 1000})
 
   network = config.network = ConfigDict()
@@ -107,8 +109,9 @@ def _defaults() -> ConfigDict:
   config.sampling.guidance = 1.0
   config.sampling.order = ()
   # After each step so many corrections, each of so many leapfrog steps of that size: num * leapfrog
-  # evaluations more a step. 0 leaves them out.
-  config.sampling.corrector = ConfigDict({"num": 0, "leapfrog": 3, "snr": 0.9})
+  # evaluations of every model more a step. 0 leaves them out. Keep snr below sqrt(2 / sum of the
+  # weights), beyond which they may diverge.
+  config.sampling.corrector = ConfigDict({"num": 0, "leapfrog": 3, "snr": 0.7})
 
   config.evaluation.update({"seeds": 1, "num": 1000})
   return config

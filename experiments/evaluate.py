@@ -72,6 +72,12 @@ def main(argv: Sequence[str]) -> None:
   others |= _options(_DATA.value)
   options = config.data.to_dict() | others
   data = {split: datasets.load(**options, split=split) for split in ("train", "test")}
+  for modality in trained.framework.modalities:
+    if modality.name not in data["test"]:
+      raise UserError(
+        f"The data set {config.data.name!r} has no {modality.name!r}, which something is generated"
+        " from. Put first a run whose data set has all that is given."
+      )
   judges = {}
   for modality in trained.framework.modalities if "label" in data["train"] else ():
     labelled = missing.complete(data["train"], [modality.name, "label"])
@@ -115,9 +121,9 @@ def _ways(framework: Framework) -> dict[tuple[str, ...], tuple[str, ...]]:
   ways = dict(framework.ways)
   if () not in ways:
     raise UserError(
-      f"This expert generates {names[0]!r} from {', '.join(names[1:])} alone, and is measured along"
-      " with the unconditional model: --unconditional=DIR --experts=DIR --out=DIR in place of"
-      " --workdir."
+      f"What is measured begins with samples without any condition, and this generates {names[0]!r}"
+      f" from {', '.join(names[1:])} alone. Measure it along with the unconditional model:"
+      " --unconditional=DIR --experts=DIR,DIR --out=DIR."
     )
   return ways
 

@@ -1,6 +1,7 @@
 """The flags that say which experts of MCDM are composed, and how; the runs behind them."""
 
 from collections.abc import Sequence
+import math
 import os
 from typing import Any
 
@@ -31,7 +32,7 @@ _SHARES = flags.DEFINE_list(
 
 def wanted() -> bool:
   """Whether the flags ask for a composition."""
-  return bool(_EXPERTS.value or _UNCONDITIONAL.value)
+  return bool(_EXPERTS.value or _UNCONDITIONAL.value or _WEIGHTS.value or _SHARES.value)
 
 
 def load(ema: bool) -> tuple[ml_collections.ConfigDict, Framework, Params]:
@@ -55,13 +56,17 @@ def load(ema: bool) -> tuple[ml_collections.ConfigDict, Framework, Params]:
       f"--weights has {len(weights)} ({', '.join(weights)}) for {len(chosen)} experts"
       f" ({', '.join(run for run, _ in chosen) or 'none'}): give each one its own, in that order."
     )
-  unconditional = _UNCONDITIONAL.value
-  shares = _SHARES.value or [1 / len(unconditional)] * len(unconditional)
+  unconditional = [os.path.normpath(run) for run in _UNCONDITIONAL.value]
+  if len(set(unconditional)) < len(unconditional):
+    raise UserError(f"--unconditional names a run twice: {', '.join(unconditional)}.")
+  shares = _SHARES.value or [1 / len(unconditional) for _ in unconditional]
   if len(shares) != len(unconditional):
     raise UserError(
       f"--shares has {len(shares)} for {len(unconditional)} unconditional models"
       f" ({', '.join(unconditional) or 'none'}): give each one its own, in that order."
     )
+  if not (chosen or unconditional):
+    raise UserError("--weights and --shares are of runs: name them, --experts=DIR,DIR.")
   configs, experts = {}, {}
   for run in dict.fromkeys([*unconditional, *(run for run, _ in chosen)]):
     configs[run] = config = checkpoints.load_config(run)
@@ -83,8 +88,8 @@ def load(ema: bool) -> tuple[ml_collections.ConfigDict, Framework, Params]:
   shares = [_number("shares", share) for share in shares]
   framework = mcdm.compose(experts, dict(zip(unconditional, shares, strict=True)), terms)
   params = {
-    run: checkpoints.load_params(setup.build(config), run, ema=ema)
-    for run, config in configs.items()
+    run: checkpoints.load_params(mcdm.alone(expert), run, ema=ema)
+    for run, expert in experts.items()
   }
   config = next(iter(configs.values()))
   config.data = _data([other.data for other in configs.values()], framework)
@@ -117,8 +122,8 @@ def _term(text: str) -> tuple[str, tuple[str, ...]]:
   """The run and the conditions named, none if all are meant."""
   run, colon, names = text.rpartition(":")
   if not colon or os.path.isdir(text):
-    return text, ()
-  return run, tuple(names.split("+"))
+    return os.path.normpath(text), ()
+  return os.path.normpath(run), tuple(names.split("+"))
 
 
 def _weight(text: str) -> Any:
@@ -134,6 +139,9 @@ def _between(begin, end, t):
 
 def _number(flag: str, text: str | float) -> float:
   try:
-    return float(text)
-  except ValueError as error:
-    raise UserError(f"--{flag} has {text!r}, which is no number.") from error
+    number = float(text)
+  except ValueError:
+    number = math.nan
+  if not math.isfinite(number):
+    raise UserError(f"--{flag} has {text!r}, which is no number.")
+  return number

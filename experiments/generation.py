@@ -27,8 +27,11 @@ GUIDANCE = flags.DEFINE_float(
 MODE = flags.DEFINE_string(
   "mode", None, "MT-Diffusion: replacement or informed; the config's if not given."
 )
-CORRECTOR = flags.DEFINE_integer(
-  "corrector", None, "MCDM: corrections after each step; the config's if not given.", lower_bound=0
+CORRECTOR = flags.DEFINE_string(
+  "corrector",
+  None,
+  "MCDM: corrections after each step as NUM, NUM:LEAPFROG or NUM:LEAPFROG:SNR,"
+  " such as 4:3:0.7; LEAPFROG = 1 is Langevin. The config's if not given.",
 )
 EMA = flags.DEFINE_bool("ema", True, "Use the running mean of the last stage's parameters.")
 
@@ -89,10 +92,25 @@ def _flagged(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         f" {', '.join(config.sampling)}."
       )
     if flag is CORRECTOR:
-      config.sampling.corrector.num = flag.value
+      config.sampling.corrector.update(_corrector(flag.value))
     else:
       config.sampling[flag.name] = flag.value
   return config
+
+
+def _corrector(text: str) -> dict[str, float]:
+  kinds = {"num": int, "leapfrog": int, "snr": float}
+  parts = text.split(":")
+  try:
+    found = {name: kinds[name](part) for name, part in zip(kinds, parts, strict=False)}
+  except ValueError:
+    found = {}
+  if len(found) < len(parts) or found["num"] < 0 or min(list(found.values())[1:], default=1) <= 0:
+    raise UserError(
+      f"--corrector={text} is not NUM, NUM:LEAPFROG or NUM:LEAPFROG:SNR, such as 4:3:0.7: how many"
+      " corrections follow each step, of how many leapfrog steps, how large."
+    )
+  return found
 
 
 def folder(out: str | None) -> pathlib.Path:

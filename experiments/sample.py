@@ -4,12 +4,11 @@ python -m experiments.sample --workdir=DIR [--given=tone,caption --targets=digit
   --solver=dpmpp_2m --steps=32 --guidance=1.5 --mode=informed --noema --seed=0 --given_npz=FILE
   --out=DIR]
 
-With nothing given all targets are generated together; with no targets, all that is not given.
+With nothing given all targets are generated together; with no targets, all that is not given. An
+expert of MCDM with nothing named is given all of its conditions; so are experts that are composed:
 
 python -m experiments.sample --unconditional=DIR --experts=DIR,DIR --out=DIR [--weights=1,0.5:2
-  --given=sketch,mask --corrector=4 ...]
-
-composes experts of MCDM, which with nothing named are given all of their conditions.
+  --given=sketch,mask --corrector=4:3:0.7 ...]
 """
 
 from collections.abc import Mapping, Sequence

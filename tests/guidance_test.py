@@ -130,7 +130,8 @@ def test_composition_with_several_unconditional_ones_and_weights_that_change():
     x0, eps = composed(x, {"b": jnp.float32(time)})
     expected = 2.5 + (1 - time) * 4.5 + rows * 2.5
     np.testing.assert_allclose(eps["b"], np.broadcast_to(expected[:, None], (2, 4)), rtol=1e-5)
-    whole = SCHEDULE.alpha(time) * x0["b"] + SCHEDULE.sigma(time) * eps["b"]
+    alpha, sigma = SCHEDULE.alpha(jnp.float32(time)), SCHEDULE.sigma(jnp.float32(time))
+    whole = alpha * x0["b"] + sigma * eps["b"]
     np.testing.assert_allclose(whole, x["b"], atol=1e-5)
   with pytest.raises(ValueError, match="2 unconditional.*not 1"):
     guidance.compose(several, [DENOISER], [1.0])

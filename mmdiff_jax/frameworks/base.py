@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdiff_jax import modalities as modalities_lib, solvers
+from mmdiff_jax import modalities as modalities_lib, schedules, solvers
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.solvers import Solver
 
@@ -89,12 +89,15 @@ class Sampling:
     guidance: strength of what is given; 1 is the plain conditional law.
     order: groups of modalities that are generated one after the other, each given those before it,
       in `steps` steps each; what it does not name comes last. Empty: all together.
+    clip: whether a framework that diffuses images themselves keeps x0 in their range. A corrector
+      does without: it leads to the law of the scores as they are.
   """
 
   solver: Solver
   steps: int
   guidance: float = 1.0
   order: tuple[tuple[str, ...], ...] = ()
+  clip: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +143,23 @@ def sampling_of(config: Any) -> Sampling:
     known = ["ddim", *(n for n, of in vars(solvers).items() if isinstance(of, solvers.Solver))]
     raise UserError(f"There is no solver {name!r}. There are: {', '.join(known)}.")
   corrector = config.sampling.get("corrector")
-  if corrector and corrector.num:
+  corrected = bool(corrector and corrector.num)
+  if corrected:
     solver = solvers.corrected(solver, **corrector)
   order = tuple(tuple(group) for group in config.sampling.order)
-  return Sampling(solver, config.sampling.steps, config.sampling.guidance, order)
+  return Sampling(solver, config.sampling.steps, config.sampling.guidance, order, not corrected)
+
+
+def table_of(process: Any) -> schedules.Table:
+  """The table of DDPM that `process.betas`, linear or cosine, and `process.num` describe.
+
+  Raises:
+    UserError: no such betas, or none that can be.
+  """
+  known = {"linear": schedules.betas_linear, "cosine": schedules.betas_cosine}
+  if process.betas not in known:
+    raise UserError(f"config.process.betas is {process.betas!r}; it can be {', '.join(known)}.")
+  try:
+    return schedules.Table(known[process.betas](process.num))
+  except ValueError as error:
+    raise UserError(f"config.process: {error}") from error

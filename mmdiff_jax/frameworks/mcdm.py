@@ -21,8 +21,8 @@ Eq. 8 takes the law of a composition for one that holds at each t, and it holds 
 these samples are more alike, and press the conditions harder, than those of P(z | x_1, ..., x_N):
 of two Gaussian experts on z ~ N(0, 1), x_i = z + n, the variance is 1/4 by the ODE and 7/24 by
 `ancestral` where 1/3 is right. Steps of a corrector between those of the solver
-(`config.sampling.corrector`) lead to what is right; of 3 leapfrog steps each, 4 of them cost 12
-evaluations more a step.
+(`config.sampling.corrector`) lead to what is right; 4 of them of 3 leapfrog steps each cost 12
+evaluations of every model more a step.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,6 +43,7 @@ from mmdiff_jax.frameworks.base import (
   sampling_of,
   Settings,
   Stage,
+  table_of,
 )
 from mmdiff_jax.frameworks.views import check_examples, check_shape, value_of, view_of
 from mmdiff_jax.modalities import Modality
@@ -51,6 +52,13 @@ from mmdiff_jax.networks.unet import UNet
 
 # What is diffused is the image alone; this is its name to the solvers.
 SPACE = "z"
+
+# The share of the image that may be left at the last step.
+_LARGEST_TRACE = 0.02
+_NO_GUIDANCE = (
+  "Guidance needs the model without the condition, and this expert was never trained with it absent"
+  " (config.absent_prob is 0). Compose: --experts=DIR --weights=W --unconditional=DIR."
+)
 
 
 class Expert(NamedTuple):
@@ -95,13 +103,8 @@ def expert_of(config: Any, modalities: Sequence[Modality]) -> Expert:
   Raises:
     UserError: a choice in the config that does not exist, or a condition that has no place.
   """
-  betas = {"linear": schedules.betas_linear, "cosine": schedules.betas_cosine}
-  for key, value, known in (
-    ("process.betas", config.process.betas, betas),
-    ("prediction", config.prediction, _TARGETS),
-  ):
-    if value not in known:
-      raise UserError(f"config.{key} is {value!r}; it can be {', '.join(known)}.")
+  if config.prediction not in _TARGETS:
+    raise UserError(f"config.prediction is {config.prediction!r}; it can be {', '.join(_TARGETS)}.")
   if not 0 <= config.absent_prob < 1:
     raise UserError(
       f"config.absent_prob is {config.absent_prob}; it must be in [0, 1). At 0 the expert is always"
@@ -120,10 +123,20 @@ def expert_of(config: Any, modalities: Sequence[Modality]) -> Expert:
         f"The condition {condition.name!r} has the shape {condition.shape}, and {main.name!r}"
         f" {main.shape}: conditions with a height and a width must have those of the image."
       )
-  try:
-    schedule = schedules.Table(betas[config.process.betas](config.process.num))
-  except ValueError as error:
-    raise UserError(f"config.process: {error}") from error
+  schedule = table_of(config.process)
+  left = float(schedule.alpha(jnp.float32(1.0)))
+  if left > _LARGEST_TRACE:
+    raise UserError(
+      f"config.process leaves {left:.2g} of the image at its last step, where generation starts"
+      f" from noise alone: it must be below {_LARGEST_TRACE}. Take more steps, or betas 'cosine'."
+    )
+  sampling = sampling_of(config)
+  if sampling.guidance != 1 and not config.absent_prob:
+    raise UserError(f"config.sampling.guidance is {sampling.guidance:g}. {_NO_GUIDANCE}")
+  if sampling.order:
+    raise UserError(
+      f"MCDM has one image and no order of modalities: config.sampling.order is {sampling.order}."
+    )
   sizes = config.network.to_dict()
   text_width = sizes.pop("text_width")
   conditions = tuple(
@@ -140,18 +153,18 @@ def build(config: Any, modalities: Sequence[Modality]) -> Framework:
   It generates from all of its conditions; if it was trained with some absent, from any of them, and
   with guidance.
   """
-  expert = expert_of(config, modalities)
-  run = ""
+  return alone(expert_of(config, modalities))
+
+
+def alone(expert: Expert) -> Framework:
+  """The framework of one expert, as `build` has it."""
+  config, run = expert.config, "this run"
   names = tuple(condition.name for condition in expert.conditions)
   unconditional = {run: 1.0} if config.absent_prob > 0 or not names else {}
 
   def terms(given, sampling):
     if sampling.guidance != 1 and not config.absent_prob:
-      raise UserError(
-        "Guidance needs the model without the condition, and this expert was never trained with it"
-        " absent (config.absent_prob is 0). Compose: --experts=DIR --weights=... with"
-        " --unconditional=DIR."
-      )
+      raise UserError(_NO_GUIDANCE)
     shown = tuple(name for name in names if name in given)
     return [Term(run, shown, sampling.guidance)] if shown else []
 
@@ -202,6 +215,7 @@ def compose(
     _check_shown(run, experts[run], ())
   for term in terms:
     _check_shown(term.run, experts[term.run], term.conditions)
+  _branches(unconditional, terms)
   if unconditional and abs(sum(unconditional.values()) - 1) > 1e-6:
     raise UserError(
       f"The shares of the unconditional models sum to {sum(unconditional.values()):g}; they must"
@@ -219,8 +233,8 @@ def compose(
     del targets
     if sampling.guidance != 1:
       raise UserError(
-        f"Composed experts have weights of their own, and no guidance in common (it is"
-        f" {sampling.guidance:g}): --weights=..., one for each."
+        f"Composed experts have no guidance in common (it is {sampling.guidance:g}; --guidance=1 is"
+        " none), but weights of their own: --weights=..., one for each."
       )
     return sample(experts, params, key, given, unconditional, chosen(given), num, sampling)
 
@@ -232,7 +246,9 @@ def compose(
   subsets = [some for n in range(len(terms) + 1) for some in itertools.combinations(terms, n)]
   unions = [{name for term in some for name in term.conditions} for some in subsets]
   ordered = [tuple(name for name in conditions if name in union) for union in unions]
-  ways = _ways(first.main, [given for given in dict.fromkeys(ordered) if given or unconditional])
+  # Without the unconditional model weights that sum to 1 are those of all experts together.
+  served = dict.fromkeys(ordered) if unconditional else ordered[-1:]
+  ways = _ways(first.main, list(served))
   modalities = (first.main, *conditions.values())
   return Framework(modalities, (), generate, _reconstruct, evaluations, ways=ways)
 
@@ -244,12 +260,12 @@ def _ways(main: Modality, given: Sequence[tuple[str, ...]]):
 def _check_alike(experts: Mapping[str, Expert]) -> None:
   """Raises UserError where an expert cannot be added to the first one."""
   (name, first), *others = experts.items()
-  seen = {condition.name: (name, condition.shape) for condition in first.conditions}
+  seen = {condition.name: (name, _format(condition)) for condition in first.conditions}
   for run, expert in others:
     for what, own, theirs in (
       ("the schedule", expert.config.process, first.config.process),
       ("the prediction", expert.config.prediction, first.config.prediction),
-      ("the image", (expert.main.name, expert.main.shape), (first.main.name, first.main.shape)),
+      ("the image's shape", expert.main.shape, first.main.shape),
     ):
       if own != theirs:
         raise UserError(
@@ -258,18 +274,23 @@ def _check_alike(experts: Mapping[str, Expert]) -> None:
           " prediction; train it again with those."
         )
     for condition in expert.conditions:
-      where, shape = seen.setdefault(condition.name, (run, condition.shape))
-      if shape != condition.shape:
+      where, known = seen.setdefault(condition.name, (run, _format(condition)))
+      if known != _format(condition):
         raise UserError(
-          f"The expert {run} reads {condition.name!r} of shape {condition.shape}, and {where} reads"
-          f" it of shape {shape}: what is given cannot be both."
+          f"The expert {run} reads {condition.name!r} as {_format(condition)}, and {where} as"
+          f" {known}: what is given cannot be both."
         )
+
+
+def _format(condition: Modality) -> str:
+  classes = f" of {condition.num_classes} classes" if condition.num_classes else ""
+  return f"{condition.kind} of shape {condition.shape}{classes}"
 
 
 def _plain(value: Any) -> str:
   if hasattr(value, "to_dict"):
     return ", ".join(f"{name}={own}" for name, own in sorted(value.to_dict().items()))
-  return " ".join(map(str, value)) if isinstance(value, tuple) else repr(value)
+  return repr(value)
 
 
 def _check_shown(run: str, expert: Expert, shown: Sequence[str]) -> None:
@@ -378,9 +399,10 @@ def _branches(unconditional: Mapping[str, float], terms: Sequence[Term]):
   if all(isinstance(w, int | float) for w in weights) and abs(sum(weights) - 1) < 1e-6:
     return branches, weights, []
   if not unconditional:
+    runs = ", ".join(dict.fromkeys(term.run for term in terms))
     raise UserError(
-      "These experts need an unconditional model, of which the composition (MCDM, Eq. 12) takes"
-      f" away {len(terms)} - 1: name its run with --unconditional=DIR."
+      f"The experts {runs} need an unconditional model beside them, which composing takes the"
+      " differences to (MCDM, Eq. 12): --unconditional=DIR. Only weights that sum to 1 do without."
     )
   return [*((run, ()) for run in unconditional), *branches], list(unconditional.values()), weights
 
@@ -391,8 +413,10 @@ def denoiser_of(
   known: Batch,
   unconditional: Mapping[str, float],
   terms: Sequence[Term],
+  *,
+  clip: bool,
 ) -> solvers.Denoiser:
-  """The composed denoiser of `SPACE`, its x0 kept in [-1, 1].
+  """The composed denoiser of `SPACE`.
 
   What one network is asked under several conditions is one call of it, under `jax.vmap`.
 
@@ -402,6 +426,7 @@ def denoiser_of(
     known: values of the conditions.
     unconditional: run and share of each unconditional model.
     terms: the experts' parts.
+    clip: whether x0 is kept in [-1, 1].
 
   Raises:
     UserError: no unconditional model where one is needed.
@@ -426,7 +451,7 @@ def denoiser_of(
 
   make = {"eps": solvers.from_eps, "v": solvers.from_v}[first.config.prediction]
   mixed = guidance.mix(make(predict, first.schedule), shares, weights)
-  return guidance.threshold(mixed, first.schedule, {SPACE: (-1.0, 1.0)})
+  return guidance.threshold(mixed, first.schedule, {SPACE: (-1.0, 1.0)}) if clip else mixed
 
 
 def sample(
@@ -449,38 +474,35 @@ def sample(
     unconditional: run and share of each unconditional model.
     terms: the experts' parts, of whose conditions all are given.
     num: number of samples.
-    sampling: how; its steps are even in t.
+    sampling: how; its steps are those of `multitime.joint`.
 
   Returns:
     The image in the model's view.
 
   Raises:
     UserError: something given that no expert is shown, or that has another shape; no unconditional
-      model where one is needed; an order of modalities.
+      model where one is needed.
   """
   first = next(iter(experts.values()))
-  if sampling.order:
-    raise UserError("MCDM has one image and no order of modalities: config.sampling.order is ().")
-  conditions = {c.name: c for t in terms for c in experts[t.run].conditions}
+  known = {}
   for name, x in given.items():
-    if not any(name in term.conditions for term in terms):
+    readers = [term.run for term in terms if name in term.conditions]
+    if not readers:
+      used = ", ".join(f"{term.run} ({', '.join(term.conditions)})" for term in terms) or "none"
       raise UserError(
-        f"No expert that can be used is shown {name!r}. With what is given"
-        f" ({', '.join(given)}) these can be: {_described(terms)}."
+        f"No expert that can be used is shown {name!r}. With what is given ({', '.join(given)})"
+        f" these can be: {used}."
       )
-    check_shape(conditions[name], x.shape, "what is given")
-  known = {name: value_of(conditions[name], x) for name, x in given.items()}
-  denoiser = denoiser_of(experts, params, known, unconditional, terms)
+    (condition,) = (c for c in experts[readers[0]].conditions if c.name == name)
+    check_shape(condition, x.shape, f"what is given to the expert {readers[0]}")
+    known[name] = value_of(condition, x)
+  denoiser = denoiser_of(experts, params, known, unconditional, terms, clip=sampling.clip)
   prior_key, loop_key = jax.random.split(key)
   z = multitime.normal_like(prior_key, SPACE, jnp.zeros((num, *first.main.shape)))
   path = multitime.joint((SPACE,), sampling.steps)
   solver = sampling.solver
   z = solvers.sample(loop_key, denoiser, first.schedule, {SPACE: z}, path, solver=solver)[SPACE]
   return {first.main.name: view_of(first.main, z)}
-
-
-def _described(terms: Sequence[Term]) -> str:
-  return ", ".join(f"{term.run} ({', '.join(term.conditions)})" for term in terms) or "none"
 
 
 def _reconstruct(params: Params, data: Batch) -> dict[str, Any]:

@@ -38,7 +38,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from mmdiff_jax import multitime, schedules, shared_space, solvers
+from mmdiff_jax import multitime, shared_space, solvers
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import mt_diffusion_bound
 from mmdiff_jax.frameworks.base import (
@@ -49,6 +49,7 @@ from mmdiff_jax.frameworks.base import (
   sampling_of,
   Settings,
   Stage,
+  table_of,
 )
 from mmdiff_jax.frameworks.mt_diffusion_model import (
   aggregate,
@@ -180,16 +181,14 @@ def _process(config, names: Sequence[str]) -> shared_space.Process:
   they are kept so.
   """
   settings = config.process
-  betas = {"linear": schedules.betas_linear, "cosine": schedules.betas_cosine}
   weights = {
     "linear": shared_space.linear_weights,
     "constant": shared_space.constant_weights,
   }
-  _check_choice("process.betas", settings.betas, tuple(betas))
+  table = table_of(settings)
   _check_choice("process.weights", settings.weights, tuple(weights))
   omega = {name: abs(config.parts[name].omega) for name in names}
   try:
-    table = schedules.Table(betas[settings.betas](settings.num))
     if settings.aggregation == "start" or len(names) == 1:
       process = shared_space.Process(table, shared_space.no_weights(table))
       process.check_prior(sum(omega.values()), 0.0)

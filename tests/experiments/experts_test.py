@@ -1,12 +1,13 @@
 import json
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 import pytest
 
 from configs import mcdm as config_lib
-from experiments import evaluate, sample, setup
+from experiments import evaluate, experts as experts_lib, sample, setup
 from mmdiff_jax.data import datasets
 from mmdiff_jax.training import trainer
 
@@ -63,8 +64,8 @@ def runs(tmp_path_factory):
       trainer.train(setup.build(config), config, folder / name, data, data)
   # Of these the config is enough to see that they do not fit.
   for name, config in {
-    "linear": config_of("sketch", process={"betas": "linear"}),
-    "v": config_of("sketch", prediction="v"),
+    "finer": config_of("sketch", process={"num": 30}),
+    "eps": config_of("sketch", prediction="eps"),
   }.items():
     (folder / name).mkdir()
     (folder / name / "config.json").write_text(config.to_json())
@@ -103,13 +104,16 @@ def test_samples_of_a_composition(command, runs, tmp_path):
 
 
 def test_measures_a_composition(command, runs, tmp_path):
-  ended = command(evaluate, *composed(runs, "all:sketch", "all:caption"), f"--out={tmp_path}")
+  flags = [*composed(runs, "all:sketch", "all:caption"), "--corrector=1:2:0.1"]
+  ended = command(evaluate, *flags, f"--out={tmp_path}")
   assert ended.code == 0, ended.err
   results = json.loads((tmp_path / "results.json").read_text())
   assert [entry["given"] for entry in results["conditional"]] == [
     ["sketch"], ["caption"], ["sketch", "caption"],
   ]  # fmt: skip
-  assert [entry["evaluations"] for entry in results["conditional"]] == [2, 2, 6]
+  # Two steps, and two leapfrog steps after the first, of one model or of three.
+  assert [entry["evaluations"] for entry in results["conditional"]] == [4, 4, 12]
+  assert results["settings"]["corrector"] == {"num": 1, "leapfrog": 2, "snr": 0.1}
   assert results["settings"]["composition"]["weights"] == ["1", "1"]
   assert "coherence" not in results["joint"]
 
@@ -120,11 +124,14 @@ def test_measures_a_composition(command, runs, tmp_path):
     (("all", "all"), ["--weights=1"], "--weights has 1 (1) for 2 experts"),
     (("all",), ["--weights=1,2"], "--weights has 2 (1, 2) for 1 experts"),
     (("all",), ["--weights=much"], "--weights has 'much', which is no number"),
+    (("all",), ["--weights=nan"], "--weights has 'nan', which is no number"),
+    (("all",), ["--corrector=some"], "--corrector=some is not NUM"),
+    (("all",), ["--corrector=1:0"], "--corrector=1:0 is not NUM"),
     (("all",), ["--shares=1,2"], "--shares has 2 for 1 unconditional"),
     (("all:none",), [], "/all has no condition 'none'"),
     (("unconditional",), [], "/unconditional has no conditions"),
-    (("linear",), [], "/linear does not fit"),
-    (("v",), [], "the prediction is 'v', and there 'eps'"),
+    (("finer",), [], "/finer does not fit"),
+    (("eps",), [], "the prediction is 'eps', and there 'v'"),
     (("nowhere",), [], "/nowhere"),
     (("all:sketch+mask",), ["--given=mask"], "cannot generate digit from mask"),
     (("all:sketch",), ["--guidance=2"], "--weights"),
@@ -136,6 +143,36 @@ def test_compositions_that_cannot_be(command, runs, tmp_path, experts, more, mes
   ended = command(sample, *composed(runs, *experts), f"--out={tmp_path}", *more)
   assert ended.code == 2
   assert message in ended.err
+
+
+def test_without_an_unconditional_model(command, runs, tmp_path):
+  folder, _ = runs
+  experts = f"--experts={folder}/all:sketch,{folder}/all:caption"
+  ended = command(sample, experts, "--weights=0.4,0.6", "--num=2", f"--out={tmp_path}")
+  assert ended.code == 0, ended.err
+  assert (tmp_path / "digit_from_sketch_caption.npz").exists()
+  ended = command(sample, experts, f"--out={tmp_path}")
+  assert ended.code == 2
+  assert f"The experts {folder}/all need an unconditional model" in ended.err
+  ended = command(evaluate, experts, "--weights=0.4,0.6", f"--out={tmp_path}")
+  assert ended.code == 2
+  assert "--unconditional=DIR" in ended.err
+
+
+def test_weight_goes_from_its_first_number_at_t_1_to_its_second_at_t_0():
+  weight = experts_lib._weight("0.5:2")
+  assert [float(weight({"z": jnp.float32(t)})) for t in (1.0, 0.5, 0.0)] == [0.5, 1.25, 2.0]
+
+
+def test_runs_named_twice_and_weights_of_none(command, runs, tmp_path):
+  folder, _ = runs
+  one = folder / "unconditional"
+  ended = command(sample, f"--unconditional={one},{one}/", f"--out={tmp_path}")
+  assert ended.code == 2
+  assert "names a run twice" in ended.err
+  ended = command(sample, f"--workdir={folder / 'all'}", "--weights=3", f"--out={tmp_path}")
+  assert ended.code == 2
+  assert "not both" in ended.err
 
 
 def test_nothing_named_and_no_place_to_write(command, runs):
