@@ -13,7 +13,7 @@ from configs import mld as mld_config
 from mmdiff_jax import modalities as modalities_lib, solvers
 from mmdiff_jax.data import missing, pairing
 from mmdiff_jax.errors import UserError
-from mmdiff_jax.frameworks import base, mld
+from mmdiff_jax.frameworks import base, latents as latents_lib, mld
 from mmdiff_jax.training import trainer
 
 
@@ -104,13 +104,13 @@ def test_latents_are_encoded_once_and_standardised_over_the_whole_set():
   config = tiny()
   framework, params = made(config)
   constants, examples = framework.stages[-1].prepare(params, data())
-  codecs = {m.name: mld.autoencoder(m, config) for m in MODALITIES}
+  codecs = {m.name: latents_lib.autoencoder(m, config) for m in MODALITIES}
   for name in "abc":
     z = examples[name]
     assert len(z) == 40
     np.testing.assert_allclose(z.mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(z.std(0), 1, atol=1e-4)
-    raw = mld.encode({name: codecs[name]}, params, data())[name]
+    raw = latents_lib.encode({name: codecs[name]}, params, data())[name]
     stats = constants["statistics"][name]
     np.testing.assert_allclose(z * stats["std"] + stats["mean"], raw, atol=1e-5)
 
@@ -254,8 +254,8 @@ def test_stages_learn_from_what_is_there_alone():
     np.testing.assert_array_equal(examples[name][:], data()[name][masks[name]])
 
   constants, examples = framework.stages[-1].prepare(params, {**filled, **with_masks})
-  codecs = {m.name: mld.autoencoder(m, config) for m in MODALITIES}
-  raw = mld.encode(codecs, params, data())
+  codecs = {m.name: latents_lib.autoencoder(m, config) for m in MODALITIES}
+  raw = latents_lib.encode(codecs, params, data())
   for name, mask in masks.items():
     assert len(examples[name]) == 40
     np.testing.assert_array_equal(examples[f"{name}_present"], mask)
@@ -489,11 +489,11 @@ def test_unknown_choices_are_named(changes, message):
 
 def test_vectors_are_not_bounded_and_have_no_bernoulli_likelihood():
   a = next(modality for modality in MODALITIES if modality.name == "a")
-  assert mld.autoencoder(a, tiny()).bounded
+  assert latents_lib.autoencoder(a, tiny()).bounded
   vector = modalities_lib.Modality("a", "vector", (16,), show)
-  assert not mld.autoencoder(vector, tiny(autoencoder__a__likelihood="gaussian")).bounded
+  assert not latents_lib.autoencoder(vector, tiny(autoencoder__a__likelihood="gaussian")).bounded
   with pytest.raises(UserError, match="kind vector it can be gaussian or laplace\\."):
-    mld.autoencoder(vector, tiny())
+    latents_lib.autoencoder(vector, tiny())
 
 
 def test_a_modality_without_sizes_is_named():

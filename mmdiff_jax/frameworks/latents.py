@@ -1,0 +1,174 @@
+"""Latents: the autoencoders of all modalities, each trained alone, as a stage of a framework.
+
+What an autoencoder makes of a view is a latent z = E(x), whose decoder D is good for a small noise
+around it. Frameworks that diffuse latents standardise them by mean and deviation of the training
+set.
+"""
+
+from collections.abc import Mapping
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmdiff_jax.autoencoders.categorical import CategoricalAutoencoder
+from mmdiff_jax.autoencoders.layered import LayeredAutoencoder
+from mmdiff_jax.autoencoders.signal import SignalAutoencoder
+from mmdiff_jax.data import missing
+from mmdiff_jax.errors import UserError
+from mmdiff_jax.frameworks.base import Batch, Params, Settings, Stage
+from mmdiff_jax.modalities import Modality
+
+_CHUNK = 4096  # examples encoded at once
+
+
+Autoencoder = CategoricalAutoencoder | LayeredAutoencoder | SignalAutoencoder
+
+
+def autoencoder(modality: Modality, config: Any) -> Autoencoder:
+  """The autoencoder of a modality, sized by `config.autoencoder[name]`.
+
+  Raises:
+    UserError: the config has no sizes for it, or a likelihood that does not suit it.
+  """
+  if modality.name not in config.autoencoder:
+    raise UserError(
+      f"There is no autoencoder of the modality {modality.name!r}: config.autoencoder has sizes for"
+      f" {', '.join(config.autoencoder)}. Add it there or leave it out of config.modalities."
+    )
+  size = config.autoencoder[modality.name]
+  suitable = ("categorical",) if modality.num_classes else ("gaussian", "laplace")
+  bounded = modality.kind != "vector"
+  if bounded and not modality.num_classes:
+    suitable += ("bernoulli",)
+  if size.likelihood not in suitable:
+    raise UserError(
+      f"config.autoencoder.{modality.name}.likelihood is {size.likelihood!r}; of a modality of "
+      f"kind {modality.kind} it can be {' or '.join(suitable)}."
+    )
+  if modality.num_classes:
+    return CategoricalAutoencoder(
+      modality.shape, modality.num_classes, size.latent, size.width, size.depth
+    )
+  if "layers" in size:
+    return LayeredAutoencoder(
+      modality.shape, size.latent, width=size.width, depth=size.depth, **size.layers
+    )
+  return SignalAutoencoder(
+    modality.shape, size.latent, size.width, size.depth, size.likelihood, bounded
+  )
+
+
+def autoencoder_stage(modality: Modality, codec: Any, config: Any) -> Stage:
+  """The stage of one modality: reconstruct, through a latent that stands a little noise.
+
+  Args:
+    modality: what is encoded.
+    codec: from `autoencoder`; its parameters are the entry `autoencoder_NAME`.
+    config: reads `autoencoder[NAME]`.
+  """
+  name, entry = modality.name, f"autoencoder_{modality.name}"
+  size = config.autoencoder[name]
+
+  def prepare(frozen: Params, data: Batch):
+    del frozen
+    return {}, {name: missing.complete(own(data, name), [name])[name]}
+
+  def init(key, frozen, batch):
+    del frozen
+    return {entry: {"params": _init_both(codec, key, batch[name][:2])}}
+
+  def loss(trained, frozen, key, batch):
+    del frozen
+    x = batch[name]
+    z = codec.apply(trained[entry], x, method="encode")
+    noisy = z + size.noise * jax.random.normal(key, z.shape)
+    reconstruction = jnp.mean(codec.apply(trained[entry], x, noisy, method="loss"))
+    # The noise makes nearby latents decode alike; without a pull to 0 the encoder would simply
+    # spread them until it does not matter.
+    spread = jnp.mean(jnp.sum(z**2, axis=-1))
+    return reconstruction + size.penalty * spread, {f"loss_{name}": reconstruction}
+
+  @jax.jit
+  def reconstruct(params, x):
+    z = codec.apply(params[entry], x, method="encode")
+    return codec.apply(params[entry], z, method="decode")
+
+  def report(params, key, data):
+    del key
+    return {
+      "data": {name: data[name]},
+      "reconstruction": {name: reconstruct({entry: params[entry]}, data[name])},
+    }
+
+  settings = Settings(**size.training)
+  return Stage(f"autoencoder_{name}", (entry,), settings, prepare, init, loss, report)
+
+
+def own(data, name):
+  """A modality's examples and its mask, if there is one."""
+  return {key: data[key] for key in (name, f"{name}_present") if key in data}
+
+
+def _init_both(codec, key, x):
+  """Parameters of both halves: a Flax module makes only those that the called method meets."""
+  encoder, decoder = jax.random.split(key)
+  z = jnp.zeros((x.shape[0], codec.latent))
+  return {
+    **codec.init(encoder, x, method="encode")["params"],
+    **codec.init(decoder, z, method="decode")["params"],
+  }
+
+
+def encode(codecs: Mapping[str, Any], params: Params, data: Batch) -> dict[str, np.ndarray]:
+  """Latents of all examples, before standardisation: {name: [examples, latent]}.
+
+  Args:
+    codecs: the autoencoders, by modality.
+    params: their entries.
+    data: arrays in the model's view; modalities without a codec are left out.
+  """
+  encoders = {
+    name: jax.jit(functools.partial(codec.apply, method="encode"))
+    for name, codec in codecs.items()
+    if name in data
+  }
+  return {
+    name: np.concatenate(
+      [
+        np.asarray(encoder(params[f"autoencoder_{name}"], data[name][i : i + _CHUNK]))
+        for i in range(0, len(data[name]), _CHUNK)
+      ]
+    )
+    for name, encoder in encoders.items()
+  }
+
+
+def reconstruct(codecs: Mapping[str, Any], params: Params, data: Batch) -> dict[str, np.ndarray]:
+  """Each modality through its autoencoder; arguments as `encode`."""
+  latents = encode(codecs, params, data)
+  return {
+    name: np.asarray(_decoder(codecs[name])(params[f"autoencoder_{name}"], z))
+    for name, z in latents.items()
+  }
+
+
+@functools.cache
+def _decoder(codec):
+  return jax.jit(functools.partial(codec.apply, method="decode"))
+
+
+def statistics(latents: Batch) -> dict[str, dict[str, np.ndarray]]:
+  """Mean and deviation of each latent's components over all examples given.
+
+  The score stage adds `share`, the share of examples that have the modality, where some lack some.
+  """
+  return {
+    name: {
+      "mean": z.mean(axis=0, dtype=np.float64).astype(np.float32),
+      "std": np.maximum(z.std(axis=0, dtype=np.float64), 1e-6).astype(np.float32),
+    }
+    for name, z in latents.items()
+  }

@@ -1,0 +1,132 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmdiff_jax.networks import transformer
+from mmdiff_jax.networks.transformer import Environment, LatentTransformer, shift_frames
+
+KEY = jax.random.key(0)
+NETWORK = LatentTransformer(width=8, depth=2, heads=2, hidden=16, features=8)
+
+
+def inputs(frames=3, tokens=2, rows=4):
+  z, prompt, context = (
+    jax.random.normal(k, shape)
+    for k, shape in zip(
+      jax.random.split(KEY, 3), ((rows, frames, tokens, 5), (rows, 6), (rows, 7, 4)), strict=True
+    )
+  )
+  return z, jnp.linspace(0.1, 0.9, rows), prompt, context
+
+
+def drawn(network, *args):
+  """Parameters of which none is zero."""
+  params = jax.eval_shape(network.init, KEY, *args)
+  rng = np.random.default_rng(0)
+  return jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32), params)
+
+
+@pytest.mark.parametrize(("frames", "width"), [(1, 8), (3, 8), (5, 10)])
+def test_shift_is_by_index(frames, width):
+  h = np.random.default_rng(0).normal(size=(2, frames, 3, width)).astype(np.float32)
+  group = width // 4
+  expected = np.zeros_like(h)
+  for i in range(frames):
+    for c in range(width):
+      source = i - 1 if c < group else i + 1 if c < 2 * group else i
+      if 0 <= source < frames:
+        expected[:, i, :, c] = h[:, source, :, c]
+  np.testing.assert_array_equal(shift_frames(jnp.asarray(h)), expected)
+
+
+def test_one_frame_is_an_image():
+  """The very same parameters, in which the layers between frames have been trained."""
+  z, t, prompt, context = inputs(frames=3)
+  params = drawn(NETWORK, z, t, prompt, context)
+  image = {n: p for n, p in params["params"].items() if not n.startswith(("shift", "frames"))}
+  one = NETWORK.apply(params, z[:, :1], t, prompt, context)
+  np.testing.assert_array_equal(one, NETWORK.apply({"params": image}, z[:, :1], t, prompt, context))
+  # Several frames need those layers, and are mixed by them.
+  moved = z.at[:, 2].add(1.0)
+  both = [NETWORK.apply(params, x, t, prompt)[:, 0] for x in (z, moved)]
+  assert np.abs(both[0] - both[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize(("frames", "tokens"), [(1, 1), (1, 3), (3, 2)])
+def test_what_is_put_in_starts_as_nothing(frames, tokens):
+  z, t, prompt, context = inputs(frames, tokens)
+  params = NETWORK.init(KEY, z, t, prompt, context)
+  # All but the layers that start at zero, so that something comes out at all.
+  rng = np.random.default_rng(0)
+
+  def trained(path, x):
+    name = path[1].key
+    inserted = name.startswith(("cross", "shift", "frames"))
+    return x if inserted else 0.3 * rng.normal(size=x.shape).astype(np.float32)
+
+  params = jax.tree_util.tree_map_with_path(trained, params)
+  without = {n: p for n, p in params["params"].items() if not n.startswith("cross")}
+  plain = NETWORK.apply({"params": without}, z, t, prompt)
+  np.testing.assert_array_equal(NETWORK.apply(params, z, t, prompt, context), plain)
+  assert np.abs(plain).max() > 0.1
+  if frames > 1:
+    # Without its layers a frame is as it is alone.
+    alone = NETWORK.apply(params, z[:, 1:2], t, prompt)
+    np.testing.assert_allclose(plain[:, 1:2], alone, atol=1e-5)
+
+
+def test_everything_is_read():
+  z, t, prompt, context = inputs()
+  params = drawn(NETWORK, z, t, prompt, context)
+  apply = jax.jit(partial(NETWORK.apply, params))
+  plain = apply(z, t, prompt, context)
+  row = np.arange(4) == 1
+  for changed in (
+    (z.at[1].add(1.0), t, prompt, context),
+    (z, t.at[1].add(0.1), prompt, context),
+    (z, t, prompt.at[1].add(1.0), context),
+    (z, t, prompt, context.at[1].add(1.0)),
+  ):
+    found = apply(*changed)
+    assert np.abs(found - plain)[row].max() > 1e-3
+    np.testing.assert_allclose(found[~row], plain[~row], atol=1e-5)
+  # A scalar time serves all rows.
+  np.testing.assert_allclose(
+    apply(z, jnp.float32(0.3), prompt, context), apply(z, jnp.full(4, 0.3), prompt, context),
+    atol=1e-5,
+  )  # fmt: skip
+
+
+def test_tokens_know_their_places_and_frames_their_order():
+  z, t, prompt, _ = inputs()
+  params = drawn(NETWORK, z, t, prompt)
+  plain = NETWORK.apply(params, z, t, prompt)
+  for axis in (1, 2):
+    turned = NETWORK.apply(params, jnp.flip(z, axis), t, prompt)
+    assert np.abs(jnp.flip(turned, axis) - plain).max() > 1e-3
+
+
+def test_a_single_token_of_context_is_added_to_all_alike():
+  z, t, prompt, context = inputs(frames=1, tokens=3)
+  attention = transformer.Attention(2)
+  h = jax.random.normal(KEY, (4, 3, 8))
+  for keys, alike in ((1, True), (7, False)):
+    params = drawn(attention, h, context[:, :keys])
+    added = attention.apply(params, h, context[:, :keys])
+    assert (np.abs(added - added[:, :1]).max() < 1e-5) == alike
+
+
+def test_environment_gives_tokens_of_one_scale():
+  z, t, _, _ = inputs()
+  network = Environment(tokens=3, size=6, width=8, features=8)
+  params = network.init(KEY, z, t)
+  found = network.apply(params, z, t)
+  assert found.shape == (4, 3, 6)
+  np.testing.assert_allclose(found.std(axis=-1), 1, atol=1e-2)
+  assert np.abs(network.apply(params, z, t + 0.1) - found).max() > 1e-3
+  moved = network.apply(params, z.at[1].add(1.0), t)
+  np.testing.assert_array_equal(moved[0], found[0])
+  assert np.abs(moved[1] - found[1]).max() > 1e-3
