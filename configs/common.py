@@ -36,6 +36,36 @@ def defaults(framework: str) -> ConfigDict:
   return config
 
 
+def autoencoder(
+  likelihood: str,
+  *,
+  latent: int,
+  penalty: float,
+  noise: float = 0.3,
+  width: int = 256,
+  steps: int = 2000,
+) -> ConfigDict:
+  """Sizes and training of one autoencoder."""
+  return ConfigDict(
+    {
+      "likelihood": likelihood,
+      "latent": latent,
+      "width": width,
+      "depth": 1,
+      # Deviation of the noise put on the latent in training, and the pull of the latent to 0.
+      "noise": noise,
+      "penalty": penalty,
+      "training": {
+        "steps": steps,
+        "batch_size": 256,
+        "learning_rate": 2e-3,
+        "warmup": 50,
+        "steps_per_dispatch": 10,
+      },
+    }
+  )
+
+
 def folder(config: ConfigDict, columns: Mapping[str, Any]) -> None:
   """Data in a user's folder, `--config.data.manual_dir=FOLDER`; see `mmdiff_jax/data/folder.py`."""
   config.data.name = "folder"

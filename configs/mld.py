@@ -27,10 +27,10 @@ def _digits(config):
   config.data.name = "digits"
   config.modalities = ("digit", "scene", "tone", "caption")
   config.autoencoder = {
-    "digit": _autoencoder("bernoulli", latent=16, penalty=0.1, steps=1500),
+    "digit": common.autoencoder("bernoulli", latent=16, penalty=0.1, steps=1500),
     "scene": _layered(latent=32, shape_latent=24, grid=2, steps=2000),
-    "tone": _autoencoder("gaussian", latent=12, penalty=0.02, steps=800),
-    "caption": _autoencoder("categorical", latent=12, noise=1.0, penalty=0.05, steps=1200),
+    "tone": common.autoencoder("gaussian", latent=12, penalty=0.02, steps=800),
+    "caption": common.autoencoder("categorical", latent=12, noise=1.0, penalty=0.05, steps=1200),
   }
   config.sampling.order = (("tone",),)
   config.evaluation.subsets = (("digit", "scene", "tone"), ("digit", "tone", "caption"))
@@ -48,9 +48,9 @@ def _spoken_mnist(config):
   config.data.name = "spoken_mnist"
   config.modalities = ("digit", "speech", "pen")
   config.autoencoder = {
-    "digit": _autoencoder("bernoulli", latent=32, width=512, penalty=0.1, steps=6000),
-    "speech": _autoencoder("gaussian", latent=32, width=512, penalty=0.02, steps=6000),
-    "pen": _autoencoder("gaussian", latent=16, penalty=0.01, steps=3000),
+    "digit": common.autoencoder("bernoulli", latent=32, width=512, penalty=0.1, steps=6000),
+    "speech": common.autoencoder("gaussian", latent=32, width=512, penalty=0.02, steps=6000),
+    "pen": common.autoencoder("gaussian", latent=16, penalty=0.01, steps=3000),
   }
   config.score.training.steps = 12000
   config.sampling.order = (("pen",), ("speech",))
@@ -75,8 +75,8 @@ def _captioned_digits(config):
   config.data.name = "captioned_digits"
   config.modalities = ("digit", "caption")
   config.autoencoder = {
-    "digit": _autoencoder("gaussian", latent=48, width=512, penalty=0.01, steps=8000),
-    "caption": _autoencoder("categorical", latent=32, width=512, noise=1.0, penalty=0.05),
+    "digit": common.autoencoder("gaussian", latent=48, width=512, penalty=0.01, steps=8000),
+    "caption": common.autoencoder("categorical", latent=32, width=512, noise=1.0, penalty=0.05),
   }
   config.score.training.steps = 10000
   config.sampling.order = (("caption",),)
@@ -87,9 +87,9 @@ def _moving_digits(config):
   config.data.name = "moving_digits"
   config.modalities = ("digit", "video", "caption")
   config.autoencoder = {
-    "digit": _autoencoder("bernoulli", latent=32, width=512, penalty=0.1, steps=6000),
-    "video": _autoencoder("bernoulli", latent=48, width=512, penalty=0.1, steps=8000),
-    "caption": _autoencoder("categorical", latent=32, width=512, noise=1.0, penalty=0.05),
+    "digit": common.autoencoder("bernoulli", latent=32, width=512, penalty=0.1, steps=6000),
+    "video": common.autoencoder("bernoulli", latent=48, width=512, penalty=0.1, steps=8000),
+    "caption": common.autoencoder("categorical", latent=32, width=512, noise=1.0, penalty=0.05),
   }
   config.score.training.steps = 15000
 
@@ -103,8 +103,12 @@ def _mnist_svhn(config):
   config.data.name = "mnist_svhn"
   config.modalities = ("mnist", "svhn")
   config.autoencoder = {
-    "mnist": _autoencoder("laplace", latent=16, width=400, noise=0.0, penalty=0.0, steps=87600),
-    "svhn": _autoencoder("laplace", latent=64, width=512, noise=0.0, penalty=0.0, steps=87600),
+    "mnist": common.autoencoder(
+      "laplace", latent=16, width=400, noise=0.0, penalty=0.0, steps=87600
+    ),
+    "svhn": common.autoencoder(
+      "laplace", latent=64, width=512, noise=0.0, penalty=0.0, steps=87600
+    ),
   }
   published = {"batch_size": 128, "warmup": 0, "final": 1.0, "b2": 0.999}
   for codec in config.autoencoder.values():
@@ -184,7 +188,7 @@ def _files(config, columns):
   common.folder(config, columns)
   config.modalities = tuple(name for name in columns if columns[name]["read"] != "label")
   config.autoencoder = {
-    name: _autoencoder(**_SIZES[columns[name]["read"]], width=512, steps=8000)
+    name: common.autoencoder(**_SIZES[columns[name]["read"]], width=512, steps=8000)
     for name in config.modalities
   }
   config.score.training.steps = 15000
@@ -252,31 +256,9 @@ def _defaults() -> ConfigDict:
   return config
 
 
-def _autoencoder(likelihood, *, latent, penalty, noise=0.3, width=256, steps=2000) -> ConfigDict:
-  """Sizes and training of one autoencoder."""
-  return ConfigDict(
-    {
-      "likelihood": likelihood,
-      "latent": latent,
-      "width": width,
-      "depth": 1,
-      # Deviation of the noise put on the latent in training, and the pull of the latent to 0.
-      "noise": noise,
-      "penalty": penalty,
-      "training": {
-        "steps": steps,
-        "batch_size": 256,
-        "learning_rate": 2e-3,
-        "warmup": 50,
-        "steps_per_dispatch": 10,
-      },
-    }
-  )
-
-
 def _layered(*, latent, shape_latent, grid, steps, negative=False) -> ConfigDict:
   """A figure on a ground: the first components of the latent carry its shape and nothing else."""
-  config = _autoencoder("gaussian", latent=latent, width=512, penalty=0.004, steps=steps)
+  config = common.autoencoder("gaussian", latent=latent, width=512, penalty=0.004, steps=steps)
   config.layers = ConfigDict(
     {"shape_latent": shape_latent, "grid": grid, "negative": negative, "robust": 2.0}
   )

@@ -48,7 +48,7 @@ def build(config: ml_collections.ConfigDict) -> Framework:
   Raises:
     UserError: an unknown framework, data set or modality.
   """
-  frameworks = ("mld", "mt_diffusion", "mcdm")
+  frameworks = ("mld", "mt_diffusion", "mcdm", "codi")
   if config.framework not in frameworks:
     raise UserError(
       f"There is no framework named {config.framework!r} (config.framework). The known ones are: "

@@ -1,16 +1,19 @@
 """Trains a framework, or goes on with a training that was stopped.
 
-python -m experiments.train --config=configs/mld.py:digits --workdir=DIR [--config.KEY=VALUE ...]
+python -m experiments.train --config=configs/mld.py:digits --workdir=DIR [--config.KEY=VALUE ...
+  --stages=NAME,NAME]
 """
 
 from collections.abc import Sequence
 
+from absl import flags
 from ml_collections.config_flags import config_flags
 
 from experiments import setup
 from mmdiff_jax.data import datasets, missing
 from mmdiff_jax.training import trainer
 
+_STAGES = flags.DEFINE_list("stages", [], "Stages to train, all if none; see the lines they print.")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "What to train: FILE or FILE:DATASET.")
 
 
@@ -23,8 +26,9 @@ def main(argv: Sequence[str]) -> None:
   data["train"] = missing.drop(
     data["train"], config.modalities, config.get("drop_prob", 0.0), config.seed
   )
-  trainer.train(framework, config, setup.WORKDIR.value, data["train"], data["test"])
-  print(f"Trained: {setup.WORKDIR.value}")
+  workdir = setup.WORKDIR.value
+  trainer.train(framework, config, workdir, data["train"], data["test"], _STAGES.value)
+  print(f"Trained: {workdir}")
 
 
 if __name__ == "__main__":

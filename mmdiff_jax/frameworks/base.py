@@ -68,6 +68,7 @@ class Stage:
       scalars, one a modality named `loss_<modality>` where the loss has such parts.
     report: `(params, key, data) -> {tag: {modality: array}}`, what to show a person of the current
       parameters: arrays in the model's view, of some rows of the test split `data`.
+    needs: the stages without which this one cannot begin.
   """
 
   name: str
@@ -77,6 +78,7 @@ class Stage:
   init: Callable[..., Params]
   loss: Callable[..., tuple[Any, dict[str, Any]]]
   report: Callable[..., dict[str, dict[str, Any]]]
+  needs: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,11 +9,13 @@ from collections.abc import Mapping
 import functools
 from typing import Any
 
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mmdiff_jax.autoencoders.categorical import CategoricalAutoencoder
+from mmdiff_jax.autoencoders.frames import FramesAutoencoder
 from mmdiff_jax.autoencoders.layered import LayeredAutoencoder
 from mmdiff_jax.autoencoders.signal import SignalAutoencoder
 from mmdiff_jax.data import missing
@@ -24,7 +26,7 @@ from mmdiff_jax.modalities import Modality
 _CHUNK = 4096  # examples encoded at once
 
 
-Autoencoder = CategoricalAutoencoder | LayeredAutoencoder | SignalAutoencoder
+Autoencoder = CategoricalAutoencoder | FramesAutoencoder | LayeredAutoencoder | SignalAutoencoder
 
 
 def autoencoder(modality: Modality, config: Any) -> Autoencoder:
@@ -52,6 +54,10 @@ def autoencoder(modality: Modality, config: Any) -> Autoencoder:
     return CategoricalAutoencoder(
       modality.shape, modality.num_classes, size.latent, size.width, size.depth
     )
+  if size.get("frames"):
+    frames, *frame = modality.shape
+    codec = SignalAutoencoder(tuple(frame), size.latent, size.width, size.depth, size.likelihood)
+    return FramesAutoencoder(codec, frames)
   if "layers" in size:
     return LayeredAutoencoder(
       modality.shape, size.latent, width=size.width, depth=size.depth, **size.layers
@@ -115,11 +121,11 @@ def own(data, name):
 def _init_both(codec, key, x):
   """Parameters of both halves: a Flax module makes only those that the called method meets."""
   encoder, decoder = jax.random.split(key)
-  z = jnp.zeros((x.shape[0], codec.latent))
-  return {
-    **codec.init(encoder, x, method="encode")["params"],
-    **codec.init(decoder, z, method="decode")["params"],
-  }
+  z, params = codec.init_with_output(encoder, x, method="encode")
+  other = codec.init(decoder, jnp.zeros_like(z), method="decode")
+  merged = traverse_util.flatten_dict(params["params"])
+  merged |= traverse_util.flatten_dict(other["params"])
+  return traverse_util.unflatten_dict(merged)
 
 
 def encode(codecs: Mapping[str, Any], params: Params, data: Batch) -> dict[str, np.ndarray]:

@@ -254,7 +254,8 @@ def _score_stage(config, modalities, codecs, generate) -> Stage:
     return shown
 
   stage_settings = Settings(**config.score.training)
-  return Stage("score", ("score",), stage_settings, prepare, init, loss, report)
+  needs = tuple(f"autoencoder_{name}" for name in names)
+  return Stage("score", ("score",), stage_settings, prepare, init, loss, report, needs)
 
 
 # ---------------------------------------------------------------------------- generation

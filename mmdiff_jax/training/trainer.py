@@ -1,6 +1,6 @@
 """Trains the stages of a framework, one after the other, and goes on where it was stopped."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import os
 from typing import NamedTuple
 import zlib
@@ -15,6 +15,7 @@ import optax
 
 from mmdiff_jax.data import pipeline
 from mmdiff_jax.data.pairing import Column
+from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks.base import Batch, Framework, Params, Stage
 from mmdiff_jax.training import checkpoints, monitoring, parallel, state as state_lib
 from mmdiff_jax.training.state import TrainState
@@ -46,8 +47,9 @@ def train(
   workdir: str | os.PathLike[str],
   train_data: Mapping[str, np.ndarray | Column],
   test_data: Mapping[str, np.ndarray | Column],
+  stages: Sequence[str] = (),
 ) -> Params:
-  """Trains all stages that `workdir` does not hold already.
+  """Trains all stages that `workdir` does not hold already, or those of them that are named.
 
   A run that was stopped and started again is the same run, bit for bit: the key of step n is folded
   from the seed, the stage's name and n, and the input pipeline's position is in the checkpoint.
@@ -60,14 +62,17 @@ def train(
       files.
     train_data: the training split, arrays or columns whose first axis is the example.
     test_data: the test split; some of its rows are shown in reports.
+    stages: names of those to train; all if empty.
 
   Returns:
-    All parameters: the running means of the trained entries, and the measured ones.
+    All parameters that there are: the running means of the trained entries, and the measured ones.
 
   Raises:
-    UserError: the workdir belongs to another config or other data, or a checkpoint is damaged.
+    UserError: the workdir belongs to another config or other data, a checkpoint is damaged, there
+      is no such stage, or one that it needs is not trained.
     DivergedError: a loss or a gradient is not finite.
   """
+  _check_stages(framework, stages)
   names = [name for m in framework.modalities for name in (m.name, f"{m.name}_present")]
   trained_on = {name: train_data[name] for name in names if name in train_data}
   checkpoints.claim_workdir(workdir, config, trained_on)
@@ -75,14 +80,36 @@ def train(
   rows = monitoring.report_rows(test_data)
   params: Params = {}
   with monitoring.Monitor(workdir, framework.modalities, config) as monitor:
+    done = []
     for stage in framework.stages:
-      if (checkpoints.latest_step(workdir, stage.name) or 0) < stage.settings.steps:
-        _train_stage(stage, params, config, workdir, mesh, monitor, train_data, rows)
-      else:
+      if (checkpoints.latest_step(workdir, stage.name) or 0) >= stage.settings.steps:
         monitor.say(f"{stage.name}: trained already")
+      elif stages and stage.name not in stages:
+        continue
+      else:
+        _check_needs(stage, done, workdir)
+        _train_stage(stage, params, config, workdir, mesh, monitor, train_data, rows)
+      done.append(stage.name)
       sharding = parallel.replicated(mesh)
       params |= checkpoints.load_stage(workdir, stage.name, sharding=sharding)
   return params
+
+
+def _check_stages(framework: Framework, stages: Sequence[str]) -> None:
+  known = [stage.name for stage in framework.stages]
+  for name in stages:
+    if name not in known:
+      raise UserError(f"There is no stage {name!r}. There are: {', '.join(known)}.")
+
+
+def _check_needs(stage: Stage, done: Sequence[str], workdir: str | os.PathLike[str]) -> None:
+  missing = [name for name in stage.needs if name not in done]
+  if missing:
+    raise UserError(
+      f"The stage {stage.name!r} needs {', '.join(missing)}, which {workdir} does not hold to the"
+      f" end. Train that first: --stages={','.join([*missing, stage.name])}, or all stages without"
+      " --stages."
+    )
 
 
 def _train_stage(

@@ -1,0 +1,89 @@
+"""CoDi's configs: `--config=configs/codi.py:NAME`, where NAME is a data set."""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(name: str = "digits") -> ConfigDict:
+  """The config of that name.
+
+  Raises:
+    ValueError: no such config.
+  """
+  if name not in _PRESETS:
+    raise ValueError(f"configs/codi.py has no {name!r}; it has {', '.join(_PRESETS)}")
+  config = _defaults()
+  _PRESETS[name](config)
+  return config
+
+
+def _digits(config):
+  """A caption, a handwriting, its sound and a film of it, of which no example has more than two."""
+  # of: mnist (with spoken digits), or digits, which come with the project (with dial tones).
+  config.data.update({"name": "pairs_of_digits", "of": "mnist"})
+  config.modalities = ("caption", "digit", "speech", "video")
+  config.autoencoder = {
+    "caption": common.autoencoder("categorical", latent=32, width=512, noise=1.0, penalty=0.05),
+    "digit": common.autoencoder("bernoulli", latent=32, width=512, penalty=0.1, steps=4000),
+    "speech": common.autoencoder("gaussian", latent=32, width=512, penalty=0.01, steps=4000),
+    "video": common.autoencoder("bernoulli", latent=16, width=256, penalty=0.1),
+  }
+  # A latent is split into tokens; that of a video has so many for each frame.
+  for name, size in config.autoencoder.items():
+    size.tokens, size.frames = 4, name == "video"
+  config.autoencoder.video.training.batch_size = 64
+  config.bridging.bridge = "caption"
+  config.alignment.links = (("caption", "digit"), ("caption", "speech"), ("speech", "video"))
+
+
+_PRESETS = {"digits": _digits}
+
+
+def _training(*, steps, learning_rate=1e-3, steps_per_dispatch=10) -> ConfigDict:
+  return ConfigDict(
+    {
+      "steps": steps,
+      "batch_size": 256,
+      "learning_rate": learning_rate,
+      "warmup": 200,
+      "ema": 0.999,
+      "b2": 0.99,
+      "steps_per_dispatch": steps_per_dispatch,
+    }
+  )
+
+
+def _defaults() -> ConfigDict:
+  config = common.defaults("codi")
+
+  bridging = config.bridging = ConfigDict()
+  bridging.network = ConfigDict({"size": 64, "width": 64})
+  bridging.training = _training(steps=1500, steps_per_dispatch=1)
+
+  diffusion = config.diffusion = ConfigDict()
+  diffusion.network = ConfigDict({"width": 256, "depth": 4, "heads": 4, "hidden": 512})
+  # In which share of the examples the prompt is absent, and the length of the noise on it (its own
+  # is 1), so that a prompt of another modality than those of training will do.
+  diffusion.absent_prob = 0.15
+  diffusion.prompt_noise = 0.5
+  diffusion.training = _training(steps=6000)
+
+  alignment = config.alignment = ConfigDict()
+  # V: how many tokens of what size, from a network of that width.
+  alignment.environment = ConfigDict({"tokens": 4, "size": 64, "width": 256})
+  alignment.absent_prob = 0.5
+  alignment.prompt_noise = 0.5
+  # What the contrast of V counts beside the losses of the latents.
+  alignment.contrast = 0.05
+  alignment.training = _training(steps=2500)
+
+  config.sampling = ConfigDict()
+  config.sampling.solver = "dpmpp_2m"
+  config.sampling.steps = 32
+  config.sampling.grid_power = 1.0
+  config.sampling.guidance = 2.0
+  config.sampling.order = ()
+  # Shares of the prompts of what is given, by modality; 1 each where none is named.
+  config.sampling.weights = ConfigDict()
+  return config

@@ -1,0 +1,47 @@
+"""Prompt encoders: C(x) of a modality, as directions in a space that all modalities share."""
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
+
+from mmdiff_jax.networks.conditional import TextEncoder
+
+
+class PromptEncoder(nn.Module):
+  """Maps a view to a unit vector.
+
+  Attributes:
+    kind: of the modality, as `Modality.kind`; a text is read by its characters, a video frame by
+      frame, what has a height and a width by convolutions, all else whole.
+    num_classes: of the view, 0 if it has none.
+    size: of the vector.
+    width: of the hidden layers.
+  """
+
+  kind: str
+  num_classes: int
+  size: int
+  width: int
+
+  @nn.compact
+  def __call__(self, x: Shaped[Array, "batch ..."]) -> Float[Array, "batch {self.size}"]:
+    """Encodes each view."""
+    x = jax.nn.one_hot(x, self.num_classes) if self.num_classes else 2.0 * x - 1.0
+    if self.kind == "text":
+      h = TextEncoder(self.width, name="text")(x)
+    elif self.kind == "video":
+      rows, frames = x.shape[:2]
+      h = self._images(x.reshape(rows * frames, *x.shape[2:])).reshape(rows, -1)
+    elif self.kind in ("image", "audio", "mask"):
+      h = self._images(x if x.ndim == 4 else x[..., None])
+    else:
+      h = x.reshape(len(x), -1)
+    h = nn.relu(nn.Dense(2 * self.width, name="hidden")(h))
+    h = nn.Dense(self.size, name="out")(h)
+    return h / jnp.maximum(jnp.linalg.norm(h, axis=-1, keepdims=True), 1e-6)
+
+  def _images(self, x):
+    h = nn.relu(nn.Conv(self.width // 2, (4, 4), strides=2, name="conv_0")(x))
+    h = nn.relu(nn.Conv(self.width, (3, 3), strides=2, name="conv_1")(h))
+    return h.reshape(len(h), -1)

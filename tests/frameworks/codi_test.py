@@ -1,0 +1,415 @@
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import codi as config_lib
+from mmdiff_jax import modalities as modalities_lib, solvers
+from mmdiff_jax.errors import UserError
+from mmdiff_jax.frameworks import base, codi, codi_model
+
+KEY = jax.random.key(0)
+ROWS = 24
+
+
+def show(x):
+  return np.zeros((2, 2, 3), np.uint8)
+
+
+CAPTION = modalities_lib.Modality("caption", "text", (6,), str, num_classes=5)
+DIGIT = modalities_lib.Modality("digit", "image", (4, 4, 1), show)
+SPEECH = modalities_lib.Modality("speech", "audio", (4, 4), show, sample_rate=8000)
+VIDEO = modalities_lib.Modality("video", "video", (3, 4, 4, 1), show)
+MODALITIES = (CAPTION, DIGIT, SPEECH, VIDEO)
+NAMES = tuple(m.name for m in MODALITIES)
+# Of each row two modalities are there.
+PAIRS = (("caption", "digit"), ("caption", "speech"), ("speech", "video"), ("caption", "video"))
+
+
+def tiny(**changes):
+  config = config_lib.get_config("digits")
+  training = {"steps": 2, "batch_size": 4, "steps_per_dispatch": 1}
+  for size in config.autoencoder.values():
+    size.update({"latent": 4, "width": 8, "tokens": 2})
+    size.training.update(training)
+  config.bridging.network.update({"size": 6, "width": 4})
+  config.diffusion.network.update({"width": 8, "depth": 1, "heads": 2, "hidden": 8})
+  config.alignment.environment.update({"tokens": 3, "size": 4, "width": 8})
+  for part in (config.bridging, config.diffusion, config.alignment):
+    part.training.update(training)
+  config.sampling.steps = 2
+  config.unlock()
+  for name, value in changes.items():
+    *parents, leaf = name.split("__")
+    functools.reduce(getattr, parents, config)[leaf] = value
+  return config
+
+
+def data(pairs=PAIRS):
+  rng = np.random.default_rng(0)
+  found = {
+    m.name: rng.integers(0, m.num_classes, (ROWS, *m.shape)).astype(np.int32)
+    if m.num_classes
+    else rng.uniform(size=(ROWS, *m.shape)).astype(np.float32)
+    for m in MODALITIES
+  }
+  which = np.arange(ROWS) % len(pairs)
+  return found | {f"{name}_present": np.array([name in pairs[i] for i in which]) for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def ran():
+  """All stages in order, one step each: the entries before and after every stage."""
+  config = tiny()
+  framework = codi.build(config, MODALITIES)
+  params, history = {}, []
+  for stage in framework.stages:
+    constants, examples = stage.prepare(params, data())
+    frozen = params | constants
+    batch = {name: jnp.asarray(x[:4]) for name, x in examples.items()}
+    trained = stage.init(KEY, frozen, batch)
+    grads = jax.jit(jax.grad(lambda p, s=stage, f=frozen, b=batch: s.loss(p, f, KEY, b)[0]))(
+      trained
+    )
+    moved = jax.tree.map(lambda p, g: p - 0.1 * jnp.sign(g), trained, grads)
+    history.append((stage, set(params), examples, trained, grads))
+    params = frozen | moved
+  return codi_model.model_of(config, MODALITIES), framework, params, history
+
+
+def sampling(**changes):
+  return base.Sampling(**{"solver": solvers.ddim(0.0), "steps": 2, **changes})
+
+
+def rows(*names, num=4):
+  return {name: jnp.asarray(data()[name][:num]) for name in names}
+
+
+def run(framework, params, given, targets, how=None):
+  num = len(next(iter(given.values()))) if given else 4
+  jitted = jax.jit(framework.sample, static_argnums=(3, 4, 5))
+  return jitted(params, KEY, given, tuple(targets), num, how or sampling())
+
+
+# --- stages
+
+
+def test_stages_are_in_order_and_train_what_is_theirs(ran):
+  _, framework, _, history = ran
+  assert [stage.name for stage in framework.stages] == [
+    *(f"autoencoder_{name}" for name in NAMES),
+    *(f"bridging_{name}" for name in NAMES[1:]),
+    *(f"diffusion_{name}" for name in NAMES),
+    *(f"alignment_{name}" for name in NAMES[1:]),
+  ]
+  done = []
+  for stage, before, _, trained, grads in history:
+    assert set(stage.trainable) == set(trained)
+    assert not set(trained) & before
+    assert set(stage.needs) <= set(done)
+    done.append(stage.name)
+    norms = {
+      name: sum(float(jnp.abs(x).sum()) for x in jax.tree.leaves(g)) for name, g in grads.items()
+    }
+    assert all(norm > 0 for norm in norms.values()), (stage.name, norms)
+  assert [set(h[3]) for h in history[-3:]] == [
+    {"alignment_caption", "alignment_digit", "contrast_caption_digit"},
+    {"alignment_speech", "contrast_caption_speech"},
+    {"alignment_video", "contrast_speech_video"},
+  ]
+
+
+def test_no_stage_sees_more_than_two_modalities_of_an_example(ran):
+  _, _, _, history = ran
+  shares = {stage.name: len(next(iter(x.values()))) for stage, _, x, _, _ in history}
+  # Six rows of each of the four pairs.
+  assert shares["autoencoder_caption"] == 18
+  assert shares["bridging_digit"] == shares["bridging_video"] == 6
+  assert shares["diffusion_digit"] == 6
+  assert shares["diffusion_caption"] == 18
+  assert shares["diffusion_video"] == 12
+  assert shares["alignment_video"] == 6
+
+
+def test_examples_are_paired_by_row(ran):
+  model, _, params, history = ran
+  (examples,) = (x for stage, _, x, _, _ in history if stage.name == "alignment_speech")
+  both = np.flatnonzero(data()["caption_present"] & data()["speech_present"])
+  for name in ("caption", "speech"):
+    z = codi_model.latent_of(model, params, name, data()[name][both])
+    np.testing.assert_allclose(examples[name], z, atol=1e-4)
+    prompt = codi_model.prompt_of(model, params, name, data()[name][both])
+    np.testing.assert_allclose(examples[f"prompt_{name}"], prompt, atol=1e-5)
+
+
+def test_latents_come_back(ran):
+  model, _, params, _ = ran
+  for name in NAMES:
+    x = rows(name)[name]
+    z = codi_model.latent_of(model, params, name, x)
+    assert z.shape == (4, *codi_model.shape_of(model, name))
+    codec = model.codecs[name]
+    entry = params[f"autoencoder_{name}"]
+    through = codec.apply(entry, codec.apply(entry, x, method="encode"), method="decode")
+    np.testing.assert_allclose(codi_model.view_of(model, params, name, z), through, atol=1e-4)
+
+
+def test_alignment_starts_as_diffusion_ended(ran):
+  model, _, params, history = ran
+  fresh = dict(params)
+  for _, _, _, trained, _ in history[-3:]:
+    fresh |= trained
+  z = {n: jax.random.normal(KEY, (4, *codi_model.shape_of(model, n))) for n in NAMES}
+  prompt = jnp.ones((4, 6))
+  both = [
+    codi_model.predict(model, fresh, NAMES, z, jnp.float32(0.4), prompt, aligned=aligned)
+    for aligned in (True, False)
+  ]
+  jax.tree.map(np.testing.assert_array_equal, *both)
+
+
+def test_other_modalities_are_read_after_alignment_and_not_before(ran):
+  model, _, params, history = ran
+  fresh = dict(params)
+  for _, _, _, trained, _ in history[-3:]:
+    fresh |= trained
+  z = {n: jax.random.normal(KEY, (1, *codi_model.shape_of(model, n))) for n in NAMES}
+  t, prompt = jnp.float32(0.4), jnp.zeros((1, 6))
+
+  @jax.jit
+  def slopes(params):
+    return jax.jacobian(
+      lambda z: codi_model.predict(model, params, NAMES, z, t, prompt, aligned=True)
+    )(z)
+
+  before, after = slopes(fresh), slopes(params)
+  for a, b in itertools.permutations(NAMES, 2):
+    assert np.abs(before[a][b]).max() == 0
+    assert np.abs(after[a][b]).max() > 0, (a, b)
+
+
+# --- laws
+
+
+def test_info_nce_of_captions_that_say_the_class_alone_is_at_its_floor():
+  """E log(1 + Bin(B - 1, 1 / K)): one-hot codes of the class, at a large scale."""
+  batch, classes = 32, 10
+  draws = np.random.default_rng(0).integers(0, classes, (400, batch))
+
+  @jax.jit
+  def value(labels):
+    codes = jax.nn.one_hot(labels, classes)
+    return codi_model.info_nce(codes, codes, jnp.float32(np.log(100.0)))
+
+  found = np.mean([value(labels) for labels in draws])
+  numbers = np.random.default_rng(1).binomial(batch - 1, 1 / classes, 200_000)
+  floor = np.mean(np.log1p(numbers))
+  assert found == pytest.approx(floor, abs=0.02)
+  # Codes that lie to each other by accident do no better; and what tells rows apart does.
+  worse = np.mean(
+    [
+      codi_model.info_nce(
+        jax.nn.one_hot(x, classes), jax.nn.one_hot((x + (x == 3)) % 10, classes), jnp.float32(4.6)
+      )
+      for x in draws[:50]
+    ]
+  )
+  assert worse > floor
+  eye = jnp.eye(batch)
+  assert float(codi_model.info_nce(eye, eye, jnp.float32(np.log(100.0)))) < 1e-3
+  # It is symmetric, and matches the definition.
+  a, b = jax.random.normal(KEY, (2, 5, 3))
+  one, other = (float(codi_model.info_nce(x, y, jnp.float32(0.3))) for x, y in ((a, b), (b, a)))
+  assert one == pytest.approx(other, rel=1e-6)
+  p = np.exp(np.exp(0.3) * np.asarray(a) @ np.asarray(b).T)
+  expected = -0.5 * np.mean(np.log(np.diag(p) ** 2 / p.sum(0) / p.sum(1)))
+  assert one == pytest.approx(expected, rel=1e-5)
+
+
+class Pair:
+  """In place of a denoiser: the exact v of x_A of a Gaussian pair of variance 1, correlation r."""
+
+  def __init__(self, r):
+    self.r = r
+
+  def apply(self, params, z, t, prompt, context=None):
+    alpha, sigma = codi_model.SCHEDULE.alpha(t), codi_model.SCHEDULE.sigma(t)
+    k = alpha**2 * self.r
+    if context is None:
+      eps = sigma * z
+    else:
+      eps = sigma * (z - k * context.reshape(z.shape)) / (1 - k**2)
+    # v = alpha eps - sigma x0, x0 = (z - sigma eps) / alpha; alpha is 0 at t = 1.
+    x0 = jnp.where(alpha > 1e-4, (z - sigma * eps) / jnp.maximum(alpha, 1e-4), 0.0)
+    return alpha * eps - sigma * x0
+
+
+class Identity:
+  def apply(self, params, z, t):
+    return z.reshape(len(z), 1, -1)
+
+
+@pytest.mark.parametrize(("aligned", "r"), [(True, 0.8), (True, -0.5), (False, 0.8)])
+def test_correlated_pair(aligned, r, monkeypatch):
+  """With environments the correlation of the samples is r, without them 0."""
+  names, num = ("digit", "speech"), 20_000
+  model = codi_model.Model(
+    tiny(), {}, {}, {}, dict.fromkeys(names, Pair(r)), dict.fromkeys(names, Identity())
+  )
+  params = {f"diffusion_{n}": {"params": {}} for n in names}
+  params |= {f"alignment_{n}": {"environment": {}, "cross": {}} for n in names}
+  monkeypatch.setattr(codi_model, "shape_of", lambda model, name: (1, 1, 1))
+  monkeypatch.setattr(codi_model, "view_of", lambda model, params, name, z: z.reshape(-1))
+  if not aligned:
+    predict = codi_model.predict
+    monkeypatch.setattr(
+      codi_model, "predict", lambda *args, **kwargs: predict(*args, aligned=False)
+    )
+  how = sampling(solver=solvers.heun, steps=100)
+  found = jax.jit(lambda key: codi_model.sample(model, params, key, {}, names, num, how))(KEY)
+  a, b = (np.asarray(found[n]) for n in names)
+  assert np.corrcoef(a, b)[0, 1] == pytest.approx(r if aligned else 0.0, abs=0.02)
+  assert np.var(a) == pytest.approx(1, abs=0.04)
+
+
+def test_losses_of_exact_networks_are_the_variance_that_is_left():
+  """Var(v | z_A, z_B) = (1 - sigma^2 / (1 - k^2)) / alpha^2, k = alpha^2 r, a mean over times."""
+  names, num, r = ("digit", "speech"), 200_000, 0.8
+
+  class Each(Pair):
+    def apply(self, params, z, t, prompt, context=None):
+      return super().apply(params, z, t[:, None, None, None], prompt, context)
+
+  model = codi_model.Model(
+    tiny(alignment__contrast=0.0),
+    {}, {}, {}, dict.fromkeys(names, Each(r)), dict.fromkeys(names, Identity()),
+  )  # fmt: skip
+  params = {f"diffusion_{n}": {"params": {}} for n in names}
+  params |= {f"alignment_{n}": {"environment": {}, "cross": {}} for n in names}
+  a, n = jax.random.normal(KEY, (2, num, 1, 1, 1))
+  z = {"digit": a, "speech": r * a + np.sqrt(1 - r**2) * n}
+  t = jnp.linspace(1e-3, 1 - 1e-3, 20_001)
+  alpha, sigma = (
+    np.asarray(f(t), np.float64) for f in (codi_model.SCHEDULE.alpha, codi_model.SCHEDULE.sigma)
+  )
+  expected = np.mean((1 - sigma**2 / (1 - (alpha**2 * r) ** 2)) / alpha**2)
+  prompts = dict.fromkeys(names, jnp.ones((num, 6)))
+  # A batch this large has a matrix of contrast that is larger still.
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(codi_model, "info_nce", lambda *_: jnp.float32(0.0))
+    _, parts = codi_model.alignment_loss(model, params, KEY, names, z, prompts, jnp.float32(0.0))
+  for name in names:
+    assert float(parts[f"loss_{name}"]) == pytest.approx(expected, rel=0.02)
+  # Alone the best v is 0, whose error is Var(v) = 1.
+  alone = codi_model.diffusion_loss(model, params, KEY, "digit", a, prompts["digit"])
+  assert float(alone) == pytest.approx(1.0, abs=0.01)
+  assert expected < 0.95
+
+
+def test_prompts_are_mixed_noised_and_withheld():
+  config = tiny(diffusion__absent_prob=0.25, diffusion__prompt_noise=0.5).diffusion
+  num, size = 20_000, 16
+  a, b = jnp.eye(size)[0], jnp.eye(size)[1]
+  prompts = [jnp.broadcast_to(x, (num, size)) for x in (a, b)]
+  found = np.asarray(codi_model.told(config, KEY, prompts))
+  absent = (found == 0).all(axis=1)
+  assert absent.mean() == pytest.approx(0.25, abs=0.01)
+  rest = found[~absent]
+  assert rest[:, 0].mean() == pytest.approx(0.5, abs=0.02)
+  assert rest[:, 1].mean() == pytest.approx(0.5, abs=0.02)
+  assert np.sqrt((rest[:, 2:] ** 2).sum(1).mean() * size / (size - 2)) == pytest.approx(
+    0.5, abs=0.02
+  )
+
+
+# --- generation
+
+
+@pytest.mark.parametrize(
+  ("given", "targets"),
+  [
+    (("caption",), ("digit",)),
+    (("caption", "digit", "speech"), ("digit",)),
+    (("caption",), ("digit", "caption")),
+    (("caption",), ("video", "speech")),
+    ((), NAMES),
+  ],
+)
+def test_any_subset_from_any_other(ran, given, targets):
+  _, framework, params, _ = ran
+  out = run(framework, params, rows(*given), targets)
+  assert set(out) == set(targets)
+  for m in MODALITIES:
+    if m.name in targets:
+      assert out[m.name].shape == (4, *m.shape)
+      assert out[m.name].dtype == data()[m.name].dtype
+  how = sampling(guidance=2.0)
+  assert framework.evaluations(given, targets, how) == 2 * len(targets) * (2 if given else 1)
+
+
+def test_interpolation_ends_at_single_prompts_and_guidance_at_none(ran):
+  _, _, params, _ = ran
+  given = rows("caption", "digit")
+
+  def out(weights, given, guidance=1.0):
+    framework = codi.build(tiny(sampling__weights=weights), MODALITIES)
+    return np.asarray(
+      run(framework, params, given, ("speech",), sampling(guidance=guidance))["speech"]
+    )
+
+  for name, other in (("caption", "digit"), ("digit", "caption")):
+    end = out({name: 1.0, other: 0.0}, given)
+    np.testing.assert_allclose(end, out({}, {name: given[name]}), atol=1e-5)
+  middle = out({"caption": 2.0, "digit": 2.0}, given)
+  np.testing.assert_allclose(middle, out({}, given), atol=1e-6)
+  assert np.abs(middle - end).max() > 1e-4
+  nothing = out({}, given, guidance=0.0)
+  framework = codi.build(tiny(), MODALITIES)
+  np.testing.assert_allclose(nothing, run(framework, params, {}, ("speech",))["speech"], atol=1e-5)
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"bridging__bridge": "none"}, "bridge is 'none'"),
+    ({"autoencoder__digit__tokens": 3}, "autoencoder.digit.latent is 4.*3 tokens"),
+    ({"alignment__links": (("caption", "none"),)}, "two different ones"),
+    ({"alignment__links": (("caption", "digit"), ("speech", "video"))}, "aligned already"),
+    ({"alignment__links": (("caption", "digit"),)}, "do not reach speech, video"),
+    ({"autoencoder": {}}, "no autoencoder of the modality 'caption'"),
+    ({"sampling__solver": "none"}, "ancestral"),
+  ],
+)
+def test_bad_configs_are_refused(changes, message):
+  with pytest.raises(UserError, match=message):
+    codi.build(tiny(**changes), MODALITIES)
+
+
+@pytest.mark.parametrize(
+  ("weights", "message"),
+  [
+    ({"caption": -1.0}, "'caption' is -1"),
+    ({"caption": 0.0, "digit": 0.0}, "caption, digit are all 0"),
+    ({"video": 1.0}, "'video', which is not given"),
+  ],
+)
+def test_weights_that_cannot_be_are_refused(weights, message):
+  prompts = {"caption": jnp.ones((2, 3)), "digit": jnp.ones((2, 3))}
+  with pytest.raises(UserError, match=message):
+    codi_model.interpolated(prompts, weights)
+
+
+def test_stages_want_pairs(ran):
+  _, framework, params, _ = ran
+  stages = {stage.name: stage for stage in framework.stages}
+  lonely = data(pairs=(("digit", "video"),))
+  with pytest.raises(UserError, match="both 'caption' and 'digit'"):
+    stages["bridging_digit"].prepare({}, lonely)
+  with pytest.raises(UserError, match="'speech' and another modality"):
+    stages["diffusion_speech"].prepare(params, lonely)
