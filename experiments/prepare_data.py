@@ -55,7 +55,8 @@ class Split(NamedTuple):
 
   Attributes:
     number: examples.
-    first: the first of them, {modality: [_SHOWN, ...]}, in the model's view.
+    first: the first of them, {modality: [_SHOWN, ...]}, in the model's view, and what says which
+      of them lack one (`data/missing.py`).
   """
 
   number: int
@@ -146,6 +147,8 @@ def check(
         f"{np.dtype(dtype)} of shape {modality.shape}, finite numbers from {low:g} to {high:g}. "
         "Prepare it again."
       )
+  masks = {f"{name}_present" for name in numbers} & arrays.keys()
+  first |= {name: np.asarray(arrays[name])[:_SHOWN] for name in masks}
   return Split(next(iter(numbers.values())), first)
 
 
@@ -212,10 +215,12 @@ def write(
 ) -> None:
   """Writes a sheet for each modality, all of them or none; example i is at place i in each.
 
+  What an example lacks is black, not heard, and an empty line.
+
   Args:
     out: the folder; the files of an earlier run in it are replaced.
     modalities: what to draw.
-    first: examples in the model's view, {modality: [n, ...]}.
+    first: examples in the model's view, {modality: [n, ...]}, and which of them lack one.
     report: text to be kept with them.
 
   Raises:
@@ -227,7 +232,9 @@ def write(
       sheets = pathlib.Path(folder) / "sheets"
       sheets.mkdir()
       for modality in modalities:
-        _draw(sheets, modality, first[modality.name])
+        rows = first[modality.name]
+        present = first.get(f"{modality.name}_present", np.ones(len(rows), bool))
+        _draw(sheets, modality, rows, present)
       (sheets / REPORT).write_text(report)
       for old in out.iterdir() if out.exists() else ():
         old.unlink()
@@ -245,7 +252,7 @@ def _files(modality: Modality) -> tuple[str, ...]:
   return tuple(f"{modality.name}.{suffix}" for suffix in suffixes.get(modality.kind, ("png",)))
 
 
-def _draw(folder: pathlib.Path, modality: Modality, rows: np.ndarray) -> None:
+def _draw(folder: pathlib.Path, modality: Modality, rows: np.ndarray, present: np.ndarray) -> None:
   """Writes what a person looks at, listens to and reads."""
   # They take their time to import.
   from PIL import Image
@@ -253,16 +260,23 @@ def _draw(folder: pathlib.Path, modality: Modality, rows: np.ndarray) -> None:
 
   path = folder / modality.name
   if modality.kind in ("text", "label"):
-    path.with_suffix(".txt").write_text("".join(f"{modality.show(row)}\n" for row in rows))
+    lines = [modality.show(row) if there else "" for row, there in zip(rows, present, strict=True)]
+    path.with_suffix(".txt").write_text("".join(f"{line}\n" for line in lines))
     return
-  tiles = [picture(modality, row) for row in rows]
+  tiles = [
+    np.where(there, picture(modality, row), np.uint8(0))
+    for row, there in zip(rows, present, strict=True)
+  ]
   height, width, _ = tiles[0].shape
   zoom = -(-_SIDE // height)
   sheet = grid(tiles, max(1, _WIDTH // (zoom * width)), zoom=zoom)
   Image.fromarray(sheet).save(path.with_suffix(".png"))
   if modality.kind == "audio":
     pause = np.zeros(int(_PAUSE * modality.sample_rate))
-    sound = np.concatenate([part for row in rows[:_HEARD] for part in (modality.show(row), pause)])
+    heard = rows[present][:_HEARD]
+    sound = np.concatenate(
+      [part for row in heard for part in (modality.show(row), pause)] or [pause]
+    )
     whole = np.round(np.clip(sound, -1.0, 1.0) * 32767).astype(np.int16)
     wavfile.write(path.with_suffix(".wav"), modality.sample_rate, whole)
 

@@ -3,7 +3,7 @@
 Such a module has `MODALITIES`, the modalities that a model may use, in order, and
 `load(split, data_dir, manual_dir)`, which returns a whole split in the model's view. Where they
 depend on options, which then are further arguments of `load`, it has `modalities(**options)`. Where
-one can measure how true the first modality is to others it has `agreement`.
+one can measure how true a modality is to others it has `AGREEMENT`, {modality: function}.
 """
 
 from collections.abc import Callable, Mapping
@@ -98,10 +98,10 @@ def agreement(
   Raises:
     UserError: there is no such data set, or it has no such options.
   """
-  found = getattr(_module(name), "agreement", None)
-  if found is None or main != modalities(name, data_dir, manual_dir, **options)[0].name:
-    return None
-  return found
+  del data_dir, manual_dir
+  module = _module(name)
+  _check_options(name, module, options)
+  return getattr(module, "AGREEMENT", {}).get(main)
 
 
 def load(

@@ -27,7 +27,7 @@ HANDWRITINGS = {"train": 1437, "test": 360}
 DRAWS = {"train": 30, "test": 3}
 
 _SEED = 0
-_LOUDEST = 32767  # of a 16-bit sample
+LOUDEST = 32767  # of a 16-bit sample
 _INKED = 1 / 3  # From here on a scene is more of its ink than of its photo; see `composite`.
 
 
@@ -156,7 +156,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
       columns = {
         "digit": pages[..., None],
         "scene": np.round(rendering.composite(others, photos, rng) * 255).astype(np.uint8),
-        "tone": np.round(rendering.dial_tone(labels, rng) * _LOUDEST).astype(np.int16),
+        "tone": np.round(rendering.dial_tone(labels, rng) * LOUDEST).astype(np.int16),
         "caption": rendering.captions(labels, pages / np.float32(255), rng),
         "label": labels,
         "mask": (others > _INKED).astype(np.uint8),
@@ -248,7 +248,7 @@ def model_view(records: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   return {
     "digit": records["digit"] / np.float32(255),
     "scene": records["scene"] / np.float32(255),
-    "tone": audio.log_mel(records["tone"] / np.float32(_LOUDEST), rendering.TONE),
+    "tone": audio.log_mel(records["tone"] / np.float32(LOUDEST), rendering.TONE),
     "caption": rendering.tokens_of([text.decode() for text in records["caption"]]),
     "label": records["label"].astype(np.int32),
     "mask": records["mask"].astype(np.int32),

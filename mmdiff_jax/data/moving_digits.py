@@ -42,6 +42,8 @@ def _heading(label: np.ndarray | np.integer) -> str:
   return tuple(HEADINGS)[int(label)]
 
 
+HEADING = Modality("heading", "label", (), _heading, num_classes=len(HEADINGS))
+
 MODALITIES = (
   DIGIT,
   Modality("video", "video", (FRAMES, SIZE, SIZE, 1), video_picture),
@@ -53,7 +55,7 @@ MODALITIES = (
     num_classes=len(rendering.ALPHABET),
   ),
   LABEL,
-  Modality("heading", "label", (), _heading, num_classes=len(HEADINGS)),
+  HEADING,
 )
 
 
@@ -99,7 +101,7 @@ def _read(small: np.ndarray, index: np.ndarray) -> np.ndarray:
 
 
 def bounce(
-  n: int, room: int, rng: np.random.Generator
+  n: int, room: int, rng: np.random.Generator, *, speeds: tuple[int, int] = _SPEEDS
 ) -> tuple[Int[np.ndarray, "n frames 2"], Int[np.ndarray, " n"]]:
   """Ways of digits that go straight and bounce off the edges.
 
@@ -107,13 +109,14 @@ def bounce(
     n: number of ways.
     room: how far a digit can go from its uppermost and leftmost place, in pixels.
     rng: the source of headings, speeds and starts.
+    speeds: least and most, in pixels a frame along each axis; the most is at most `room`.
 
   Returns:
     Places (row, column) from 0 to `room` in each of `FRAMES` frames, and the headings. The first
     move is free of bounces, so that it has the heading's signs.
   """
   heading = rng.integers(len(HEADINGS), size=n)
-  least, most = _SPEEDS
+  least, most = speeds
   move = np.array(list(HEADINGS.values()))[heading] * rng.integers(least, most + 1, size=(n, 2))
   start = rng.integers(np.maximum(0, -move), room - np.maximum(0, move) + 1)
   straight = start[:, None] + move[:, None] * np.arange(FRAMES)[:, None]
@@ -122,12 +125,15 @@ def bounce(
 
 
 def film(
-  digits: UInt8[np.ndarray, "n side side"], places: Int[np.ndarray, "n frames 2"]
-) -> UInt8[np.ndarray, "n frames size size 1"]:
-  """Videos of digits at places (row, column) of their upper left corners."""
+  digits: UInt8[np.ndarray, "n side side"],
+  places: Int[np.ndarray, "n frames 2"],
+  *,
+  size: int = SIZE,
+) -> UInt8[np.ndarray, "n frames {size} {size} 1"]:
+  """Videos, `size` pixels a side, of digits at places (row, column) of upper left corners."""
   n, frames, _ = places.shape
   side = np.arange(digits.shape[1])
-  video = np.zeros((n, frames, SIZE, SIZE, 1), np.uint8)
+  video = np.zeros((n, frames, size, size, 1), np.uint8)
   rows = places[..., 0, None, None] + side[:, None]
   columns = places[..., 1, None, None] + side
   example = np.arange(n)[:, None, None, None]

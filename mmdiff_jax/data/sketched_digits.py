@@ -114,7 +114,7 @@ def load(
     UserError: there is no such source or part, or the source is not there.
   """
   modalities(of=of, part=part)
-  items, labels, handwriting = _SOURCES[of](split, data_dir, manual_dir)
+  items, labels, writing = handwriting(of, split, data_dir, manual_dir)
   # All are drawn, so that what is random does not depend on the part.
   rng = np.random.default_rng((_SEED, split == "test"))
   chunks = _chunks(len(items))
@@ -131,8 +131,9 @@ def load(
     return np.where(visible, pages[i][..., 0] > 0.5, HIDDEN).astype(np.int32)
 
   index, count = part if split == "train" else (0, 1)
-  number = handwriting.max() + 1
-  rows = np.flatnonzero(handwriting * count // number == index)
+  own, place = np.unique(writing, return_inverse=True)
+  number = len(own)
+  rows = np.flatnonzero(place * count // number == index)
   if not len(rows):
     raise UserError(
       f"config.data.part is {part!r}, but {of!r} has {number:,} handwritings. Take fewer parts."
@@ -154,19 +155,32 @@ def _chunks(number: int) -> list[slice]:
   return [slice(i, i + _CHUNK) for i in range(0, number, _CHUNK)]
 
 
+def handwriting(
+  of: str, split: str, data_dir: str | None = None, manual_dir: str | None = None
+) -> tuple[UInt8[np.ndarray, "n 28 28"], Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+  """Handwriting of MNIST's size, of one of `SOURCES`; arguments and errors as `load`.
+
+  Returns:
+    Ink, 255 at its most; the digits, int32; and numbers that tell whose handwriting it is, of which
+    none is in both splits.
+  """
+  read = {"mnist": _mnist, "digits": _digits}[of]
+  return read(split, data_dir, manual_dir)
+
+
 def _mnist(split: str, data_dir: str | None, manual_dir: str | None):
   items, labels = sources.mnist(split, data_dir, manual_dir)
-  return items[..., 0], labels, np.arange(len(items))
+  first = sources.PUBLIC["mnist", "train"].number if split == "test" else 0
+  return items[..., 0], labels, first + np.arange(len(items))
 
 
 def _digits(split: str, data_dir: str | None, manual_dir: str | None):
   del manual_dir
   builder = digits.prepared(data_dir)
   records = list(digits.read(builder, split, ("scene", "tone", "caption", "mask")))
-  items, labels, handwriting = (
+  items, labels, writing = (
     np.concatenate([part[name] for part in records]) for name in ("digit", "label", "handwriting")
   )
-  _, handwriting = np.unique(handwriting, return_inverse=True)
   # Place on MNIST's page -> place on that of `digits`.
   places = np.arange(SIZE, dtype=np.float32) - (SIZE - 1) / 2
   places = places / np.float32(_ENLARGED) + (items.shape[1] - 1) / 2
@@ -179,11 +193,7 @@ def _digits(split: str, data_dir: str | None, manual_dir: str | None):
   ]
   low, high = _LEVELS
   ink = np.clip((np.concatenate(pages) - low) / (high - low), 0, 1)
-  return np.round(255 * ink).astype(np.uint8), labels.astype(np.int32), handwriting
-
-
-# Ink uint8 [n, 28, 28], digits int32 [n], and whose handwriting it is, from 0, int [n].
-_SOURCES = {"mnist": _mnist, "digits": _digits}
+  return np.round(255 * ink).astype(np.uint8), labels.astype(np.int32), writing
 
 
 def _place(ink: UInt8[np.ndarray, "n h w"], rng: np.random.Generator) -> UInt8[np.ndarray, "n h w"]:
@@ -277,3 +287,6 @@ def agreement(
   for title, (claim, name) in claims.items():
     found[title] = np.where(claim < 0, np.nan, claim == shown[name])
   return found
+
+
+AGREEMENT = {"digit": agreement}

@@ -32,6 +32,8 @@ from mmdiff_jax.errors import UserError
 _CHUNK = 1000  # records read at once
 _TEST_RECORDINGS = 5
 
+SPEAKERS = ("george", "jackson", "nicolas", "theo", "yweweler")  # Of the spoken digits.
+
 # What says that a disk is full, a quota is used up or a file may not grow.
 _NO_ROOM = (*map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)), "Not enough disk space")
 
@@ -91,6 +93,22 @@ class Source(NamedTuple):
 
   items: np.ndarray
   labels: Int[np.ndarray, " n"]
+
+
+class Recordings(NamedTuple):
+  """Spoken items.
+
+  Attributes:
+    items: [n, samples] int16.
+    labels: their classes, from 0.
+    speakers: int32, places in `SPEAKERS`.
+    places: their numbers in the public set.
+  """
+
+  items: np.ndarray
+  labels: Int[np.ndarray, " n"]
+  speakers: Int[np.ndarray, " n"]
+  places: Int[np.ndarray, " n"]
 
 
 def mnist(split: str, data_dir: str | None = None, manual_dir: str | None = None) -> Source:
@@ -154,7 +172,7 @@ def svhn_mat(path: str | os.PathLike[str]) -> Source:
 
 def spoken_digit(
   split: str, samples: int, data_dir: str | None = None, manual_dir: str | None = None
-) -> Source:
+) -> Recordings:
   """Spoken digits at 8 kHz, int16 [n, samples]: 2,250 "train", 250 "test".
 
   The public set has one split. As its authors advise, the recordings 0 to 4 of each speaker and
@@ -173,10 +191,15 @@ def spoken_digit(
   """
   _use_tensorflow("Spoken digits need TensorFlow, since tfds reads no sound without it")
   found = _public("spoken_digit", "train", data_dir, manual_dir)
-  train, test = split_recordings([record["audio/filename"].decode() for record in found])
+  names = [record["audio/filename"].decode() for record in found]
+  train, test = split_recordings(names)
   own = {"train": train, "test": test}[split]
-  clips = np.stack([fit_clip(found[i]["audio"], samples) for i in own])
-  return Source(clips, np.array([found[i]["label"] for i in own], np.int32))
+  return Recordings(
+    np.stack([fit_clip(found[i]["audio"], samples) for i in own]),
+    np.array([found[i]["label"] for i in own], np.int32),
+    np.array([SPEAKERS.index(names[i].split("_")[1]) for i in own], np.int32),
+    own,
+  )
 
 
 def split_recordings(

@@ -57,7 +57,7 @@ def load(
     UserError: a source is not there.
   """
   inks, labels = sources.mnist(split, data_dir, manual_dir)
-  clips, spoken = sources.spoken_digit(split, SPEECH.samples, data_dir, manual_dir)
+  clips, spoken, *_ = sources.spoken_digit(split, SPEECH.samples, data_dir, manual_dir)
   points, written = sources.pendigits(split, data_dir, manual_dir)
   heard = audio.log_mel(clips / np.float32(32767), SPEECH)
   index = pairing.pair((labels, spoken, written), COUNTS[split], seed=(_SEED, split == "test"))

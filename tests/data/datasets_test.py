@@ -77,10 +77,13 @@ def test_rendering_and_modalities_are_light():
   subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
-def test_agreement_is_that_of_the_first_modality_of_a_data_set_that_has_one():
+def test_agreement_is_that_of_a_modality_that_has_one():
   found = datasets.agreement("digit", "sketched_digits", of="digits")
   assert found is sketched_digits.agreement
   assert datasets.agreement("sketch", "sketched_digits") is None
+  for name in ("caption", "digit", "speech", "video"):
+    assert datasets.agreement(name, "pairs_of_digits", None, of="digits").args == (name,)
+  assert datasets.agreement("label", "pairs_of_digits") is None
   assert datasets.agreement("digit", "mnist") is None
   with pytest.raises(UserError, match="no data set named"):
     datasets.agreement("digit", "agreement")

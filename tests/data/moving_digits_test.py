@@ -56,6 +56,19 @@ def test_places_go_straight_and_bounce():
   assert turned.mean() > 0.3
 
 
+def test_speeds_and_pages_may_be_others():
+  places, heading = moving_digits.bounce(500, 8, np.random.default_rng(0), speeds=(1, 2))
+  assert places.min() == 0 and places.max() == 8
+  first = places[:, 1] - places[:, 0]
+  signs = np.array(list(moving_digits.HEADINGS.values()))[heading]
+  np.testing.assert_array_equal(np.sign(first), signs)
+  assert set(np.abs(first[signs != 0])) == {1, 2}
+  digits = np.full((500, 12, 12), 7, np.uint8)
+  video = moving_digits.film(digits, places, size=20)
+  assert video.shape == (500, 8, 20, 20, 1)
+  assert (video.sum((2, 3, 4)) == 7 * 144).all()
+
+
 def test_all_headings_come():
   _, heading = moving_digits.bounce(800, 18, np.random.default_rng(0))
   assert np.bincount(heading, minlength=8).min() > 60

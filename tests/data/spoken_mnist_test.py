@@ -52,7 +52,7 @@ def test_real_speech_can_still_be_told_after_inversion(prepared):
   view = spoken_mnist.SPEECH
   clips, labels, heard = {}, {}, {}
   for split, size in (("train", 2250), ("test", 250)):
-    clips[split], labels[split] = sources.spoken_digit(split, view.samples, prepared)
+    clips[split], labels[split], *_ = sources.spoken_digit(split, view.samples, prepared)
     np.testing.assert_array_equal(np.bincount(labels[split]), np.full(10, size // 10))
     heard[split] = audio.log_mel(clips[split] / np.float32(32767), view)
   few = heard["test"][::5]

@@ -230,6 +230,23 @@ def test_few_examples_will_do(tmp_path):
   assert Image.open(tmp_path / "sheets" / "page.png").size[0] > 5 * 64
 
 
+def test_what_examples_lack_is_not_shown(tmp_path):
+  sound = Modality("sound", "audio", (2, 2), lambda x: np.full(100, x[0, 0]), sample_rate=1000)
+  values = arrays() | {"page": np.ones((5, 2, 2, 1), np.float32)}
+  values["sound"] = np.linspace(0, 1, 20, dtype=np.float32).reshape(5, 2, 2)
+  there = np.array([True, False, False, True, False])
+  values |= {"page_present": there, "number_present": there, "sound_present": there}
+  found = prepare_data.check("toy", "train", (PAGE, NUMBER, sound), values)
+  prepare_data.write(tmp_path, (PAGE, NUMBER, sound), found.first, "All.\n")
+  assert (tmp_path / "number.txt").read_text() == "0\n\n\n0\n\n"
+  sheet = np.asarray(Image.open(tmp_path / "page.png"))[::32, ::32, 0]
+  np.testing.assert_array_equal(sheet[1, 1:15:3] > 0, there)
+  _, wave = wavfile.read(tmp_path / "sound.wav")
+  levels = np.round(values["sound"][there, 0, 0] * 32767)
+  np.testing.assert_array_equal(wave[[50, 250]], levels)
+  assert len(wave) == 400
+
+
 def test_failed_sheet_leaves_nothing(tmp_path):
   def fail(x):
     raise OSError("No space left on device")

@@ -1,0 +1,415 @@
+"""The data set `pairs_of_digits`: text, image, sound and video of digits, of which pairs are known.
+
+An example for training has exactly two of four modalities: a caption, a handwritten digit, a spoken
+one and a video of a digit that bounces about. There are four sets of such pairs, `PAIRS`, and no
+instance of a source is in two of them: nothing but sentences links an image to a sound or a video.
+Tests have all four modalities, of one class. A caption is of one of the others and true of it.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+import re
+from typing import NamedTuple
+
+from jaxtyping import Float, Int, Num
+import numpy as np
+
+from mmdiff_jax.data import (
+  audio,
+  digits,
+  pairing,
+  rendering,
+  sketched_digits,
+  sources,
+  spoken_mnist,
+)
+from mmdiff_jax.data.captioned_digits import draw, FORM, form_of, sentence, SLANTS, THICKNESSES
+from mmdiff_jax.data.mnist import DIGIT, LABEL
+from mmdiff_jax.data.moving_digits import bounce, film, FRAMES, HEADING, HEADINGS
+from mmdiff_jax.data.pairing import Column
+from mmdiff_jax.errors import UserError
+from mmdiff_jax.modalities import Modality, video_picture
+
+SOURCES = sketched_digits.SOURCES
+PAIRS = (("caption", "digit"), ("caption", "speech"), ("speech", "video"), ("caption", "video"))
+SIZE = 20  # Pixels a side of a video.
+CAPTION_LENGTH = 28
+
+# Examples of each class: in each set of pairs, and in the tests.
+COUNTS = {"train": 2000, "test": 200}
+
+# What is taken from sources for each set of examples, and from which part of its source: `digit`
+# and `video` share one, the handwriting.
+_SETS = {
+  "train": ({"digit": 0}, {"speech": 0}, {"speech": 1, "video": 1}, {"video": 2}),
+  "test": ({"digit": 0, "speech": 0, "video": 1},),
+}
+_PARTS = {"train": {"digit": 3, "speech": 2}, "test": {"digit": 2, "speech": 1}}
+
+_SEED = 0
+_CHUNK = 500  # Pages drawn at once.
+_SPEEDS = (1, 2)  # Least and most of videos, in pixels a frame.
+_RIM = 2  # Pixels at each side of a page that a video leaves out, before it is halved.
+
+# What captions may say of what they are about, in which words, and how likely if there is one.
+_ABOUT = {"digit": ("thickness", "slant"), "speech": ("speaker",), "video": ("heading",)}
+_WORDS = {
+  "thickness": THICKNESSES,
+  "slant": SLANTS,
+  "heading": tuple(HEADINGS),
+  "speaker": sources.SPEAKERS,
+}
+_SAID = {"thickness": 0.5, "slant": 0.5, "heading": 0.7, "speaker": 0.5}
+
+
+class _Instances(NamedTuple):
+  """Instances of a source: their classes, their numbers in it, and each one's part of it."""
+
+  labels: np.ndarray
+  numbers: np.ndarray
+  part: np.ndarray
+
+
+def _either(name: str, words: tuple[str, ...]) -> str:
+  return f"(?P<{name}>{'|'.join(filter(None, words))})"
+
+
+_GRAMMAR = re.compile(
+  rf"(?:an (?=eight|8)|a (?!eight|8))"
+  rf"(?:{_either('thickness', THICKNESSES)} )?(?:{_either('slant', SLANTS)} )?"
+  rf"{_either('label', (*rendering.NAMES, *map(str, range(10))))}"
+  rf"(?(thickness)|(?(slant)|(?: goes {_either('heading', _WORDS['heading'])}"
+  rf"| said by {_either('speaker', _WORDS['speaker'])})?))"
+)
+
+
+def _speaker(label: np.ndarray | np.integer) -> str:
+  return sources.SPEAKERS[int(label)]
+
+
+def _sound(known: tuple[Modality, ...]) -> Modality:
+  (found,) = (modality for modality in known if modality.kind == "audio")
+  return dataclasses.replace(found, name="speech")
+
+
+_SOUNDS = {"mnist": _sound(spoken_mnist.MODALITIES), "digits": _sound(digits.MODALITIES)}
+
+
+def modalities(*, of: str = "mnist") -> tuple[Modality, ...]:
+  """The four, then labels; the embedded digits have no speakers. Argument and errors as `load`."""
+  if of not in SOURCES:
+    raise UserError(f"config.data.of is {of!r}; the digits are of {' or '.join(SOURCES)}.")
+  caption = Modality(
+    "caption",
+    "text",
+    (CAPTION_LENGTH,),
+    rendering.text_of,
+    num_classes=len(rendering.ALPHABET),
+  )
+  video = Modality("video", "video", (FRAMES, SIZE, SIZE, 1), video_picture)
+  speaker = Modality("speaker", "label", (), _speaker, num_classes=len(sources.SPEAKERS))
+  labels = (LABEL, *FORM[:2], HEADING, *([speaker] if of == "mnist" else []))
+  return caption, DIGIT, _SOUNDS[of], video, *labels
+
+
+def load(
+  split: str,
+  data_dir: str | None = None,
+  manual_dir: str | None = None,
+  *,
+  of: str = "mnist",
+) -> dict[str, Column | np.ndarray]:
+  """A whole split, in random order, as many examples of each class.
+
+  For training each set of pairs has 20,000 examples, 2,000 a class. With "mnist" a third of its
+  handwriting, about 20,000 digits, is for each of the three sets with an image or a video, and half
+  of each speaker's recordings of a digit, 1,150 and 1,100, for each of the two with sound, which
+  are paired again and again. The embedded "digits" have about 480 handwritings in a third, each
+  drawn 30 times, and about 21,500 dial tones in a half.
+
+  Tests are 2,000 examples, 200 a class, out of the sources' test splits: with "mnist" of 250
+  recordings and 10,000 digits, half of them for images and half for videos; with "digits", whose
+  tests repeat more, of about 180 handwritings for images and 180 for videos, each drawn 3 times,
+  and 1,080 dial tones.
+
+  Args:
+    split: "train" (80,000 examples) or "test" (2,000).
+    data_dir: folder of prepared data sets, for the sources.
+    manual_dir: folder in which the files of the sources may lie, where there is no internet.
+    of: the sources, "mnist" (MNIST and spoken digits) or "digits", which is embedded.
+
+  Returns:
+    caption: int32 [n, CAPTION_LENGTH], indices into `rendering.ALPHABET`.
+    digit: float32 [n, 28, 28, 1] in [0, 1], 1 is ink, drawn thinner or thicker and slanted.
+    speech: float32 [n, 32, 32], a log-mel spectrogram in [0, 1].
+    video: float32 [n, 8, 20, 20, 1] in [0, 1], a digit of 12 pixels.
+    label: int32 [n], the digit; thickness and slant of the image, as `captioned_digits.Form`;
+      heading of the video, place in `HEADINGS`; speaker of the sound, place in `sources.SPEAKERS`,
+      which "digits" does not have.
+    source_digit, source_speech, source_video: int [n], number of the instance in its source, -1
+      where the example has none. Tests have numbers of their own. Those of `digit` and `video` are
+      of one source, the handwriting.
+    For training also pair: int [n], place in `PAIRS`; and for each but `label` its NAME_present,
+      bool [n]. What is not present is zeros.
+
+  Raises:
+    UserError: there is no such source, or it is not there.
+  """
+  known = modalities(of=of)
+  rng = np.random.default_rng((_SEED, split == "test"))
+  pages, written, writing = sketched_digits.handwriting(of, split, data_dir, manual_dir)
+  heard, spoken, speakers, recording = _SPEECH[of](split, data_dir, manual_dir)
+  ways = spoken * len(sources.SPEAKERS) + speakers
+  parts = _PARTS[split]
+  ink = _Instances(written, writing, _parts(writing, written, parts["digit"], rng))
+  sound = _Instances(spoken, recording, _parts(recording, ways, parts["speech"], rng))
+  instances = {"digit": ink, "speech": sound, "video": ink}
+  pair, label, places = _examples(split, instances, rng)
+  present = {name: place >= 0 for name, place in places.items()}
+
+  found = _digit(pages, places["digit"], rng) | _video(pages, places["video"], rng)
+  found |= {"speech": Column(places["speech"], _with_blank(heard).__getitem__), "label": label}
+  if of == "mnist":
+    found["speaker"] = np.where(present["speech"], speakers[places["speech"]], 0)
+  # What a caption is about is any of the others, as likely each.
+  luck = [np.where(there, rng.random(len(pair)), -1.0) for there in present.values()]
+  seen = {name: found[name] for name in _WORDS if name in found}
+  said = captions(np.argmax(luck, axis=0), label, seen, rng)
+  captioned = np.ones(len(pair), bool)
+  if split == "train":
+    captioned = np.array(["caption" in names for names in PAIRS])[pair]
+  tokens = rendering.tokens_of(said, CAPTION_LENGTH)
+  found["caption"] = np.where(captioned[:, None], tokens, 0)
+
+  data = {modality.name: found[modality.name] for modality in known}
+  for name, place in places.items():
+    data[f"source_{name}"] = np.where(present[name], instances[name].numbers[place], -1)
+  if split == "test":
+    return data
+  masks = {"caption": captioned, **present}
+  masks |= {label: masks[name] for name, labels in _ABOUT.items() for label in labels}
+  masks = {f"{name}_present": mask for name, mask in masks.items() if name in data}
+  return data | {"pair": pair} | masks
+
+
+def _tones(split: str, data_dir: str | None, manual_dir: str | None):
+  del manual_dir
+  builder = digits.prepared(data_dir)
+  read = digits.read(builder, split, ("digit", "scene", "caption", "mask"))
+  records = [
+    (audio.log_mel(part["tone"] / np.float32(digits.LOUDEST), rendering.TONE), part["label"])
+    for part in read
+  ]
+  heard, labels = (np.concatenate(column) for column in zip(*records, strict=True))
+  first = builder.number("train") if split == "test" else 0
+  return (
+    heard,
+    labels.astype(np.int32),
+    np.zeros(len(labels), np.int32),
+    first + np.arange(len(labels)),
+  )
+
+
+def _recordings(split: str, data_dir: str | None, manual_dir: str | None):
+  view = spoken_mnist.SPEECH
+  clips, *rest = sources.spoken_digit(split, view.samples, data_dir, manual_dir)
+  return audio.log_mel(clips / np.float32(32767), view), *rest
+
+
+# Log-mel float32 [n, 32, 32], digits, speakers and numbers in the source, none in both splits.
+_SPEECH = {"mnist": _recordings, "digits": _tones}
+
+
+def _parts(
+  numbers: Int[np.ndarray, " n"],
+  strata: Int[np.ndarray, " n"],
+  count: int,
+  rng: np.random.Generator,
+) -> Int[np.ndarray, " n"]:
+  """The part, of `count`, of each item; equal numbers are in one, and strata in all alike."""
+  _, first, inverse = np.unique(numbers, return_index=True, return_inverse=True)
+  part = np.empty(len(first), int)
+  for stratum in np.unique(strata):
+    members = rng.permutation(np.flatnonzero(strata[first] == stratum))
+    part[members] = np.arange(len(members)) % count
+  return part[inverse]
+
+
+def _examples(
+  split: str, instances: Mapping[str, _Instances], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+  """Of each example its set, its class and the places of its instances, -1 where it has none."""
+  rows, labels = [], []
+  for number, taken in enumerate(_SETS[split]):
+    own = [np.flatnonzero(instances[name].part == part) for name, part in taken.items()]
+    classes = [instances[name].labels[items] for name, items in zip(taken, own, strict=True)]
+    index = pairing.pair(classes, COUNTS[split], seed=(_SEED, split == "test", number))
+    labels.append(classes[0][index[:, 0]])
+    places = {name: items[i] for name, items, i in zip(taken, own, index.T, strict=True)}
+    none = np.full(len(index), -1)
+    rows.append(np.stack([np.full(len(index), number)] + [places.get(x, none) for x in _ABOUT]))
+  order = rng.permutation(sum(map(len, labels)))
+  pair, *places = np.concatenate(rows, axis=1)[:, order]
+  return pair, np.concatenate(labels)[order], dict(zip(_ABOUT, places, strict=True))
+
+
+def _with_blank(items: Num[np.ndarray, "n ..."]) -> Num[np.ndarray, "_ ..."]:
+  """Items and zeros after them, where the index -1 of what is not there leads to."""
+  return np.concatenate([items, np.zeros_like(items[:1])])
+
+
+def _digit(pages, index, rng) -> dict[str, Column | np.ndarray]:
+  """Images of handwriting, where there is one, and what can be seen of them."""
+  rows = np.flatnonzero(index >= 0)
+  chunks = [rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)]
+  size = DIGIT.shape[0]
+  drawn = [draw(pages[index[chunk]], rng, size=size, reach=0.0) for chunk in chunks]
+  forms = [form_of(ink / np.float32(255)) for ink in drawn]
+  place = np.full(len(index), -1)
+  place[rows] = np.arange(len(rows))
+  ink = _with_blank(np.concatenate(drawn))
+  found = {"digit": Column(place, lambda i: ink[i, ..., None] / np.float32(255))}
+  for name in _ABOUT["digit"]:
+    found[name] = np.zeros(len(index), np.int32)
+    found[name][rows] = np.concatenate([getattr(form, name) for form in forms])
+  return found
+
+
+def _video(pages, index, rng) -> dict[str, Column | np.ndarray]:
+  """Videos of handwriting, where there is one, and their headings."""
+  inner = pages[:, _RIM:-_RIM, _RIM:-_RIM]
+  side = inner.shape[1] // 2
+  small = inner.reshape(-1, side, 2, side, 2).mean((2, 4), np.float32).astype(np.uint8)
+  small = _with_blank(small)
+  places, heading = bounce(len(index), SIZE - side, rng, speeds=_SPEEDS)
+
+  def read(i):
+    return film(small[i[:, 0]], i[:, 1:].reshape(-1, FRAMES, 2), size=SIZE) / np.float32(255)
+
+  whole = np.column_stack([index, places.reshape(len(index), -1)])
+  return {"video": Column(whole, read), "heading": np.where(index >= 0, heading, 0)}
+
+
+def captions(
+  about: Int[np.ndarray, " n"],
+  labels: Int[np.ndarray, " n"],
+  seen: Mapping[str, Int[np.ndarray, " n"]],
+  rng: np.random.Generator,
+) -> list[str]:
+  """A sentence for each example; it names the digit and may say more of what it is about.
+
+  Of an image `a [thickness] [slant] digit`, of a sound `a digit [said by speaker]`, of a video
+  `a digit [goes heading]`; the digit is a word or a figure.
+
+  Args:
+    about: 0 for an image, 1 for a sound, 2 for a video.
+    labels: the digits.
+    seen: what is true of the examples, out of thickness, slant, heading and speaker; what is not
+      there is not said.
+    rng: the source of what is said of it.
+
+  Returns:
+    n strings of at most `CAPTION_LENGTH` characters out of `rendering.ALPHABET`.
+  """
+  spelt = rng.random(len(labels)) < 0.5
+  told = {name: rng.random(len(labels)) < prob for name, prob in _SAID.items()}
+  kinds = tuple(_ABOUT)
+  sentences = []
+  for i, label in enumerate(labels):
+    words = dict.fromkeys(_WORDS, "")
+    for name in _ABOUT[kinds[about[i]]]:
+      if name in seen and told[name][i]:
+        words[name] = _WORDS[name][seen[name][i]]
+    digit = rendering.NAMES[label] if spelt[i] else str(label)
+    said = sentence("", (words["thickness"], words["slant"]), digit)
+    said += f" goes {words['heading']}" if words["heading"] else ""
+    said += f" said by {words['speaker']}" if words["speaker"] else ""
+    sentences.append(said)
+  return sentences
+
+
+def said_of(tokens: Int[np.ndarray, "n length"]) -> dict[str, Int[np.ndarray, " n"]]:
+  """What captions say, the inverse of `captions`.
+
+  Args:
+    tokens: captions; of what is no sentence of this data set nothing is said.
+
+  Returns:
+    label, thickness, slant, heading and speaker, each int32 [n]; -1 where it is not said.
+  """
+  words = {"label": rendering.NAMES, **_WORDS}
+  said = {name: np.full(len(tokens), -1, np.int32) for name in words}
+  for i, row in enumerate(tokens):
+    match = _GRAMMAR.fullmatch(rendering.text_of(row))
+    for name, word in match.groupdict().items() if match else ():
+      if word:
+        said[name][i] = int(word) if word.isdigit() else words[name].index(word)
+  return said
+
+
+def heading_of(video: Float[np.ndarray, "n frames h w 1"]) -> Int[np.ndarray, " n"]:
+  """Where the ink of videos goes from the first frame to the second.
+
+  Args:
+    video: in [0, 1].
+
+  Returns:
+    int32, place in `HEADINGS`; -1 if the centre of the ink moves less than half a pixel along both
+    axes. Between half a pixel and the slowest digit's there is room for what is not quite rigid.
+  """
+  ink = np.maximum(video[:, :2, ..., 0], 0)
+  mass = np.maximum(ink.sum((2, 3)), 1e-6)
+  height, width = ink.shape[2:]
+  centres = np.stack([ink.sum(3) @ np.arange(height), ink.sum(2) @ np.arange(width)], -1)
+  moves = np.diff(centres / mass[..., None], axis=1)[:, 0]
+  signs = np.sign(moves) * (np.abs(moves) >= 0.5)
+  same = (signs[:, None] == np.array(list(HEADINGS.values()))).all(2)
+  return np.where(same.any(1), same.argmax(1), -1).astype(np.int32)
+
+
+def _seen(name: str, x: np.ndarray) -> dict[str, np.ndarray]:
+  """What can be measured of an image or a video that captions may say."""
+  if name == "digit":
+    form = form_of(np.clip(x[..., 0], 0, 1))
+    return {"thickness": form.thickness, "slant": form.slant}
+  return {"heading": heading_of(x)} if name == "video" else {}
+
+
+def agreement(
+  main: str,
+  given: Mapping[str, Num[np.ndarray, "n ..."]],
+  generated: Num[np.ndarray, "n ..."],
+  predicted: Int[np.ndarray, " n"],
+) -> dict[str, Float[np.ndarray, " n"]]:
+  """How true samples are to what was given.
+
+  Args:
+    main: the modality generated: caption, digit, speech or video.
+    given: the modalities that were given, in the model's view.
+    generated: the samples.
+    predicted: the digits that a classifier finds in them; not needed of captions.
+
+  Returns:
+    Each 1 where it is so and else 0, NaN where the caption does not say it. If a caption was given:
+    "caption label", for images "caption thickness" and "caption slant", for videos "caption
+    heading": the sample shows what it says. Who speaks is not measured. Of captions generated:
+    exact, it is a sentence of this data set; and if an image or a video was given "digit
+    thickness", "digit slant" and "video heading": it says what is true of that.
+  """
+  if main == "caption":
+    said = said_of(generated)
+    found = {"exact": (said["label"] >= 0).astype(float)}
+    shown = {
+      f"{x} {name}": (name, true) for x in given for name, true in _seen(x, given[x]).items()
+    }
+  else:
+    found, said = {}, said_of(given["caption"]) if "caption" in given else {}
+    true = {"label": predicted, **_seen(main, generated)} if said else {}
+    shown = {f"caption {name}": (name, value) for name, value in true.items()}
+  for title, (name, value) in shown.items():
+    found[title] = np.where(said[name] < 0, np.nan, said[name] == value)
+  return found
+
+
+AGREEMENT = {name: functools.partial(agreement, name) for name in ("caption", *_ABOUT)}
