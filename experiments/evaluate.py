@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 import json
 import pathlib
 import time
+import types
 from typing import Any
 
 from absl import flags
@@ -34,7 +35,6 @@ from mmdiff_jax.data import datasets, missing
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.evaluation import classifiers, coherence, frechet, pictures, tables
 from mmdiff_jax.evaluation.classifiers import Classifier
-from mmdiff_jax.frameworks.base import Framework
 from mmdiff_jax.modalities import Modality
 from mmdiff_jax.training import checkpoints
 
@@ -90,10 +90,10 @@ def main(argv: Sequence[str]) -> None:
       say=_say,
     )
   seeds = range(_SEEDS.value or config.evaluation.seeds)
-  subsets = [()] if _JOINT_ONLY.value else list(_ways(trained.framework))
-  agreement = datasets.agreement(trained.framework.modalities[0].name, **options)
+  tasks = tasks_of(trained)[: 1 if _JOINT_ONLY.value else None]
+  agreement = {m.name: datasets.agreement(m.name, **options) for m in trained.framework.modalities}
   results, panels = evaluate(
-    trained, judges, data, subsets, num=num, seeds=seeds, agreement=agreement
+    trained, judges, data, tasks, num=num, seeds=seeds, agreement=agreement
   )
   results["settings"]["data_options"] = others
   if trained.framework.bound and not _JOINT_ONLY.value:
@@ -106,26 +106,33 @@ def main(argv: Sequence[str]) -> None:
   print(f"\n{tables.screen(results)}\nPicture: {picture}", flush=True)
 
 
-def _ways(framework: Framework) -> dict[tuple[str, ...], tuple[str, ...]]:
-  """What may be given, nothing first, and what is generated from it.
+Task = tuple[tuple[str, ...], tuple[str, ...]]
+
+
+def tasks_of(trained: generation.Trained) -> list[Task]:
+  """What is given and what is generated from it, each time; joint samples first.
+
+  That is every subset that the framework serves, or `config.evaluation.tasks`.
 
   Raises:
     UserError: it generates nothing without something given.
   """
+  framework = trained.framework
   names = tuple(modality.name for modality in framework.modalities)
+  if chosen := trained.config.evaluation.get("tasks"):
+    return [((), names), *((tuple(given), tuple(targets)) for given, targets in chosen)]
   if framework.ways is None:
-    return {
-      given: tuple(name for name in names if name not in given)
+    return [
+      (given, tuple(name for name in names if name not in given))
       for given in ((), *coherence.proper_subsets(names))
-    }
-  ways = dict(framework.ways)
-  if () not in ways:
+    ]
+  if framework.ways[0][0]:
     raise UserError(
       f"What is measured begins with samples without any condition, and this generates {names[0]!r}"
       f" from {', '.join(names[1:])} alone. Measure it along with the unconditional model:"
       " --unconditional=DIR --experts=DIR,DIR --out=DIR."
     )
-  return ways
+  return list(framework.ways)
 
 
 def _say(line: str) -> None:
@@ -168,26 +175,27 @@ def evaluate(
   trained: generation.Trained,
   judges: Mapping[str, Classifier],
   data: Mapping[str, Data],
-  subsets: Sequence[tuple[str, ...]],
+  tasks: Sequence[Task],
   *,
   num: int,
   seeds: Sequence[int],
-  agreement: Callable[..., dict[str, np.ndarray]] | None = None,
+  agreement: Mapping[str, Callable[..., dict[str, np.ndarray]] | None] = types.MappingProxyType({}),
   say: Callable[[str], None] = _say,
 ) -> tuple[dict[str, Any], list[pictures.Panel]]:
-  """Samples from each subset given, and judges.
+  """Samples, task by task, and judges.
 
   Args:
     trained: from `generation.load`.
     judges: a classifier of each modality; none if the data have no classes.
     data: splits "train" and "test" in the model's view, with "label" if there are judges. What is
       given comes from the test split, other rows (or another order) at each seed, each of them
-      `config.evaluation.draws` times in a row. Of examples that lack modalities (`data.missing`)
-      those that have all are used.
-    subsets: what is given each time; the empty one, joint samples, must be among them.
+      `config.evaluation.draws` times in a row. Of test examples that lack modalities
+      (`data.missing`) those that have all are used.
+    tasks: what is given and what is generated, such as `tasks_of`; joint samples, from nothing,
+      must be among them.
     num: samples a seed, a multiple of the draws.
     seeds: the sampling seeds.
-    agreement: of the first modality, as `datasets.agreement`, for data with classes.
+    agreement: of each modality, as `datasets.agreement`, for data with classes.
     say: takes lines of progress.
 
   Returns:
@@ -198,15 +206,15 @@ def evaluate(
   modalities = {modality.name: modality for modality in trained.framework.modalities}
   names = tuple(modalities)
   needed = (*names, "label") if judges else names
-  train, test = (missing.complete(data[split], needed) for split in ("train", "test"))
+  test = missing.complete(data["test"], needed)
   draws = trained.config.evaluation.get("draws", 1)
-  ways = _ways(trained.framework)
   results = {"settings": _settings(trained, names, num, draws, seeds), "conditional": []}
   truth = {name: _judge(judges, name, test[name]) for name in judges}
   # Labels are their own judges, and those have no features.
   references = {name: frechet.fit(x) for name, (_, x) in truth.items() if x.shape[1]}
   if judges:
-    labels, train_labels = np.asarray(test["label"]), np.asarray(train["label"])
+    labels, train_labels = np.asarray(test["label"]), np.asarray(data["train"]["label"])
+    train = {name: missing.complete(data["train"], [name])[name] for name in references}
     right = {name: truth[name][0] == labels for name in names}
     rebuilt = trained.framework.reconstruct(trained.params, {name: test[name] for name in names})
     results["settings"] |= {
@@ -227,8 +235,7 @@ def evaluate(
 
   panels = []
   began = time.monotonic()
-  for done, given in enumerate(subsets):
-    targets = ways[given]
+  for done, (given, targets) in enumerate(tasks):
     samples, cost = _sample(trained, test, given, targets, num, draws, seeds)
     judged = [
       {name: _judge(judges, name, x[name]) for name in targets if name in judges}
@@ -245,12 +252,19 @@ def evaluate(
           for one, seed, (rows, _) in zip(found, judged, samples, strict=True):
             one |= _of_class(seed[name], labels[rows], recognised[rows], references.get(name))
         entry["targets"][name] = _measurements(found)
-      if agreement and names[0] in targets:
-        seen = [
-          (rows, x[names[0]], seed[names[0]][0])
-          for (rows, x), seed in zip(samples, judged, strict=True)
+      for name in targets if judges else ():
+        if measures := agreement.get(name):
+          seen = [
+            (rows, x[name], seed[name][0]) for (rows, x), seed in zip(samples, judged, strict=True)
+          ]
+          found = _agreement(measures, {other: test[other] for other in given}, seen, draws)
+          entry["targets"][name] |= found
+      if judges and len(targets) > 1:
+        right_all = [
+          np.mean(np.all([seed[name][0] == labels[rows] for name in targets], axis=0))
+          for (rows, _), seed in zip(samples, judged, strict=True)
         ]
-        entry |= _agreement(agreement, {name: test[name] for name in given}, seen, draws)
+        entry["together"] = tables.measurement(right_all)
       results["conditional"].append(entry | cost)
     else:
       results["joint"] = cost
@@ -265,9 +279,9 @@ def evaluate(
         results["joint"]["frechet"] = _measurements(distances)
     if len(given) <= 1:
       panels.append(_panel(test, given, samples[0]))
-    left = (time.monotonic() - began) * (len(subsets) - done - 1) / (done + 1)
+    left = (time.monotonic() - began) * (len(tasks) - done - 1) / (done + 1)
     say(
-      f"{done + 1:2d}/{len(subsets)}  {_arrow(given, targets)}: {len(seeds)} x {num:,} samples, "
+      f"{done + 1:2d}/{len(tasks)}  {_arrow(given, targets)}: {len(seeds)} x {num:,} samples, "
       f"{cost['seconds']:.1f} s a seed; {left // 60:.0f}:{left % 60:02.0f} left"
     )
   results["summary"] = tables.summary(results)

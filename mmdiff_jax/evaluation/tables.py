@@ -57,10 +57,13 @@ def summary(results: Results) -> dict[str, dict[str, Any]]:
       rows[f"from {name} alone"] = _over(pairs, [pair for pair in pairs if pair[0] == name])
       into = [pair for pair in pairs if pair[1] == name]
       rows[f"into {name} from any other one"] = _over(pairs, into)
-  return rows
+  return {name: row for name, row in rows.items() if row}
 
 
 def _over(found, chosen):
+  """Nothing of nothing: not all pairs need have been judged."""
+  if not chosen:
+    return {}
   values = np.array([found[key] for key in chosen])
   return measurement(values.mean(0).tolist()) | {"min": float(values.mean(1).min())}
 
@@ -92,6 +95,7 @@ def markdown(results: Results) -> str:
     "Coherence where the classifiers recognise all that is given": _subsets_table(
       results, "recognised", _share
     ),
+    "Samples all of whose targets show the class given, in per cent": _together_table(results),
     "Agreement with what was given, in per cent (shuffled: with another example's)": (
       _agreement_table(results)
     ),
@@ -140,7 +144,7 @@ def _rows(results: Results, quantity: str, show) -> list[list[str]]:
   """One a subset given from which there is any of that quantity."""
   names = results["settings"]["modalities"]
   rows = [
-    [" + ".join(entry["given"]), *_cells(entry["targets"], names, quantity, show)]
+    [_title(results, entry), *_cells(entry["targets"], names, quantity, show)]
     for entry in results["conditional"]
   ]
   return [row for row in rows if any(row[1:])]
@@ -152,16 +156,46 @@ def _cells(targets, names, quantity, show) -> list[str]:
 
 
 def _agreement_table(results: Results) -> str:
-  """One row a subset given of which there is any, one column a measure."""
-  entries = [entry for entry in results["conditional"] if entry.get("agreement")]
-  names = list(dict.fromkeys(name for entry in entries for name in entry["agreement"]))
+  """One row a subset given and a target of which there is any, one column a measure."""
+  found = [
+    (entry, target, of["agreement"], of["agreement_shuffled"])
+    for entry in results["conditional"]
+    for target, of in entry["targets"].items()
+    if of.get("agreement")
+  ]
+  names = list(dict.fromkeys(name for *_, agreement, _ in found for name in agreement))
+  several = len({target for _, target, *_ in found}) > 1
 
-  def cell(entry, name):
-    parts = [entry[key].get(name) for key in ("agreement", "agreement_shuffled")]
-    return "" if None in parts else "{} ({})".format(*(_percent(part["mean"]) for part in parts))
+  def cell(name, *parts):
+    if not all(name in part for part in parts):
+      return ""
+    return "{} ({})".format(*(_percent(part[name]["mean"]) for part in parts))
 
-  rows = [[" + ".join(entry["given"]), *(cell(entry, name) for name in names)] for entry in entries]
+  rows = [
+    [
+      " + ".join(entry["given"]) + (f" -> {target}" if several else ""),
+      *(cell(name, *parts) for name in names),
+    ]
+    for entry, target, *parts in found
+  ]
   return _table(["agreement, % (shuffled)", *names], rows)
+
+
+def _together_table(results: Results) -> str:
+  """Of each subset from which several modalities were generated."""
+  rows = [
+    [_title(results, entry), _share(entry["together"])]
+    for entry in results["conditional"]
+    if "together" in entry
+  ]
+  return _table(["given", "all targets"], rows)
+
+
+def _title(results: Results, entry: Mapping[str, Any]) -> str:
+  """What was given, and what was generated if something else was at another time."""
+  title = " + ".join(entry["given"])
+  same = [other for other in results["conditional"] if other["given"] == entry["given"]]
+  return f"{title} -> {' + '.join(entry['targets'])}" if len(same) > 1 else title
 
 
 def _frechet_table(results: Results) -> str:
@@ -214,15 +248,16 @@ def _classes(results: Results) -> str:
 
 
 def _cost_table(results: Results) -> str:
-  entries = [results["joint"] | {"given": ["(joint)"]}, *results["conditional"]]
+  entries = [("(joint)", results["joint"])]
+  entries += [(_title(results, entry), entry) for entry in results["conditional"]]
   rows = [
     [
-      " + ".join(entry["given"]),
+      title,
       str(entry["evaluations"]),
       f"{entry['seconds']:.2f}",
       f"{entry['seconds_compiling']:.2f}",
     ]
-    for entry in entries
+    for title, entry in entries
   ]
   header = ["given", "network evaluations", "seconds a seed", "seconds compiling"]
   return _table(header, rows)

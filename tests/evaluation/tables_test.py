@@ -177,20 +177,37 @@ def test_sections_of_what_is_there(results):
 
 def test_agreement_has_a_row_for_each_subset_that_is_measured(results):
   share = lambda *values: tables.measurement(values)  # noqa: E731
-  first, second, third, fourth, *_ = results["conditional"]
-  first |= {"agreement": {"edges": share(0.9, 0.962)}, "agreement_shuffled": {"edges": share(0.41)}}
-  third |= {
+  first, _, third, fourth = (entry["targets"] for entry in results["conditional"][:4])
+  first["b"] |= {
+    "agreement": {"edges": share(0.9, 0.962)},
+    "agreement_shuffled": {"edges": share(0.41)},
+  }
+  third["b"] |= {
     "agreement": {"edges": share(0.5), "words": share(1.0)},
     "agreement_shuffled": {"words": share(0.125)},
   }
-  fourth |= {"agreement": {}, "agreement_shuffled": {}}
+  next(iter(fourth.values())).update({"agreement": {}, "agreement_shuffled": {}})
   titled = tables.markdown(results).split("## Agreement with what was given, in per cent")[1]
   for text in (titled.split("## ")[0], tables.screen(results).split("agreement, % (shuffled)")[1]):
     table = text.split("\n\n| coherence")[0]
     assert cells(table, "a")[:2] == ["93.1 (41.0)", ""]
     assert cells(table, "c")[:2] == ["", "100.0 (12.5)"]
   assert not re.search(r"^\| (b|a \+ b) +\|", titled.split("## ")[0], re.M)
-  assert second.keys() == results["conditional"][4].keys()
+  # Of several targets each has rows of its own.
+  first["c"] |= {"agreement": {"edges": share(0.1)}, "agreement_shuffled": {"edges": share(0.2)}}
+  text = tables.markdown(results).split("## Agreement with what was given, in per cent")[1]
+  assert cells(text, "a -> c")[0] == "10.0 (20.0)"
+
+
+def test_tasks_of_the_same_given_are_told_apart(results):
+  share = tables.measurement([0.5])
+  one = results["conditional"][0]
+  other = one | {"targets": {"c": one["targets"]["c"]}, "together": share}
+  results["conditional"].append(other)
+  text = tables.markdown(results)
+  assert cells(text.split("## Cost")[1], "a -> c")
+  table = text.split("## Samples all of whose targets")[1].split("## ")[0]
+  assert cells(table, "a -> c") == ["50.0 ± 0.0"]
 
 
 def test_without_classes(results):

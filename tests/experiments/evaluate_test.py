@@ -14,7 +14,6 @@ import pytest
 from experiments import evaluate, generation
 from mmdiff_jax import solvers
 from mmdiff_jax.data import datasets
-from mmdiff_jax.evaluation import coherence
 from mmdiff_jax.evaluation.classifiers import Classifier
 from mmdiff_jax.frameworks.base import Framework, Sampling
 from mmdiff_jax.modalities import Modality
@@ -120,7 +119,7 @@ def test_what_it_says_of_a_framework_that_is_known(oracle):
     oracle,
     dict.fromkeys(NAMES, judge),
     {"train": oracle_data(5000), "test": oracle_data(700)},
-    [(), *coherence.proper_subsets(NAMES)],
+    evaluate.tasks_of(oracle),
     num=2001,
     seeds=(3, 4),
     say=lines.append,
@@ -164,7 +163,7 @@ def test_frechet_distance_sees_classes_that_are_missing(oracle):
     oracle,
     dict.fromkeys(NAMES, judge),
     {"train": data, "test": data},
-    [()],
+    [((), NAMES)],
     num=50,
     seeds=(0,),
     say=lambda line: None,
@@ -244,7 +243,7 @@ def test_judges_what_is_there_alone(oracle):
     oracle,
     dict.fromkeys(NAMES, judge),
     data,
-    [(), *coherence.proper_subsets(NAMES)],
+    evaluate.tasks_of(oracle),
     num=60,
     seeds=(0,),
     say=lambda _: None,
@@ -268,11 +267,9 @@ def known(modalities, sample, *, draws=1, **fields):
 
 
 def measured(run, judges, data, num, **options):
-  names = tuple(modality.name for modality in run.framework.modalities)
-  subsets = [(), *coherence.proper_subsets(names)]
   data = {"train": data, "test": data}
   results, _ = evaluate.evaluate(
-    run, judges, data, subsets, num=num, seeds=(0, 1), say=lambda _: None, **options
+    run, judges, data, evaluate.tasks_of(run), num=num, seeds=(0, 1), say=lambda _: None, **options
   )
   json.dumps(results, allow_nan=False)
   targets = {
@@ -350,18 +347,32 @@ def test_agreement_with_what_was_given_and_with_other_examples(oracle):
   for draws in (1, 2):
     run = known(oracle.framework.modalities, oracle_sample, draws=draws)
     data = misread(oracle_data(3000), "b", 4)
-    results, _ = measured(run, judges, data, 4000, agreement=agreement)
+    results, _ = measured(run, judges, data, 4000, agreement={"a": agreement, "b": None})
     for entry in results["conditional"]:
-      if "a" in entry["given"]:
-        assert not {"agreement", "agreement_shuffled"} & set(entry)
-      elif entry["given"] == ["off"]:
-        assert entry["agreement"] == entry["agreement_shuffled"] == {}
-      else:
-        # What is given last is shown.
-        expected = 0.75 if "off" in entry["given"] else 1.0
-        assert entry["agreement"].keys() == entry["agreement_shuffled"].keys() == {"b said"}
-        assert entry["agreement"]["b said"]["values"] == pytest.approx([expected] * 2, abs=0.03)
-        assert entry["agreement_shuffled"]["b said"]["mean"] == pytest.approx(0.1, abs=0.03)
+      for name, found in entry["targets"].items():
+        if name != "a":
+          assert not {"agreement", "agreement_shuffled"} & set(found)
+        elif entry["given"] == ["off"]:
+          assert found["agreement"] == found["agreement_shuffled"] == {}
+        else:
+          # What is given last is shown.
+          expected = 0.75 if "off" in entry["given"] else 1.0
+          assert found["agreement"].keys() == found["agreement_shuffled"].keys() == {"b said"}
+          assert found["agreement"]["b said"]["values"] == pytest.approx([expected] * 2, abs=0.03)
+          assert found["agreement_shuffled"]["b said"]["mean"] == pytest.approx(0.1, abs=0.03)
+
+
+def test_tasks_of_the_config_are_measured_one_by_one(oracle):
+  """What is given may be generated anew; of several targets it is known how often all are right."""
+  judges = dict.fromkeys(NAMES, Classifier({}, lambda params, x: (x, x)))
+  tasks = ((("a",), ("b",)), (("a",), ("b", "off")), (("b",), ("a", "b")))
+  run = known(oracle.framework.modalities, oracle_sample)
+  run.config.evaluation.tasks = tasks
+  results, _ = measured(run, judges, oracle_data(3000), 2000)
+  assert [(tuple(e["given"]), tuple(e["targets"])) for e in results["conditional"]] == list(tasks)
+  together = [entry.get("together", {}).get("mean") for entry in results["conditional"]]
+  assert together[0] is None
+  assert together[1] == results["conditional"][1]["targets"]["off"]["coherence"]["mean"]
 
 
 def test_total_variation_is_that_of_the_classes_of_what_was_given(oracle):
