@@ -1,0 +1,33 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import codi
+from experiments import setup
+
+
+@pytest.mark.parametrize("of", ["mnist", "digits"])
+def test_every_stage_builds_and_its_networks_run(of):
+  config = codi.get_config("digits")
+  config.data.of = of
+  framework = setup.build(config)
+  assert [m.name for m in framework.modalities] == list(config.modalities)
+  names = [stage.name for stage in framework.stages]
+  assert len(names) == 4 + 3 + 4 + 3
+  frozen = {}
+  for stage in framework.stages:
+    assert set(stage.needs) < set(names)
+    if stage.name.startswith(("autoencoder", "bridging")):
+      batch = {
+        m.name: jnp.zeros((2, *m.shape), jnp.int32 if m.num_classes else jnp.float32)
+        for m in framework.modalities
+      }
+      params = jax.eval_shape(lambda key, s=stage: s.init(key, {}, batch), jax.random.key(0))
+      found, _ = jax.eval_shape(stage.loss, params, frozen, jax.random.key(0), batch)
+      assert found.shape == ()
+      frozen |= params
+
+
+def test_unknown_name_is_said():
+  with pytest.raises(ValueError, match="digits"):
+    codi.get_config("none")
