@@ -22,7 +22,7 @@ def test_every_stage_builds_and_its_networks_run(of):
         m.name: jnp.zeros((2, *m.shape), jnp.int32 if m.num_classes else jnp.float32)
         for m in framework.modalities
       }
-      params = jax.eval_shape(lambda key, s=stage: s.init(key, {}, batch), jax.random.key(0))
+      params = jax.eval_shape(stage.init, jax.random.key(0), {}, batch)
       found, _ = jax.eval_shape(stage.loss, params, frozen, jax.random.key(0), batch)
       assert found.shape == ()
       frozen |= params
