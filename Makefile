@@ -17,7 +17,7 @@ mnist_svhn: .venv/installed
 	$(PYTHON) -m experiments.evaluate --workdir=runs/mnist_svhn
 
 test: .venv/installed
-	$(PYTHON) -m pytest -q -n 2 -m "not slow"
+	$(PYTHON) -m pytest -q -n 2 --dist worksteal -m "not slow"
 
 lint: .venv/installed
 	$(PYTHON) -m ruff check .

@@ -132,7 +132,7 @@ def _imagenet64(config):
   """`label` with the sizes and training published for ImageNet-64 (Dhariwal and Nichol 2021, ADM).
 
   Not as published are the heads, bfloat16 in place of float16, and the bound on the gradient; the
-  variances of the steps are not learned. 308 M parameters and 2,048 images a step, split over the
+  variances of the steps are not learned. 309 M parameters and 2,048 images a step, split over the
   devices: for several accelerators.
   """
   config.data.name = "imagenet64"

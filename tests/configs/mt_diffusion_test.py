@@ -58,12 +58,13 @@ def test_imagenet64_is_the_published_network_and_what_the_label_adds():
   stage, batch, params = _imagenet64()
   # The features and a head for noise (unet_test.py derives it from the published number).
   published = 295_092_675
-  # Into the first convolution, of 3 x 3: for image and label each what is known, and whether it is.
-  informed = 2 * (3 + 1) * 9 * 192
+  # What is known and whether it is: of the image into the first convolution, of 3 x 3, and of the
+  # label to the blocks, with the time.
+  informed = (3 + 1) * 9 * 192 + (1000 + 1) * 768
   encoder = 1000 * 64 * 64 * 3
   image_head = 2 * 192 + 3 * (9 * 192 + 1)
   label_head = 2 * 768 + 1000 * (192 + 768 + 1)
-  assert _count(params) == published + informed + encoder + image_head + label_head == 308_362_606
+  assert _count(params) == published + informed + encoder + image_head + label_head == 309_124_462
   # In float32, with running mean, two moments and gradient: 6.2 GB before any activation.
   state = jax.eval_shape(lambda p: state_lib.create(p, state_lib.optimizer(stage.settings)), params)
   resident = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state, params)))

@@ -193,6 +193,7 @@ def test_an_expert_by_itself(command, runs, tmp_path):
   assert (tmp_path / "digit_from_sketch.npz").exists()
 
 
+@pytest.mark.slow
 def test_faces_in_a_folder(command, tmp_path, monkeypatch):
   """Each expert of its own columns; together they are given what one folder has of all."""
   monkeypatch.setitem(sys.modules, "tensorflow", None)

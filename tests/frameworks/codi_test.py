@@ -70,10 +70,13 @@ def ran():
     constants, examples = stage.prepare(params, data())
     frozen = params | constants
     batch = {name: jnp.asarray(x[:4]) for name, x in examples.items()}
-    trained = stage.init(KEY, frozen, batch)
-    grads = jax.jit(jax.grad(lambda p, s=stage, f=frozen, b=batch: s.loss(p, f, KEY, b)[0]))(
-      trained
-    )
+
+    @jax.jit
+    def step(frozen, batch, stage=stage):
+      trained = stage.init(KEY, frozen, batch)
+      return trained, jax.grad(lambda p: stage.loss(p, frozen, KEY, batch)[0])(trained)
+
+    trained, grads = step(frozen, batch)
     moved = jax.tree.map(lambda p, g: p - 0.1 * jnp.sign(g), trained, grads)
     history.append((stage, set(params), examples, trained, grads))
     params = frozen | moved
