@@ -103,6 +103,7 @@ def test_samples_of_a_composition(command, runs, tmp_path):
   assert (tmp_path / "digit_from_caption.png").exists()
 
 
+@pytest.mark.slow
 def test_measures_a_composition(command, runs, tmp_path):
   flags = [*composed(runs, "all:sketch", "all:caption"), "--corrector=1:2:0.1"]
   ended = command(evaluate, *flags, f"--out={tmp_path}")

@@ -60,6 +60,7 @@ def data(pairs=PAIRS):
   return found | {f"{name}_present": np.array([name in pairs[i] for i in which]) for name in NAMES}
 
 
+# It compiles every stage, so that what wants it is left to the slow tests.
 @pytest.fixture(scope="module")
 def ran():
   """All stages in order, one step each: the entries before and after every stage."""
@@ -100,6 +101,7 @@ def run(framework, params, given, targets, how=None):
 # --- stages
 
 
+@pytest.mark.slow
 def test_stages_are_in_order_and_train_what_is_theirs(ran):
   _, framework, _, history = ran
   assert [stage.name for stage in framework.stages] == [
@@ -125,6 +127,7 @@ def test_stages_are_in_order_and_train_what_is_theirs(ran):
   ]
 
 
+@pytest.mark.slow
 def test_no_stage_sees_more_than_two_modalities_of_an_example(ran):
   _, _, _, history = ran
   shares = {stage.name: len(next(iter(x.values()))) for stage, _, x, _, _ in history}
@@ -137,6 +140,7 @@ def test_no_stage_sees_more_than_two_modalities_of_an_example(ran):
   assert shares["alignment_video"] == 6
 
 
+@pytest.mark.slow
 def test_examples_are_paired_by_row(ran):
   model, _, params, history = ran
   (examples,) = (x for stage, _, x, _, _ in history if stage.name == "alignment_speech")
@@ -148,6 +152,7 @@ def test_examples_are_paired_by_row(ran):
     np.testing.assert_allclose(examples[f"prompt_{name}"], prompt, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_latents_come_back(ran):
   model, _, params, _ = ran
   for name in NAMES:
@@ -160,6 +165,7 @@ def test_latents_come_back(ran):
     np.testing.assert_allclose(codi_model.view_of(model, params, name, z), through, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_alignment_starts_as_diffusion_ended(ran):
   model, _, params, history = ran
   fresh = dict(params)
@@ -174,6 +180,7 @@ def test_alignment_starts_as_diffusion_ended(ran):
   jax.tree.map(np.testing.assert_array_equal, *both)
 
 
+@pytest.mark.slow
 def test_other_modalities_are_read_after_alignment_and_not_before(ran):
   model, _, params, history = ran
   fresh = dict(params)
@@ -255,6 +262,7 @@ class Identity:
     return z.reshape(len(z), 1, -1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("aligned", "r"), [(True, 0.8), (True, -0.5), (False, 0.8)])
 def test_correlated_pair(aligned, r, monkeypatch):
   """With environments the correlation of the samples is r, without them 0."""
@@ -353,6 +361,7 @@ def test_any_subset_from_any_other(ran, given, targets):
   assert framework.evaluations(given, targets, how) == 2 * len(targets) * (2 if given else 1)
 
 
+@pytest.mark.slow
 def test_interpolation_ends_at_single_prompts_and_guidance_at_none(ran):
   _, _, params, _ = ran
   given = rows("caption", "digit")
@@ -408,6 +417,7 @@ def test_weights_that_cannot_be_are_refused(weights, message):
     codi_model.interpolated(prompts, weights)
 
 
+@pytest.mark.slow
 def test_stages_want_pairs(ran):
   _, framework, params, _ = ran
   stages = {stage.name: stage for stage in framework.stages}

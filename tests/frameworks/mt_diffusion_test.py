@@ -310,6 +310,7 @@ def test_any_subset_from_any_other(mode, aggregation):
   assert one.max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "aggregation"), [("replacement", "steps"), ("informed", "start")])
 def test_any_subset_of_three(mode, aggregation):
   config = tiny(process__aggregation=aggregation, sampling__mode=mode)

@@ -10,6 +10,7 @@ from mmdiff_jax.networks.transformer import Environment, LatentTransformer, shif
 
 KEY = jax.random.key(0)
 NETWORK = LatentTransformer(width=8, depth=2, heads=2, hidden=16, features=8)
+apply = jax.jit(NETWORK.apply)
 
 
 def inputs(frames=3, tokens=2, rows=4):
@@ -47,18 +48,18 @@ def test_one_frame_is_an_image():
   z, t, prompt, context = inputs(frames=3)
   params = drawn(NETWORK, z, t, prompt, context)
   image = {n: p for n, p in params["params"].items() if not n.startswith(("shift", "frames"))}
-  one = NETWORK.apply(params, z[:, :1], t, prompt, context)
-  np.testing.assert_array_equal(one, NETWORK.apply({"params": image}, z[:, :1], t, prompt, context))
+  one = apply(params, z[:, :1], t, prompt, context)
+  np.testing.assert_array_equal(one, apply({"params": image}, z[:, :1], t, prompt, context))
   # Several frames need those layers, and are mixed by them.
   moved = z.at[:, 2].add(1.0)
-  both = [NETWORK.apply(params, x, t, prompt)[:, 0] for x in (z, moved)]
+  both = [apply(params, x, t, prompt)[:, 0] for x in (z, moved)]
   assert np.abs(both[0] - both[1]).max() > 1e-3
 
 
 @pytest.mark.parametrize(("frames", "tokens"), [(1, 1), (1, 3), (3, 2)])
 def test_what_is_put_in_starts_as_nothing(frames, tokens):
   z, t, prompt, context = inputs(frames, tokens)
-  params = NETWORK.init(KEY, z, t, prompt, context)
+  params = jax.jit(NETWORK.init)(KEY, z, t, prompt, context)
   # All but the layers that start at zero, so that something comes out at all.
   rng = np.random.default_rng(0)
 
@@ -69,20 +70,20 @@ def test_what_is_put_in_starts_as_nothing(frames, tokens):
 
   params = jax.tree_util.tree_map_with_path(trained, params)
   without = {n: p for n, p in params["params"].items() if not n.startswith("cross")}
-  plain = NETWORK.apply({"params": without}, z, t, prompt)
-  np.testing.assert_array_equal(NETWORK.apply(params, z, t, prompt, context), plain)
+  plain = apply({"params": without}, z, t, prompt)
+  np.testing.assert_array_equal(apply(params, z, t, prompt, context), plain)
   assert np.abs(plain).max() > 0.1
   if frames > 1:
     # Without its layers a frame is as it is alone.
-    alone = NETWORK.apply(params, z[:, 1:2], t, prompt)
+    alone = apply(params, z[:, 1:2], t, prompt)
     np.testing.assert_allclose(plain[:, 1:2], alone, atol=1e-5)
 
 
 def test_everything_is_read():
   z, t, prompt, context = inputs()
   params = drawn(NETWORK, z, t, prompt, context)
-  apply = jax.jit(partial(NETWORK.apply, params))
-  plain = apply(z, t, prompt, context)
+  run = partial(apply, params)
+  plain = run(z, t, prompt, context)
   row = np.arange(4) == 1
   for changed in (
     (z.at[1].add(1.0), t, prompt, context),
@@ -90,12 +91,12 @@ def test_everything_is_read():
     (z, t, prompt.at[1].add(1.0), context),
     (z, t, prompt, context.at[1].add(1.0)),
   ):
-    found = apply(*changed)
+    found = run(*changed)
     assert np.abs(found - plain)[row].max() > 1e-3
     np.testing.assert_allclose(found[~row], plain[~row], atol=1e-5)
   # A scalar time serves all rows.
   np.testing.assert_allclose(
-    apply(z, jnp.float32(0.3), prompt, context), apply(z, jnp.full(4, 0.3), prompt, context),
+    run(z, jnp.float32(0.3), prompt, context), run(z, jnp.full(4, 0.3), prompt, context),
     atol=1e-5,
   )  # fmt: skip
 
@@ -103,9 +104,9 @@ def test_everything_is_read():
 def test_tokens_know_their_places_and_frames_their_order():
   z, t, prompt, _ = inputs()
   params = drawn(NETWORK, z, t, prompt)
-  plain = NETWORK.apply(params, z, t, prompt)
+  plain = apply(params, z, t, prompt)
   for axis in (1, 2):
-    turned = NETWORK.apply(params, jnp.flip(z, axis), t, prompt)
+    turned = apply(params, jnp.flip(z, axis), t, prompt)
     assert np.abs(jnp.flip(turned, axis) - plain).max() > 1e-3
 
 
