@@ -36,6 +36,39 @@ def defaults(framework: str) -> ConfigDict:
   return config
 
 
+def small_images(config: ConfigDict, *, steps: int) -> None:
+  """DDPM of images of MNIST's size: its process, its network, its training and how it samples."""
+  config.process = ConfigDict()
+  # linear or cosine.
+  config.process.betas = "cosine"
+  config.process.num = 1000
+
+  network = config.network = ConfigDict()
+  network.width = 32
+  network.multipliers = (1, 1, 2)
+  network.blocks = 1
+  network.attention = (7, 4)
+  network.head_channels = 32
+  network.patch = 2
+
+  config.training = ConfigDict(
+    {
+      "steps": steps,
+      "batch_size": 64,
+      "learning_rate": 2e-3,
+      "warmup": 200,
+      "ema": 0.999,
+      "b2": 0.99,
+    }
+  )
+
+  config.sampling = ConfigDict()
+  config.sampling.solver = "ancestral"
+  config.sampling.steps = 50
+  config.sampling.guidance = 1.0
+  config.sampling.order = ()
+
+
 def autoencoder(
   likelihood: str,
   *,

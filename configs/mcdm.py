@@ -80,34 +80,10 @@ def _defaults() -> ConfigDict:
   # v = alpha eps - sigma x0, or the paper's eps, whose error is 1 / alpha as large in x0: at t = 1
   # of the cosine betas that is 20,000 times.
   config.prediction = "v"
-  config.process = ConfigDict({"betas": "cosine", "num": 1000})
-
-  network = config.network = ConfigDict()
-  network.width = 32
-  network.multipliers = (1, 1, 2)
-  network.blocks = 1
-  network.attention = (7, 4)
-  network.head_channels = 32
-  network.patch = 2
-  network.text_width = 64
-
-  config.training = ConfigDict(
-    {
-      "steps": 4000,
-      "batch_size": 64,
-      "learning_rate": 2e-3,
-      "warmup": 200,
-      "ema": 0.999,
-      "b2": 0.99,
-    }
-  )
-
-  config.sampling = ConfigDict()
-  config.sampling.solver = "ancestral"
-  config.sampling.steps = 50
-  # Of one expert that was trained with its conditions absent, too; experts have --weights.
-  config.sampling.guidance = 1.0
-  config.sampling.order = ()
+  # Guidance is of one expert that was trained with its conditions absent, too; experts that are
+  # composed have --weights. There is no order.
+  common.small_images(config, steps=4000)
+  config.network.text_width = 64
   # After each step so many corrections, each of so many leapfrog steps of that size: num * leapfrog
   # evaluations of every model more a step. 0 leaves them out. Keep snr below sqrt(2 / sum of the
   # weights), beyond which they may diverge.

@@ -219,10 +219,9 @@ def _defaults() -> ConfigDict:
   # What comes in the main modality's place in a share of the examples; "" is nothing.
   config.augment = ConfigDict({"modality": "", "share": 0.5})
 
-  process = config.process = ConfigDict()
-  # linear or cosine.
-  process.betas = "cosine"
-  process.num = 1000
+  # This framework has neither guidance nor an order; both stay as they are.
+  common.small_images(config, steps=10_000)
+  process, network = config.process, config.network
   # start: z_0 is the aggregate of all modalities, and w = 0. steps: z_0 is the main modality, and
   # each step adds w_t of the aggregate of the others.
   process.aggregation = "start"
@@ -232,37 +231,13 @@ def _defaults() -> ConfigDict:
   # Whether the encoders are kept from learning through z_t.
   config.stop_gradient = False
 
-  network = config.network = ConfigDict()
   # Whether the heads may see what is known, and the share of examples in which something is.
   network.informed = True
   network.known_prob = 0.5
-  network.width = 32
-  network.multipliers = (1, 1, 2)
-  network.blocks = 1
-  network.attention = (7, 4)
-  network.head_channels = 32
-  network.patch = 2
 
-  config.training = ConfigDict(
-    {
-      "steps": 10_000,
-      "batch_size": 64,
-      "learning_rate": 2e-3,
-      "warmup": 200,
-      "ema": 0.999,
-      "b2": 0.99,
-    }
-  )
-
-  config.sampling = ConfigDict()
   # replacement: known modalities take the place of what the heads predict; biased. informed: the
   # heads also see them.
   config.sampling.mode = "informed"
-  config.sampling.solver = "ancestral"
-  config.sampling.steps = 50
-  # This framework has neither guidance nor an order; both stay as they are.
-  config.sampling.guidance = 1.0
-  config.sampling.order = ()
 
   # Examples of the test split whose variational bound is computed; 0 leaves it out.
   config.evaluation.bound = 32

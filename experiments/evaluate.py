@@ -9,8 +9,8 @@ that judge are trained on first use and kept in `classifiers` beside them. With 
 compare solvers, it looks at joint samples alone, shows the numbers and writes nothing. Each
 `--data` is an option of the data set that differs from training's, for the judges' training, too.
 
-Where the data set can tell how true its first modality is to what was given (`datasets.agreement`),
-that is measured, too, and beside it how true it is to what was given with another sample.
+Where the data set can tell how true a modality is to what was given (`datasets.agreement`), that is
+measured, too, and beside it how true it is to what was given with another sample.
 
 Examples without classes (no column `label`) are measured by what needs none: masks against true
 ones, the spread of several draws, the variational bound, cost and pictures.

@@ -98,13 +98,7 @@ FORM = (
 
 MODALITIES = (
   Modality("digit", "image", (SIZE, SIZE, 3), image_picture),
-  Modality(
-    "caption",
-    "text",
-    (CAPTION_LENGTH,),
-    rendering.text_of,
-    num_classes=len(rendering.ALPHABET),
-  ),
+  rendering.caption(CAPTION_LENGTH),
   LABEL,
   _label("colour", tuple(COLOURS)),
   *FORM,

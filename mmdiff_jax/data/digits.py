@@ -51,13 +51,7 @@ MODALITIES = (
     _listen,
     sample_rate=rendering.TONE.sample_rate,
   ),
-  Modality(
-    "caption",
-    "text",
-    (rendering.CAPTION_LENGTH,),
-    rendering.text_of,
-    num_classes=len(rendering.ALPHABET),
-  ),
+  rendering.caption(rendering.CAPTION_LENGTH),
   Modality("label", "label", (), _figure, num_classes=10),
   Modality("mask", "mask", _PAGE, mask_picture, num_classes=2),
 )

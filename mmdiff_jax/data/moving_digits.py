@@ -47,13 +47,7 @@ HEADING = Modality("heading", "label", (), _heading, num_classes=len(HEADINGS))
 MODALITIES = (
   DIGIT,
   Modality("video", "video", (FRAMES, SIZE, SIZE, 1), video_picture),
-  Modality(
-    "caption",
-    "text",
-    (CAPTION_LENGTH,),
-    rendering.text_of,
-    num_classes=len(rendering.ALPHABET),
-  ),
+  rendering.caption(CAPTION_LENGTH),
   LABEL,
   HEADING,
 )

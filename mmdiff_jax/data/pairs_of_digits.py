@@ -100,13 +100,7 @@ def modalities(*, of: str = "mnist") -> tuple[Modality, ...]:
   """The four, then labels; the embedded digits have no speakers. Argument and errors as `load`."""
   if of not in SOURCES:
     raise UserError(f"config.data.of is {of!r}; the digits are of {' or '.join(SOURCES)}.")
-  caption = Modality(
-    "caption",
-    "text",
-    (CAPTION_LENGTH,),
-    rendering.text_of,
-    num_classes=len(rendering.ALPHABET),
-  )
+  caption = rendering.caption(CAPTION_LENGTH)
   video = Modality("video", "video", (FRAMES, SIZE, SIZE, 1), video_picture)
   speaker = Modality("speaker", "label", (), _speaker, num_classes=len(sources.SPEAKERS))
   labels = (LABEL, *FORM[:2], HEADING, *([speaker] if of == "mnist" else []))
@@ -338,14 +332,7 @@ def said_of(tokens: Int[np.ndarray, "n length"]) -> dict[str, Int[np.ndarray, " 
   Returns:
     label, thickness, slant, heading and speaker, each int32 [n]; -1 where it is not said.
   """
-  words = {"label": rendering.NAMES, **_WORDS}
-  said = {name: np.full(len(tokens), -1, np.int32) for name in words}
-  for i, row in enumerate(tokens):
-    match = _GRAMMAR.fullmatch(rendering.text_of(row))
-    for name, word in match.groupdict().items() if match else ():
-      if word:
-        said[name][i] = int(word) if word.isdigit() else words[name].index(word)
-  return said
+  return rendering.said_of(tokens, _GRAMMAR, {"label": rendering.NAMES, **_WORDS})
 
 
 def heading_of(video: Float[np.ndarray, "n frames h w 1"]) -> Int[np.ndarray, " n"]:

@@ -5,12 +5,14 @@ two photos. Each *draw* of a handwriting places it anew (a little slant, turn, s
 that a split holds many draws of each handwriting, and no handwriting is in two splits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+import re
 
 from jaxtyping import Float, Int
 import numpy as np
 
 from mmdiff_jax.data import audio
+from mmdiff_jax.modalities import Modality
 
 SIZE = 16
 TONE = audio.LogMel()
@@ -219,3 +221,30 @@ def tokens_of(
 def text_of(tokens: Int[np.ndarray, " length"]) -> str:
   """The sentence that tokens spell, without the blanks around it."""
   return "".join(ALPHABET[token] for token in tokens).strip()
+
+
+def caption(length: int) -> Modality:
+  """The modality `caption`: a line of at most that many characters out of `ALPHABET`."""
+  return Modality("caption", "text", (length,), text_of, num_classes=len(ALPHABET))
+
+
+def said_of(
+  tokens: Int[np.ndarray, "n length"], grammar: re.Pattern[str], words: Mapping[str, Sequence[str]]
+) -> dict[str, Int[np.ndarray, " n"]]:
+  """What captions say of some attributes.
+
+  Args:
+    tokens: the captions; of what is no sentence of the grammar nothing is said.
+    grammar: of a whole sentence; what it says of an attribute is the group of that name.
+    words: of each attribute, in the order of its classes; a figure stands for itself.
+
+  Returns:
+    The classes of each attribute, int32 [n]; -1 where the caption does not say it.
+  """
+  said = {name: np.full(len(tokens), -1, np.int32) for name in words}
+  for i, row in enumerate(tokens):
+    match = grammar.fullmatch(text_of(row))
+    for name, word in match.groupdict().items() if match else ():
+      if word:
+        said[name][i] = int(word) if word.isdigit() else words[name].index(word)
+  return said

@@ -49,20 +49,14 @@ _WORDS = Form(thickness=THICKNESSES, slant=SLANTS, place=PLACES)
 _GRAMMAR = re.compile(
   rf"((?P<place>{'|'.join(PLACES)}) )?an? ((?P<thickness>{'|'.join(filter(None, THICKNESSES))}) )?"
   rf"((?P<slant>{'|'.join(filter(None, SLANTS))}) )?"
-  rf"(?P<label>{'|'.join(rendering.NAMES)}|[0-9]|{_ANY})"
+  rf"((?P<label>{'|'.join(rendering.NAMES)}|[0-9])|{_ANY})"
 )
 
 MODALITIES = (
   DIGIT,
   Modality("sketch", "image", (SIZE, SIZE, 1), image_picture),
   Modality("mask", "mask", (SIZE, SIZE), mask_picture, num_classes=3),
-  Modality(
-    "caption",
-    "text",
-    (CAPTION_LENGTH,),
-    rendering.text_of,
-    num_classes=len(rendering.ALPHABET),
-  ),
+  rendering.caption(CAPTION_LENGTH),
   LABEL,
   *FORM,
 )
@@ -247,13 +241,7 @@ def said_of(tokens: Int[np.ndarray, "n length"]) -> dict[str, Int[np.ndarray, " 
     label, thickness, slant and place, each int32 [n]; -1 where the caption does not say it.
   """
   words = {"label": rendering.NAMES, **_WORDS._asdict()}
-  said = {name: np.full(len(tokens), -1, np.int32) for name in words}
-  for i, row in enumerate(tokens):
-    match = _GRAMMAR.fullmatch(rendering.text_of(row))
-    for name, word in match.groupdict().items() if match else ():
-      if word and word != _ANY:
-        said[name][i] = int(word) if word.isdigit() else words[name].index(word)
-  return said
+  return rendering.said_of(tokens, _GRAMMAR, words)
 
 
 def agreement(

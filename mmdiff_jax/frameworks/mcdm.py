@@ -45,7 +45,13 @@ from mmdiff_jax.frameworks.base import (
   Stage,
   table_of,
 )
-from mmdiff_jax.frameworks.views import check_examples, check_shape, value_of, view_of
+from mmdiff_jax.frameworks.views import (
+  as_they_are,
+  check_examples,
+  check_shape,
+  value_of,
+  view_of,
+)
 from mmdiff_jax.modalities import Modality
 from mmdiff_jax.networks.conditional import Condition, Conditional
 from mmdiff_jax.networks.unet import UNet
@@ -168,15 +174,10 @@ def alone(expert: Expert) -> Framework:
     shown = tuple(name for name in names if name in given)
     return [Term(run, shown, sampling.guidance)] if shown else []
 
-  def generate(params, key, given, targets, num, sampling):
-    del targets
-    chosen = terms(given, sampling)
-    return sample({run: expert}, {run: params}, key, given, unconditional, chosen, num, sampling)
+  composed, evaluations = _sampler({run: expert}, unconditional, terms)
 
-  def evaluations(given, targets, sampling):
-    del targets
-    branches, _, _ = _branches(unconditional, terms(given, sampling))
-    return len(branches) * sampling.solver.evaluations(sampling.steps)
+  def generate(params, *rest):
+    return composed({run: params}, *rest)
 
   sizes = range(len(names) + 1) if unconditional else (len(names),)
   ways = _ways(expert.main, [w for n in sizes for w in itertools.combinations(names, n)])
@@ -185,7 +186,7 @@ def alone(expert: Expert) -> Framework:
     (expert.main, *expert.conditions),
     (stage,),
     generate,
-    _reconstruct,
+    as_they_are,
     evaluations,
     ways=ways,
   )
@@ -226,23 +227,15 @@ def compose(
     c.name: c for t in terms for c in experts[t.run].conditions if c.name in t.conditions
   }
 
-  def chosen(given):
-    return [term for term in terms if set(term.conditions) <= set(given)]
-
-  def generate(params, key, given, targets, num, sampling):
-    del targets
+  def chosen(given, sampling):
     if sampling.guidance != 1:
       raise UserError(
         f"Composed experts have no guidance in common (it is {sampling.guidance:g}; --guidance=1 is"
         " none), but weights of their own: --weights=..., one for each."
       )
-    return sample(experts, params, key, given, unconditional, chosen(given), num, sampling)
+    return [term for term in terms if set(term.conditions) <= set(given)]
 
-  def evaluations(given, targets, sampling):
-    del targets
-    branches, _, _ = _branches(unconditional, chosen(given))
-    return len(branches) * sampling.solver.evaluations(sampling.steps)
-
+  generate, evaluations = _sampler(experts, unconditional, chosen)
   subsets = [some for n in range(len(terms) + 1) for some in itertools.combinations(terms, n)]
   unions = [{name for term in some for name in term.conditions} for some in subsets]
   ordered = [tuple(name for name in conditions if name in union) for union in unions]
@@ -250,7 +243,23 @@ def compose(
   served = dict.fromkeys(ordered) if unconditional else ordered[-1:]
   ways = _ways(first.main, list(served))
   modalities = (first.main, *conditions.values())
-  return Framework(modalities, (), generate, _reconstruct, evaluations, ways=ways)
+  return Framework(modalities, (), generate, as_they_are, evaluations, ways=ways)
+
+
+def _sampler(experts: Mapping[str, Expert], unconditional: Mapping[str, float], chosen):
+  """`sample` and `evaluations` of a framework; `chosen` is `(given, sampling) -> terms`."""
+
+  def generate(params, key, given, targets, num, sampling):
+    del targets
+    terms = chosen(given, sampling)
+    return sample(experts, params, key, given, unconditional, terms, num, sampling)
+
+  def evaluations(given, targets, sampling):
+    del targets
+    branches, _, _ = _branches(unconditional, chosen(given, sampling))
+    return len(branches) * sampling.solver.evaluations(sampling.steps)
+
+  return generate, evaluations
 
 
 def _ways(main: Modality, given: Sequence[tuple[str, ...]]):
@@ -503,9 +512,3 @@ def sample(
   solver = sampling.solver
   z = solvers.sample(loop_key, denoiser, first.schedule, {SPACE: z}, path, solver=solver)[SPACE]
   return {first.main.name: view_of(first.main, z)}
-
-
-def _reconstruct(params: Params, data: Batch) -> dict[str, Any]:
-  """Nothing stands between the image and its space: as it is."""
-  del params
-  return dict(data)

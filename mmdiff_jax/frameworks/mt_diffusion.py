@@ -60,7 +60,13 @@ from mmdiff_jax.frameworks.mt_diffusion_model import (
   SPACE,
   values_of,
 )
-from mmdiff_jax.frameworks.views import check_examples, check_shape, value_of, view_of
+from mmdiff_jax.frameworks.views import (
+  as_they_are,
+  check_examples,
+  check_shape,
+  value_of,
+  view_of,
+)
 from mmdiff_jax.modalities import Modality
 from mmdiff_jax.networks.multitask import Multitask, Part
 from mmdiff_jax.networks.unet import UNet
@@ -89,7 +95,7 @@ def build(config: Any, modalities: Sequence[Modality]) -> Framework:
   stage = _stage(model, generate)
   rows = config.evaluation.bound
   bound = functools.partial(mt_diffusion_bound.measure, model, num=rows) if rows else None
-  return Framework(model.modalities, (stage,), generate, _reconstruct, _evaluations, bound)
+  return Framework(model.modalities, (stage,), generate, as_they_are, _evaluations, bound)
 
 
 def model_of(config: Any, modalities: Sequence[Modality]) -> Model:
@@ -416,9 +422,3 @@ def sample(
   z = solvers.sample(loop_key, denoiser, process.table, {SPACE: z}, path, solver=solver)[SPACE]
   _, values = read(model, params, z, times[-1], known, informed=informed)
   return {name: view_of(modalities[name], values[name]) for name in targets}
-
-
-def _reconstruct(params: Params, data: Batch) -> dict[str, Any]:
-  """Nothing stands between the modalities and their space: as they are."""
-  del params
-  return dict(data)
