@@ -122,6 +122,7 @@ def test_drops_modalities_on_purpose(tmp_path, monkeypatch):
   config.drop_prob = 0.5
   seen = {}
   monkeypatch.setattr(train, "_CONFIG", types.SimpleNamespace(value=config))
+  monkeypatch.setattr(train, "_STAGES", types.SimpleNamespace(value=[]))
   monkeypatch.setattr(train.setup, "WORKDIR", types.SimpleNamespace(value=tmp_path))
   rows = {name: np.zeros(100) for name in (*config.modalities, "label")}
   monkeypatch.setattr(train.datasets, "load", lambda **_: rows)
