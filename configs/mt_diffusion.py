@@ -219,7 +219,7 @@ def _defaults() -> ConfigDict:
   # What comes in the main modality's place in a share of the examples; "" is nothing.
   config.augment = ConfigDict({"modality": "", "share": 0.5})
 
-  # This framework has neither guidance nor an order; both stay as they are.
+  # There is no order, and guidance only of informed heads.
   common.small_images(config, steps=10_000)
   process, network = config.process, config.network
   # start: z_0 is the aggregate of all modalities, and w = 0. steps: z_0 is the main modality, and

@@ -22,6 +22,7 @@ Two ways to know (`config.sampling.mode`):
 * replacement: the heads see z_t alone. z_t is then not what the heads were trained on, since a
   known x_i says more of the others than z_t does: biased even with perfect heads.
 * informed: the heads also see what is known, as they are shown some modalities in training.
+  Guidance is between them and what they say when they are shown nothing.
 
 Targets are read off the heads at the last step, as means given z_1 (or likeliest classes). With the
 aggregation "start" z_1 has all modalities in it, but as a sum: what the sum leaves open of a target
@@ -341,11 +342,14 @@ def _check_sampling(config: Any, sampling: Sampling) -> None:
       "config.sampling.mode is 'informed', and the network of this run was not made for it"
       " (config.network.informed is False). Use 'replacement', or train with it."
     )
-  if sampling.guidance != 1.0 or sampling.order:
+  if sampling.guidance != 1.0 and config.sampling.mode != "informed":
     raise UserError(
-      "MT-Diffusion has neither guidance nor an order of modalities: config.sampling.guidance must"
-      f" be 1 (it is {sampling.guidance}) and config.sampling.order empty."
+      f"config.sampling.guidance is {sampling.guidance}, and config.sampling.mode"
+      f" {config.sampling.mode!r}: guidance is between heads that see what is known and heads that"
+      " do not. Use the mode 'informed', or guidance 1."
     )
+  if sampling.order:
+    raise UserError("MT-Diffusion has no order of modalities: config.sampling.order must be empty.")
   stepwise = len(config.modalities) > 1 and config.process.aggregation == "steps"
   if stepwise and sampling.solver is not solvers.ancestral:
     raise UserError(
@@ -362,8 +366,9 @@ def _check_sampling(config: Any, sampling: Sampling) -> None:
 
 def _evaluations(given, targets, sampling: Sampling) -> int:
   # The last evaluation reads the modalities instead of making a step, as a step to time 0 would.
-  del given, targets
-  return sampling.solver.evaluations(sampling.steps)
+  del targets
+  steps = sampling.solver.evaluations(sampling.steps)
+  return 2 * steps - 1 if given and sampling.guidance != 1.0 else steps
 
 
 def sample(
@@ -405,7 +410,13 @@ def sample(
   known = {name: value_of(modalities[name], x) for name, x in given.items()}
 
   def estimated(x, t):
-    z0, total = estimate(model, params, x[SPACE], t[SPACE], known, informed=informed)
+    def knowing(known):
+      return estimate(model, params, x[SPACE], t[SPACE], known, informed=informed)
+
+    found = knowing(known)
+    if known and sampling.guidance != 1.0:
+      found = jax.tree.map(lambda a, b: b + sampling.guidance * (a - b), found, knowing({}))
+    z0, total = found
     return {SPACE: z0}, {SPACE: total}
 
   if process.plain:

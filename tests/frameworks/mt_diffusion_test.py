@@ -388,8 +388,11 @@ def test_flag_of_0_hides_the_value():
     assert np.abs(first[0] - none[0]).max() > 1e-4
 
 
-@pytest.mark.parametrize("solver", [solvers.ancestral, solvers.heun])
-def test_evaluations_are_those_that_run(solver, monkeypatch):
+@pytest.mark.parametrize(
+  ("solver", "guidance"),
+  [(solvers.ancestral, 1.0), (solvers.heun, 1.0), (solvers.ancestral, 2.0)],
+)
+def test_evaluations_are_those_that_run(solver, guidance, monkeypatch):
   _, _, params = made(tiny())
   calls = []
 
@@ -401,7 +404,7 @@ def test_evaluations_are_those_that_run(solver, monkeypatch):
 
   monkeypatch.setattr(mt_diffusion, "_backbone", lambda config: Counting())
   framework = mt_diffusion.build(tiny(), (DIGIT, LABEL))
-  settings = sampling(solver=solver)
+  settings = sampling(solver=solver, guidance=guidance)
   given = {"label": data()["label"]}
   jax.block_until_ready(jitted(framework)(params, KEY, given, ("digit",), ROWS, settings))
   jax.effects_barrier()
@@ -504,8 +507,8 @@ def test_bound_of_a_modality_that_never_changes_is_finite():
     ({"sampling__solver": "none"}, "ancestral"),
     ({"sampling__steps": 21}, "from 2 to"),
     ({"sampling__steps": 1}, "from 2 to"),
-    ({"sampling__guidance": 2.0}, "neither guidance"),
-    ({"sampling__order": (("label",),)}, "neither guidance"),
+    ({"sampling__guidance": 2.0, "sampling__mode": "replacement"}, "Use the mode 'informed'"),
+    ({"sampling__order": (("label",),)}, "no order"),
     ({"network__informed": False}, "'replacement', or train"),
     ({"network__known_prob": 0.0}, "known_prob is 0.0"),
     ({"network__known_prob": 1.0}, "known_prob is 1.0"),

@@ -149,7 +149,7 @@ def gaussian_model(aggregation, mode, table=DDPM, covariance=CORRELATED):
   return mt_diffusion.Model(config, GAUSSIAN, process, Exact(process, covariance))
 
 
-def moments(model, given, num_steps):
+def moments(model, given, num_steps, guidance=1.0):
   """Mean and variance of what is not given (1), without drawing: each step is affine."""
   informed = model.config.sampling.mode == "informed"
   target = "b" if given == "a" else "a"
@@ -157,9 +157,15 @@ def moments(model, given, num_steps):
   unit = jnp.array([0.0, 1.0]).reshape(2, *ONE)
   known = {given: jnp.ones((2, *ONE))}
 
+  def start_of(known, t):
+    return mt_diffusion.estimate(model, {"network": None}, unit, t, known, informed=informed)
+
   def step(law, ends):
     mean, variance = law
-    start = mt_diffusion.estimate(model, {"network": None}, unit, ends[0], known, informed=informed)
+    start = start_of(known, ends[0])
+    if guidance != 1:
+      free = start_of({}, ends[0])
+      start = [b + guidance * (a - b) for a, b in zip(start, free, strict=True)]
     moved, deviation = model.process.posterior(unit, *start, *ends)
     offset, slope = moved[0], moved[1] - moved[0]
     return (offset + slope * mean, slope**2 * variance + deviation**2), None
@@ -201,18 +207,28 @@ def test_modality_added_in_steps_is_read_as_its_mean():
   assert variance < 0.01
 
 
-@pytest.mark.parametrize("mode", mt_diffusion.MODES)
-def test_samples_have_these_moments(mode):
+@pytest.mark.parametrize(
+  ("mode", "guidance"), [("replacement", 1.0), ("informed", 1.0), ("informed", 2.0)]
+)
+def test_samples_have_these_moments(mode, guidance):
   model, num = gaussian_model("start", mode), 4000
-  sampling = base.Sampling(solvers.ancestral, 100)
+  sampling = base.Sampling(solvers.ancestral, 100, guidance)
   given = {"a": jnp.ones((num, *ONE))}
   out = mt_diffusion.sample(
     model, {"network": None}, jax.random.key(0), given, ("b",), num, sampling
   )
   x = 2 * np.asarray(out["b"]).ravel() - 1
-  mean, variance = moments(model, "a", 100)
+  mean, variance = moments(model, "a", 100, guidance)
   assert x.mean() == pytest.approx(mean, abs=4 * (variance / num) ** 0.5 + 1e-6)
   assert x.var() == pytest.approx(variance, rel=4 * (2 / num) ** 0.5)
+
+
+def test_guidance_presses_what_is_known():
+  """Twice as far from what is likely without: the mean is further out, the variance smaller."""
+  model = gaussian_model("start", "informed")
+  (mean, variance), (pressed, left) = (moments(model, "a", 100, g) for g in (1.0, 2.0))
+  assert pressed > mean + 0.1
+  assert left < variance
 
 
 @pytest.mark.parametrize("aggregation", mt_diffusion.AGGREGATIONS)
