@@ -31,7 +31,8 @@ def _digits(config):
   }
   # A latent is split into tokens; that of a video has so many for each frame.
   for name, size in config.autoencoder.items():
-    size.tokens, size.frames = 4, name == "video"
+    size.frames = name == "video"
+    size.tokens = 1 if size.frames else 2
   config.autoencoder.video.training.batch_size = 64
   config.bridging.bridge = "caption"
   config.alignment.links = (("caption", "digit"), ("caption", "speech"), ("speech", "video"))
@@ -40,11 +41,11 @@ def _digits(config):
 _PRESETS = {"digits": _digits}
 
 
-def _training(*, steps, learning_rate=1e-3, steps_per_dispatch=10) -> ConfigDict:
+def _training(*, steps, batch_size=256, learning_rate=1e-3, steps_per_dispatch=10) -> ConfigDict:
   return ConfigDict(
     {
       "steps": steps,
-      "batch_size": 256,
+      "batch_size": batch_size,
       "learning_rate": learning_rate,
       "warmup": 200,
       "ema": 0.999,
@@ -59,7 +60,7 @@ def _defaults() -> ConfigDict:
 
   bridging = config.bridging = ConfigDict()
   bridging.network = ConfigDict({"size": 64, "width": 64})
-  bridging.training = _training(steps=1500, steps_per_dispatch=1)
+  bridging.training = _training(steps=1000, steps_per_dispatch=1)
 
   diffusion = config.diffusion = ConfigDict()
   diffusion.network = ConfigDict({"width": 256, "depth": 4, "heads": 4, "hidden": 512})
@@ -67,7 +68,7 @@ def _defaults() -> ConfigDict:
   # is 1), so that a prompt of another modality than those of training will do.
   diffusion.absent_prob = 0.15
   diffusion.prompt_noise = 0.5
-  diffusion.training = _training(steps=6000)
+  diffusion.training = _training(steps=5000, batch_size=128)
 
   alignment = config.alignment = ConfigDict()
   # V: how many tokens of what size, from a network of that width.
@@ -76,7 +77,7 @@ def _defaults() -> ConfigDict:
   alignment.prompt_noise = 0.5
   # What the contrast of V counts beside the losses of the latents.
   alignment.contrast = 0.05
-  alignment.training = _training(steps=2500)
+  alignment.training = _training(steps=2500, batch_size=128)
 
   config.sampling = ConfigDict()
   config.sampling.solver = "dpmpp_2m"

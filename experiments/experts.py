@@ -22,8 +22,11 @@ _EXPERTS = flags.DEFINE_list(
 _UNCONDITIONAL = flags.DEFINE_list(
   "unconditional", [], "MCDM: run of the unconditional model, or of several that are mixed."
 )
-_WEIGHTS = flags.DEFINE_list(
-  "weights", [], "MCDM: one for each expert, 1 if none; A:B goes from A at t = 1 to B at t = 0."
+WEIGHTS = flags.DEFINE_list(
+  "weights",
+  [],
+  "MCDM: one for each expert, 1 if none; A:B goes from A at t = 1 to B at t = 0. CoDi: NAME=SHARE"
+  " of prompts of what is given, 1 if not named.",
 )
 _SHARES = flags.DEFINE_list(
   "shares", [], "MCDM: how far each unconditional model is relied on; they sum to 1. Equal if none."
@@ -32,7 +35,7 @@ _SHARES = flags.DEFINE_list(
 
 def wanted() -> bool:
   """Whether the flags ask for a composition."""
-  return bool(_EXPERTS.value or _UNCONDITIONAL.value or _WEIGHTS.value or _SHARES.value)
+  return bool(_EXPERTS.value or _UNCONDITIONAL.value or _SHARES.value)
 
 
 def load(ema: bool) -> tuple[ml_collections.ConfigDict, Framework, Params]:
@@ -50,7 +53,7 @@ def load(ema: bool) -> tuple[ml_collections.ConfigDict, Framework, Params]:
       that are no numbers, or not as many.
   """
   chosen = [_term(text) for text in _EXPERTS.value]
-  weights = _WEIGHTS.value or ["1"] * len(chosen)
+  weights = WEIGHTS.value or ["1"] * len(chosen)
   if len(weights) != len(chosen):
     raise UserError(
       f"--weights has {len(weights)} ({', '.join(weights)}) for {len(chosen)} experts"
@@ -66,7 +69,7 @@ def load(ema: bool) -> tuple[ml_collections.ConfigDict, Framework, Params]:
       f" ({', '.join(unconditional) or 'none'}): give each one its own, in that order."
     )
   if not (chosen or unconditional):
-    raise UserError("--weights and --shares are of runs: name them, --experts=DIR,DIR.")
+    raise UserError("--shares are of runs: name them, --unconditional=DIR,DIR.")
   configs, experts = {}, {}
   for run in dict.fromkeys([*unconditional, *(run for run, _ in chosen)]):
     configs[run] = config = checkpoints.load_config(run)
@@ -85,7 +88,7 @@ def load(ema: bool) -> tuple[ml_collections.ConfigDict, Framework, Params]:
       raise UserError(
         f"The expert {term.run} has no conditions; name it with --unconditional, not --experts."
       )
-  shares = [_number("shares", share) for share in shares]
+  shares = [number("shares", share) for share in shares]
   framework = mcdm.compose(experts, dict(zip(unconditional, shares, strict=True)), terms)
   params = {
     run: checkpoints.load_params(mcdm.alone(expert), run, ema=ema)
@@ -128,8 +131,8 @@ def _term(text: str) -> tuple[str, tuple[str, ...]]:
 
 def _weight(text: str) -> Any:
   if ":" not in text:
-    return _number("weights", text)
-  begin, end = (_number("weights", part) for part in text.split(":", 1))
+    return number("weights", text)
+  begin, end = (number("weights", part) for part in text.split(":", 1))
   return jax.tree_util.Partial(_between, begin, end)
 
 
@@ -137,7 +140,12 @@ def _between(begin, end, t):
   return end + (begin - end) * t[mcdm.SPACE]
 
 
-def _number(flag: str, text: str | float) -> float:
+def number(flag: str, text: str | float) -> float:
+  """The number in a flag.
+
+  Raises:
+    UserError: it is none, or not finite.
+  """
   try:
     number = float(text)
   except ValueError:

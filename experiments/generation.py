@@ -95,7 +95,28 @@ def _flagged(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
       config.sampling.corrector.update(_corrector(flag.value))
     else:
       config.sampling[flag.name] = flag.value
+  if experts.WEIGHTS.value and not experts.wanted():
+    config.sampling.weights = _weights(config, experts.WEIGHTS.value)
   return config
+
+
+def _weights(config: ml_collections.ConfigDict, texts: Sequence[str]) -> dict[str, float]:
+  """The shares of prompts that `--weights` names."""
+  if "weights" not in config.sampling:
+    raise UserError(
+      f"The framework {config.framework!r} of this run has no --weights; those of experts go with"
+      " --experts=DIR,DIR."
+    )
+  found = {}
+  for text in texts:
+    name, _, share = text.partition("=")
+    if name not in config.modalities or name in found:
+      raise UserError(
+        f"--weights has {text!r}. Of what is given name each once as NAME=SHARE, NAME one of"
+        f" {', '.join(config.modalities)}."
+      )
+    found[name] = experts.number("weights", share)
+  return found
 
 
 def _corrector(text: str) -> dict[str, float]:

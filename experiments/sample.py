@@ -4,8 +4,11 @@ python -m experiments.sample --workdir=DIR [--given=tone,caption --targets=digit
   --solver=dpmpp_2m --steps=32 --guidance=1.5 --mode=informed --noema --seed=0 --given_npz=FILE
   --out=DIR]
 
-With nothing given all targets are generated together; with no targets, all that is not given. An
-expert of MCDM with nothing named is given all of its conditions; so are experts that are composed:
+With nothing given all targets are generated together; with no targets, all that is not given. CoDi
+makes a target anew that is given, too, and takes the shares of its prompts, `--weights=tone=2`.
+
+An expert of MCDM with nothing named is given all of its conditions; so are experts that are
+composed:
 
 python -m experiments.sample --unconditional=DIR --experts=DIR,DIR --out=DIR [--weights=1,0.5:2
   --given=sketch,mask --corrector=4:3:0.7 ...]
@@ -23,6 +26,7 @@ from experiments import generation, setup
 from mmdiff_jax.data import datasets, missing, readers
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.evaluation import pictures
+from mmdiff_jax.frameworks.base import Framework
 from mmdiff_jax.modalities import Modality
 
 _GIVEN = flags.DEFINE_list("given", [], "Modalities that are given.")
@@ -46,9 +50,7 @@ def main(argv: Sequence[str]) -> None:
   trained = generation.load(setup.WORKDIR.value)
   out = pathlib.Path(_OUT.value or generation.folder(None) / "samples")
   modalities = {modality.name: modality for modality in trained.framework.modalities}
-  given, targets = check_names(
-    tuple(modalities), _GIVEN.value, _TARGETS.value, trained.framework.ways
-  )
+  given, targets = check_names(trained.framework, _GIVEN.value, _TARGETS.value)
   if _GIVEN_NPZ.value:
     values = read_given(_GIVEN_NPZ.value, [modalities[n] for n in given], generation.NUM.value)
     num = len(next(iter(values.values())))
@@ -64,22 +66,20 @@ def main(argv: Sequence[str]) -> None:
 
 
 def check_names(
-  known: Sequence[str],
-  given: Sequence[str],
-  targets: Sequence[str],
-  ways: Sequence[tuple[tuple[str, ...], tuple[str, ...]]] | None,
+  framework: Framework, given: Sequence[str], targets: Sequence[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
   """The given and the target modalities in the run's order.
 
   Args:
-    known: the run's modalities.
+    framework: of the run.
     given: what is given; if empty and there are `ways`, as much as can be.
     targets: what to generate; if empty, all that is not given and can be.
-    ways: of the framework; None if all.
 
   Raises:
-    UserError: an unknown name, one in both, nothing left to generate, or none of the ways.
+    UserError: an unknown name, one in both if the framework does not make it anew, nothing left to
+      generate, or none of the ways.
   """
+  known, ways = [modality.name for modality in framework.modalities], framework.ways
   for flag, names in (("given", given), ("targets", targets)):
     for name in names:
       if name not in known:
@@ -88,7 +88,7 @@ def check_names(
           "one or several of them, with commas between."
         )
   both = [name for name in given if name in targets]
-  if both:
+  if both and not framework.remakes:
     raise UserError(
       f"{', '.join(both)}: both given and a target. Leave it out of --given to have it generated, "
       "or out of --targets to keep it as it is."
@@ -167,7 +167,8 @@ def write(
     out: the folder; made if need be.
     stem: how the names of the files begin.
     modalities: all that may be in `given` and `samples`.
-    given: arrays in the model's view; shown in the picture and kept in the NPZ.
+    given: arrays in the model's view; shown in the picture and kept in the NPZ, of what was made
+      anew there alone, as `given_NAME`.
     samples: likewise what was generated.
 
   Returns:
@@ -181,9 +182,11 @@ def write(
   out = pathlib.Path(out)
   out.mkdir(parents=True, exist_ok=True)
   shown = {name: x[:_MAX_SHOWN] for name, x in {**given, **samples}.items()}
-  sheet = pictures.Panel(stem.replace("_", " "), shown, tuple(given))
+  own = tuple(name for name in given if name not in samples)
+  sheet = pictures.Panel(stem.replace("_", " "), shown, own)
   pictures.draw(out / f"{stem}.png", modalities, pictures.panels(sheet, _COLUMNS))
-  np.savez(out / f"{stem}.npz", **given, **samples)
+  remade = {f"given_{name}" if name in samples else name: x for name, x in given.items()}
+  np.savez(out / f"{stem}.npz", **remade, **samples)
   paths = [out / f"{stem}.png", out / f"{stem}.npz"]
   for modality in modalities:
     if modality.name not in samples:

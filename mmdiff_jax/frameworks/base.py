@@ -122,6 +122,7 @@ class Framework:
       bound.
     ways: all (given, targets) that it can sample, tuples of names; None says any targets from any
       others.
+    remakes: whether what is given can be a target, too, which is then made anew.
   """
 
   modalities: tuple[modalities_lib.Modality, ...]
@@ -131,6 +132,7 @@ class Framework:
   evaluations: Callable[..., int]
   bound: Callable[..., dict[str, float]] | None = None
   ways: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] | None = None
+  remakes: bool = False
 
 
 def sampling_of(config: Any) -> Sampling:

@@ -86,7 +86,14 @@ def build(config: Any, modalities: Sequence[Modality]) -> Framework:
     *(_alignment_stage(model, link, generate, first=link == links[0]) for link in links),
   ]
   restore = functools.partial(latents.reconstruct, model.codecs)
-  return Framework(tuple(model.modalities.values()), tuple(stages), generate, restore, _evaluations)
+  return Framework(
+    tuple(model.modalities.values()),
+    tuple(stages),
+    generate,
+    restore,
+    _evaluations,
+    remakes=True,
+  )
 
 
 def _check_links(names: Sequence[str], links: Sequence[tuple[str, ...]]) -> None:

@@ -7,9 +7,10 @@ from PIL import Image
 import pytest
 from scipy.io import wavfile
 
-from experiments import sample
+from experiments import generation, sample
 from mmdiff_jax.data import datasets, rendering
 from mmdiff_jax.errors import UserError
+from mmdiff_jax.frameworks import base
 from mmdiff_jax.modalities import mask_picture, Modality, trajectory_picture, video_picture
 
 
@@ -80,6 +81,7 @@ def test_what_the_user_gives(command, trained, small_data, tmp_path):
     (("--given=smell",), ("'smell'", "--given", "digit, tone, caption")),
     (("--targets=scene",), ("'scene'", "--targets", "digit, tone, caption")),
     (("--given=tone", "--targets=digit,tone"), ("tone: both given and a target",)),
+    (("--given=tone", "--weights=tone=2"), ("has no --weights", "--experts")),
     (("--given=digit,tone,caption",), ("nothing is left to generate",)),
     (("--solver=magic",), ("no solver 'magic'", "dpmpp_2m")),
     (("--num=0",), ("num",)),
@@ -148,11 +150,39 @@ def test_refuses_what_the_model_cannot_see(tmp_path, changes, words):
   assert "\n" not in str(caught.value)
 
 
+def framework_of(*names, **changes):
+  modalities = tuple(Modality(name, "text", (2,), str, num_classes=3) for name in names)
+  return base.Framework(modalities, (), dict, dict, int, **changes)
+
+
 def test_names_come_in_the_order_of_the_run():
-  known = ("a", "b", "c")
-  assert sample.check_names(known, ["c", "a"], [], None) == (("a", "c"), ("b",))
-  assert sample.check_names(known, [], ["c", "b"], None) == ((), ("b", "c"))
-  assert sample.check_names(known, [], [], None) == ((), known)
+  known = framework_of("a", "b", "c")
+  assert sample.check_names(known, ["c", "a"], []) == (("a", "c"), ("b",))
+  assert sample.check_names(known, [], ["c", "b"]) == ((), ("b", "c"))
+  assert sample.check_names(known, [], []) == ((), ("a", "b", "c"))
+
+
+def test_shares_of_prompts_are_named():
+  config = ml_collections.ConfigDict({"framework": "codi", "modalities": ("a", "b")})
+  config.sampling = {"weights": {}}
+  assert generation._weights(config, ["b=2", "a=0.5"]) == {"a": 0.5, "b": 2.0}
+  for texts, words in ((["b=much"], "'much', which is no number"), (["2"], "as NAME=SHARE")):
+    with pytest.raises(UserError, match=words):
+      generation._weights(config, texts)
+  with pytest.raises(UserError, match="'b=2'.*each once"):
+    generation._weights(config, ["b=1", "b=2"])
+
+
+def test_what_is_made_anew_is_kept_beside_what_was_given(tmp_path):
+  framework = framework_of("a", "b", remakes=True)
+  given, targets = sample.check_names(framework, ["b", "a"], ["a"])
+  assert (given, targets) == (("a", "b"), ("a",))
+  with pytest.raises(UserError, match="a: both given and a target"):
+    sample.check_names(framework_of("a", "b"), ["a"], ["a", "b"])
+  values = {name: np.full((2, 2), place) for place, name in enumerate(given)}
+  sample.write(tmp_path, "stem", framework.modalities, values, {"a": np.full((2, 2), 2)})
+  found = {name: x[0, 0] for name, x in arrays(tmp_path / "stem.npz").items()}
+  assert found == {"given_a": 0, "b": 1, "a": 2}
 
 
 def test_writes_each_kind_as_a_person_takes_it(tmp_path):
