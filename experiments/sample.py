@@ -27,7 +27,7 @@ from mmdiff_jax.data import datasets, missing, readers
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.evaluation import pictures
 from mmdiff_jax.frameworks.base import Framework
-from mmdiff_jax.modalities import Modality
+from mmdiff_jax.modalities import film, Modality
 
 _GIVEN = flags.DEFINE_list("given", [], "Modalities that are given.")
 _TARGETS = flags.DEFINE_list("targets", [], "Modalities to generate; all others if none.")
@@ -200,7 +200,7 @@ def write(
       wavfile.write(paths[-1], modality.sample_rate, whole)
     elif modality.kind == "video":
       paths.append(out / f"{stem}_{modality.name}.gif")
-      pictures.animate(paths[-1], shown[modality.name], _COLUMNS)
+      paths[-1].write_bytes(film(shown[modality.name], _COLUMNS))
     elif modality.kind in ("text", "label"):
       paths.append(out / f"{stem}_{modality.name}.txt")
       paths[-1].write_text("".join(f"{modality.show(x)}\n" for x in views))

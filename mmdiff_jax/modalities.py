@@ -1,11 +1,15 @@
-"""What a modality is, and how to draw some of them for a person, in NumPy alone."""
+"""What a modality is, and how to draw some of them for a person."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import io
 import math
 
 from jaxtyping import Float, Int, Num, UInt8
 import numpy as np
+
+_FRAME = 200  # Milliseconds that a frame of a film stays.
+_ZOOM = 3  # Pixels of a film that one of its videos becomes, a side.
 
 KINDS = ("image", "audio", "text", "label", "mask", "video", "trajectory", "vector")
 
@@ -212,3 +216,23 @@ def grid(
     top, left = (i // columns) * (height + 1) + 1, (i % columns) * (width + 1) + 1
     sheet[top : top + height, left : left + width] = tile
   return sheet.repeat(zoom, 0).repeat(zoom, 1)
+
+
+def film(videos: Float[np.ndarray, "videos frames height width channels"], columns: int) -> bytes:
+  """Videos as one animated GIF in which all play at once, without end.
+
+  Args:
+    videos: [videos, frames, height, width, 1 or 3] in [0, 1]; values outside are clipped.
+    columns: videos in a row.
+  """
+  from PIL import Image
+
+  columns = min(columns, len(videos))
+  moments = [
+    grid([image_picture(x) for x in moment], columns, zoom=_ZOOM)
+    for moment in np.swapaxes(videos, 0, 1)
+  ]
+  first, *rest = [Image.fromarray(moment) for moment in moments]
+  file = io.BytesIO()
+  first.save(file, "GIF", save_all=True, append_images=rest, duration=_FRAME, loop=0)
+  return file.getvalue()

@@ -1,6 +1,8 @@
 import dataclasses
+import io
 
 import numpy as np
+from PIL import Image
 import pytest
 
 from mmdiff_jax import modalities
@@ -134,3 +136,15 @@ def test_contradiction_is_refused(modality, change, complaint):
 
 def test_modality_can_be_a_static_argument():
   assert hash(_IMAGE) == hash(dataclasses.replace(_IMAGE)) and dataclasses.replace(_IMAGE) == _IMAGE
+
+
+def test_videos_play_side_by_side():
+  clips = np.random.default_rng(0).uniform(size=(3, 4, 1, 1, 1)).astype(np.float32)
+  film = Image.open(io.BytesIO(modalities.film(clips.repeat(6, 2).repeat(6, 3), columns=2)))
+  assert film.n_frames == 4 and film.info["loop"] == 0
+  assert film.size == (3 * 15, 3 * 15)
+  for moment in range(4):
+    film.seek(moment)
+    frame = np.asarray(film.convert("L"), int)
+    centres = frame[10, 10], frame[10, 31], frame[31, 10]
+    np.testing.assert_allclose(centres, 255 * clips[:, moment, 0, 0, 0], atol=2)

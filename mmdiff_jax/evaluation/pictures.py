@@ -14,8 +14,6 @@ from mmdiff_jax.modalities import Modality
 _INCH = 0.8  # A column's width.
 _TEXT, _TITLE = 0.5, 0.3  # Inches that a caption and a title take.
 _WRAP = 13  # Letters in a line of a caption.
-_FRAME = 200  # Milliseconds that a frame of a video stays.
-_ZOOM = 3
 
 
 class Panel(NamedTuple):
@@ -108,25 +106,6 @@ def _tile(modality: Modality, x: np.ndarray) -> np.ndarray:
     return modalities_lib.picture(modality, x)
   frames = [modalities_lib.image_picture(frame) for frame in x]
   return modalities_lib.grid(frames, math.ceil(math.sqrt(len(frames))))
-
-
-def animate(path: str | os.PathLike[str], videos: np.ndarray, columns: int) -> None:
-  """Writes videos as one animated GIF in which all play at once, without end.
-
-  Args:
-    path: the file.
-    videos: [samples, frames, height, width, 1 or 3] in [0, 1].
-    columns: videos in a row.
-  """
-  from PIL import Image
-
-  columns = min(columns, len(videos))
-  moments = [
-    modalities_lib.grid([modalities_lib.image_picture(x) for x in moment], columns, zoom=_ZOOM)
-    for moment in np.swapaxes(videos, 0, 1)
-  ]
-  first, *rest = [Image.fromarray(moment) for moment in moments]
-  first.save(path, save_all=True, append_images=rest, duration=_FRAME, loop=0)
 
 
 def _height(tiles: np.ndarray, rows: np.ndarray) -> float:

@@ -130,11 +130,11 @@ class Monitor:
         self._show(step, f"{self._stage}/{tag}/{name}", self._modalities[name], np.asarray(view))
 
   def _show(self, step: int, tag: str, modality: Modality, view: np.ndarray) -> None:
-    if modality.kind not in ("text", "label"):
+    if modality.kind == "video":
+      self._writer.write_videos(step, {tag: view})
+    elif modality.kind not in ("text", "label"):
       pictures = [modalities_lib.picture(modality, x) for x in view]
-      # A video is a strip already.
-      columns = 1 if modality.kind == "video" else _COLUMNS
-      self._writer.write_images(step, {tag: modalities_lib.grid(pictures, columns)[None]})
+      self._writer.write_images(step, {tag: modalities_lib.grid(pictures, _COLUMNS)[None]})
     if modality.kind == "audio":
       waves = [modality.show(x) for x in view[:_NUM_CLIPS]]
       length = max(len(wave) for wave in waves)
@@ -185,5 +185,20 @@ class Monitor:
       return None
     tf.config.set_visible_devices([], "GPU")
     tf.config.set_visible_devices([], "TPU")
+
+    class Writer(metric_writers.SummaryWriter):
+      """Shows videos, which clu leaves out: all in one GIF, where TensorBoard shows images."""
+
+      def write_videos(self, step: int, videos: Mapping[str, np.ndarray]) -> None:
+        metadata = tf.compat.v1.SummaryMetadata(
+          plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name="images")
+        )
+        with self._summary_writer.as_default():
+          for tag, view in videos.items():
+            film = modalities_lib.film(view, _COLUMNS)
+            # As `tf.summary.image` has it: width and height, which a GIF begins with, then it.
+            size = [b"%d" % int.from_bytes(film[i : i + 2], "little") for i in (6, 8)]
+            tf.summary.write(tag, tf.constant([*size, film]), step=step, metadata=metadata)
+
     logdir = pathlib.Path(workdir) / "tensorboard"
-    return metric_writers.AsyncWriter(metric_writers.SummaryWriter(os.fspath(logdir)))
+    return metric_writers.AsyncWriter(Writer(os.fspath(logdir)))

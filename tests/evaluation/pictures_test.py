@@ -48,18 +48,6 @@ def test_draws_all_frames_of_a_video_in_a_square(tmp_path):
       assert np.ptp(rows) > 30 and np.ptp(columns) > 30
 
 
-def test_videos_play_side_by_side(tmp_path):
-  pictures.animate(tmp_path / "clips.gif", clips(), columns=2)
-  film = Image.open(tmp_path / "clips.gif")
-  assert film.n_frames == 4 and film.info["loop"] == 0
-  assert film.size == (3 * 15, 3 * 15)
-  for moment in range(4):
-    film.seek(moment)
-    frame = np.asarray(film.convert("L"), int)
-    centres = frame[10, 10], frame[10, 31], frame[31, 10]
-    np.testing.assert_allclose(centres, 255 * clips()[:, moment, 0, 0, 0], atol=2)
-
-
 def test_draws_trajectories_and_masks_for_the_eye(tmp_path):
   def red(view):
     return np.full((8, 8, 3), (255, 0, 0), np.uint8)

@@ -51,8 +51,13 @@ def test_every_kind_is_shown(toy, tmp_path):
   events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
   found = {name: events.Tensors(f"first_stage/data/{name}")[0].tensor_proto.string_val
            for name in views}  # fmt: skip
-  # Width and height: a strip below the other, the others beside each other, a pixel between.
-  assert found["video"][:2] == [b"31", b"46"]
+  # Width and height: beside each other, a pixel between; a film's pixels are larger.
+  assert found["video"][:2] == [b"108", b"24"]
+  assert found["video"][2].startswith(b"GIF89a")
+  assert {"images"} == {
+    events.SummaryMetadata(f"first_stage/data/{name}").plugin_data.plugin_name
+    for name in ("video", "mask")
+  }
   assert found["mask"][:2] == [b"57", b"8"]
   assert found["pen"][:2] == [b"233", b"30"]
   assert found["vector"][:2] == [b"41", b"5"]
