@@ -1,6 +1,6 @@
 """CoDi's configs: `--config=configs/codi.py:NAME`, where NAME is a data set."""
 
-from ml_collections import ConfigDict
+from ml_collections import config_dict, ConfigDict
 
 from configs import common
 
@@ -15,6 +15,8 @@ def get_config(name: str = "digits") -> ConfigDict:
     raise ValueError(f"configs/codi.py has no {name!r}; it has {', '.join(_PRESETS)}")
   config = _defaults()
   _PRESETS[name](config)
+  # my_package.my_module:function of each prompt encoder that is brought, frozen; None is ours.
+  config.bridging.use = {n: config_dict.placeholder(str) for n in config.modalities}
   return config
 
 

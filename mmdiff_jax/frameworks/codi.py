@@ -6,7 +6,8 @@ needs an example with more than two modalities. Each freezes what those before i
 1. An autoencoder a modality: z_m = E_m(x_m).
 2. Bridging Alignment: prompt encoders C_m into one space, by contrast with the bridge (text): first
    the bridge and one other modality together, then each further one against the frozen bridge. The
-   loss is the symmetric InfoNCE of a batch, `info_nce`.
+   loss is the symmetric InfoNCE of a batch, `info_nce`. One that is brought is frozen from the
+   start, and the temperature may be all that is left to train.
 3. A latent diffusion model a modality, on all pairs that it is in, prompted by its partner,
 
      L_m = E |v - v_m(z_m(t), t, C_n(x_n))|^2,                                               (1)
@@ -47,6 +48,7 @@ from mmdiff_jax.frameworks.base import (
 )
 from mmdiff_jax.frameworks.codi_model import Model
 from mmdiff_jax.modalities import Modality
+from mmdiff_jax.networks import brought
 
 # InfoNCE's inverse temperature begins here and stays below 100 (Radford et al. 2021).
 _LOG_SCALE, _LARGEST_LOG_SCALE = math.log(1 / 0.07), math.log(100.0)
@@ -140,12 +142,15 @@ def _pairs(data: Batch, first: str, second: str) -> Batch:
 
 def _bridging_stage(model: Model, bridge: str, name: str, *, first: bool) -> Stage:
   """Stage 2 of one modality; the first time the bridge's encoder is trained along."""
-  trained_names = (bridge, name) if first else (name,)
+  new_names = (bridge, name) if first else (name,)
+  brought_names = [n for n in new_names if isinstance(model.prompts[n], brought.Frozen)]
+  trained_names = [n for n in new_names if n not in brought_names]
   entries = (*(f"prompt_{n}" for n in trained_names), f"contrast_{name}")
 
   def prepare(frozen: Params, data: Batch):
     del frozen
-    return {}, _pairs(data, bridge, name)
+    constants = {f"prompt_{n}": model.prompts[n].entry for n in brought_names}
+    return constants, _pairs(data, bridge, name)
 
   def init(key, frozen, batch):
     del frozen

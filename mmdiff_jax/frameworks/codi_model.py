@@ -12,7 +12,8 @@ from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import latents
 from mmdiff_jax.frameworks.base import Batch, Params, Sampling
 from mmdiff_jax.modalities import Modality
-from mmdiff_jax.networks.prompts import PromptEncoder
+from mmdiff_jax.networks import brought
+from mmdiff_jax.networks.prompts import PromptEncoder, unit
 from mmdiff_jax.networks.transformer import Environment, LatentTransformer
 
 SCHEDULE = schedules.VPCosine()
@@ -35,7 +36,7 @@ class Model(NamedTuple):
   config: Any
   modalities: dict[str, Modality]
   codecs: dict[str, Any]
-  prompts: dict[str, PromptEncoder]
+  prompts: dict[str, PromptEncoder | brought.Frozen]
   denoisers: dict[str, LatentTransformer]
   environments: dict[str, Environment]
 
@@ -44,7 +45,8 @@ def model_of(config: Any, modalities: Sequence[Modality]) -> Model:
   """The networks of a config, as `configs/codi.py` has it.
 
   Raises:
-    UserError: a modality without sizes, or a latent that cannot be split into its tokens.
+    UserError: a modality without sizes, a latent that cannot be split into its tokens, or an
+      autoencoder or prompt encoder that is brought and does not fit.
   """
   found = {modality.name: modality for modality in modalities}
   codecs = {name: latents.autoencoder(modality, config) for name, modality in found.items()}
@@ -60,10 +62,16 @@ def model_of(config: Any, modalities: Sequence[Modality]) -> Model:
     config,
     found,
     codecs,
-    {n: PromptEncoder(m.kind, m.num_classes, **config.bridging.network) for n, m in found.items()},
+    {name: _prompt_encoder(modality, config.bridging) for name, modality in found.items()},
     {name: LatentTransformer(**config.diffusion.network) for name in found},
     dict.fromkeys(found, environment),
   )
+
+
+def _prompt_encoder(modality: Modality, bridging: Any) -> PromptEncoder | brought.Frozen:
+  if use := bridging.get("use", {}).get(modality.name):
+    return brought.prompt_encoder(modality, use, bridging.network.size)
+  return PromptEncoder(modality.kind, modality.num_classes, **bridging.network)
 
 
 # ---------------------------------------------------------------------------- latents
@@ -250,8 +258,7 @@ def alignment_loss(
   pooled = []
   for name in (first, second):
     entry = params[f"alignment_{name}"]["environment"]
-    mean = model.environments[name].apply(entry, noisy[name], t).mean(axis=1)
-    pooled.append(mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-6))
+    pooled.append(unit(model.environments[name].apply(entry, noisy[name], t).mean(axis=1)))
   contrast = info_nce(*pooled, log_scale)
   total = sum(parts.values()) + model.config.alignment.contrast * contrast
   return total, parts | {"contrast": contrast}

@@ -2,7 +2,8 @@
 
 What an autoencoder makes of a view is a latent z = E(x), whose decoder D is good for a small noise
 around it. Frameworks that diffuse latents standardise them by mean and deviation of the training
-set.
+set. An autoencoder may be brought (`networks.brought`): its stage then takes over its parameters,
+and one step that trains nothing tells how well a batch is reconstructed.
 """
 
 from collections.abc import Mapping
@@ -22,18 +23,26 @@ from mmdiff_jax.data import missing
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks.base import Batch, Params, Settings, Stage
 from mmdiff_jax.modalities import Modality
+from mmdiff_jax.networks import brought
 
 _CHUNK = 4096  # examples encoded at once
 
 
-Autoencoder = CategoricalAutoencoder | FramesAutoencoder | LayeredAutoencoder | SignalAutoencoder
+Autoencoder = (
+  CategoricalAutoencoder
+  | FramesAutoencoder
+  | LayeredAutoencoder
+  | SignalAutoencoder
+  | brought.Frozen
+)
 
 
 def autoencoder(modality: Modality, config: Any) -> Autoencoder:
   """The autoencoder of a modality, sized by `config.autoencoder[name]`.
 
   Raises:
-    UserError: the config has no sizes for it, or a likelihood that does not suit it.
+    UserError: the config has no sizes for it, or a likelihood that does not suit it, or the one
+      that is brought does not fit.
   """
   if modality.name not in config.autoencoder:
     raise UserError(
@@ -41,6 +50,9 @@ def autoencoder(modality: Modality, config: Any) -> Autoencoder:
       f" {', '.join(config.autoencoder)}. Add it there or leave it out of config.modalities."
     )
   size = config.autoencoder[modality.name]
+  if size.get("use"):
+    frames = bool(size.get("frames"))
+    return brought.autoencoder(modality, size.use, size.latent, frames=frames)
   suitable = ("categorical",) if modality.num_classes else ("gaussian", "laplace")
   bounded = modality.kind != "vector"
   if bounded and not modality.num_classes:
@@ -67,7 +79,7 @@ def autoencoder(modality: Modality, config: Any) -> Autoencoder:
   )
 
 
-def autoencoder_stage(modality: Modality, codec: Any, config: Any) -> Stage:
+def autoencoder_stage(modality: Modality, codec: Autoencoder, config: Any) -> Stage:
   """The stage of one modality: reconstruct, through a latent that stands a little noise.
 
   Args:
@@ -77,10 +89,12 @@ def autoencoder_stage(modality: Modality, codec: Any, config: Any) -> Stage:
   """
   name, entry = modality.name, f"autoencoder_{modality.name}"
   size = config.autoencoder[name]
+  is_brought = isinstance(codec, brought.Frozen)
 
   def prepare(frozen: Params, data: Batch):
     del frozen
-    return {}, {name: missing.complete(own(data, name), [name])[name]}
+    constants = {entry: codec.entry} if is_brought else {}
+    return constants, {name: missing.complete(own(data, name), [name])[name]}
 
   def init(key, frozen, batch):
     del frozen
@@ -97,6 +111,13 @@ def autoencoder_stage(modality: Modality, codec: Any, config: Any) -> Stage:
     spread = jnp.mean(jnp.sum(z**2, axis=-1))
     return reconstruction + size.penalty * spread, {f"loss_{name}": reconstruction}
 
+  def error(trained, frozen, key, batch):
+    del trained, key
+    x = batch[name]
+    found = reconstruct(frozen, x)
+    wrong = jnp.mean(found != x) if modality.num_classes else jnp.mean((found - x) ** 2)
+    return wrong, {f"loss_{name}": wrong}
+
   @jax.jit
   def reconstruct(params, x):
     z = codec.apply(params[entry], x, method="encode")
@@ -109,6 +130,9 @@ def autoencoder_stage(modality: Modality, codec: Any, config: Any) -> Stage:
       "reconstruction": {name: reconstruct({entry: params[entry]}, data[name])},
     }
 
+  if is_brought:
+    look = Settings(1, size.training.batch_size, learning_rate=0.0, warmup=0)
+    return Stage(f"autoencoder_{name}", (), look, prepare, lambda *_: {}, error, report)
   settings = Settings(**size.training)
   return Stage(f"autoencoder_{name}", (entry,), settings, prepare, init, loss, report)
 

@@ -8,6 +8,11 @@ from jaxtyping import Array, Float, Shaped
 from mmdiff_jax.networks.conditional import TextEncoder
 
 
+def unit(h: Float[Array, "batch size"]) -> Float[Array, "batch size"]:
+  """Each vector at length 1, but for one that is all but 0."""
+  return h / jnp.maximum(jnp.linalg.norm(h, axis=-1, keepdims=True), 1e-6)
+
+
 class PromptEncoder(nn.Module):
   """Maps a view to a unit vector.
 
@@ -38,8 +43,7 @@ class PromptEncoder(nn.Module):
     else:
       h = x.reshape(len(x), -1)
     h = nn.relu(nn.Dense(2 * self.width, name="hidden")(h))
-    h = nn.Dense(self.size, name="out")(h)
-    return h / jnp.maximum(jnp.linalg.norm(h, axis=-1, keepdims=True), 1e-6)
+    return unit(nn.Dense(self.size, name="out")(h))
 
   def _images(self, x):
     h = nn.relu(nn.Conv(self.width // 2, (4, 4), strides=2, name="conv_0")(x))

@@ -139,9 +139,11 @@ def restore(
     The state and the stage's constants.
 
   Raises:
-    UserError: the checkpoint is damaged, or was made with networks of other shapes.
+    UserError: the checkpoint is damaged, is another stage's, or was made with networks of other
+      shapes.
   """
   verify(pathlib.Path(ckpt.directory) / str(step))
+  _check_stage(ckpt, step)
   model = _targets(ckpt.item_metadata(step)["model"], sharding)
   params = _like(like.params, sharding)
   if _shapes(params) != _shapes(model["params"]):
@@ -178,7 +180,7 @@ def load_stage(
   """The entries that one stage trained (or their running mean) and measured, at its last step.
 
   Raises:
-    UserError: there is no checkpoint yet, or it is damaged.
+    UserError: there is no checkpoint yet, or it is damaged or another stage's.
   """
   step = latest_step(workdir, stage)
   if step is None:
@@ -190,11 +192,24 @@ def load_stage(
   verify(stage_dir(workdir, stage) / str(step))
   sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   with manager(workdir, stage) as ckpt:
+    _check_stage(ckpt, step)
     target = _targets(ckpt.item_metadata(step)["model"], sharding)
     model = ckpt.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(target)))[
       "model"
     ]
   return {**model["ema" if ema else "params"], **model["constants"]}
+
+
+def _check_stage(ckpt: ocp.CheckpointManager, step: int) -> None:
+  """Checks that a checkpoint lies where it was written, not in a copy to another stage's folder."""
+  meta = ckpt.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+  stage = ckpt.directory.name
+  if meta["stage"] != stage:
+    raise UserError(
+      f"The checkpoint {ckpt.directory}/{step} is not of the stage {stage!r} but of"
+      f" {meta['stage']!r}. Put that stage's own checkpoints there, or delete the folder"
+      f" {ckpt.directory} to train {stage!r} anew."
+    )
 
 
 def load_params(
@@ -210,7 +225,7 @@ def load_params(
       raw parameters would be other networks than it has seen.
 
   Raises:
-    UserError: a stage has no checkpoint yet, or a damaged one.
+    UserError: a stage has no checkpoint yet, or a damaged one, or another stage's.
   """
   params: Params = {}
   for stage in framework.stages:
@@ -387,10 +402,16 @@ def _read_json(path: pathlib.Path, remedy: str) -> dict[str, Any]:
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Nested dicts as one dict with dotted names."""
+  """Nested dicts as one dict with dotted names, without what is not set.
+
+  So a run of a version that did not have a field yet goes on where the field is not set.
+  """
   flat = {}
   for name, value in tree.items():
-    flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    if isinstance(value, dict):
+      flat |= _flat(value, f"{prefix}{name}.")
+    elif value is not None:
+      flat[prefix + name] = value
   return flat
 
 

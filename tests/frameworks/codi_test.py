@@ -1,5 +1,6 @@
 import functools
 import itertools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from configs import codi as config_lib
 from mmdiff_jax import modalities as modalities_lib, solvers
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import base, codi, codi_model
+from mmdiff_jax.training import checkpoints, trainer
 
 KEY = jax.random.key(0)
 ROWS = 24
@@ -201,6 +203,80 @@ def test_other_modalities_are_read_after_alignment_and_not_before(ran):
     assert np.abs(after[a][b]).max() > 0, (a, b)
 
 
+# --- networks that are brought
+
+THEIRS = "tests.networks.theirs"
+
+
+def brought(*prompts, **changes):
+  """Every autoencoder is theirs, and some prompt encoders are."""
+  latents = {"caption": 30, "digit": 16, "speech": 16, "video": 16}
+  for name, latent in latents.items():
+    changes |= {f"autoencoder__{name}__use": f"{THEIRS}:rotation"}
+    changes |= {f"autoencoder__{name}__latent": latent}
+  return tiny(**changes, **{f"bridging__use__{name}": f"{THEIRS}:directions" for name in prompts})
+
+
+@pytest.mark.parametrize(
+  ("prompts", "trained"),
+  [
+    ((), [{"prompt_caption", "prompt_digit"}, {"prompt_speech"}, {"prompt_video"}]),
+    (("caption",), [{"prompt_digit"}, {"prompt_speech"}, {"prompt_video"}]),
+    (("caption", "digit", "video"), [set(), {"prompt_speech"}, set()]),
+  ],
+)
+def test_brought_prompt_encoders_are_not_trained_but_what_is_left_is(prompts, trained):
+  framework = codi.build(brought(*prompts), MODALITIES)
+  stages = [stage for stage in framework.stages if stage.name.startswith("bridging")]
+  for stage, names, own in zip(stages, NAMES[1:], trained, strict=True):
+    assert set(stage.trainable) == own | {f"contrast_{names}"}
+  params, _ = stages[0].prepare({}, data())
+  expected = {f"prompt_{name}" for name in ("caption", "digit") if name in prompts}
+  assert set(params) == expected
+
+
+def test_brought_autoencoders_give_tokens_of_the_latents_and_views_back():
+  model = codi_model.model_of(brought(), MODALITIES)
+  for name, codec in model.codecs.items():
+    x = rows(name)[name]
+    mean = np.full((3, 16) if name == "video" else (codec.latent,), 0.3, np.float32)
+    params = {f"autoencoder_{name}": codec.entry}
+    params |= {f"statistics_{name}": {"mean": mean, "std": mean + 1.0}}
+    z = codi_model.latent_of(model, params, name, x)
+    assert z.shape == (4, *codi_model.shape_of(model, name))
+    np.testing.assert_allclose(codi_model.view_of(model, params, name, z), x, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prompts", [("digit",), ("caption", "digit", "video")])
+def test_brought_networks_are_trained_upon_and_stay_as_they_are(prompts, tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "tensorflow", None)  # It takes seconds to load.
+  config = brought(*prompts)
+  framework = codi.build(config, MODALITIES)
+  trainer.train(framework, config, tmp_path, data(), data())
+  params = checkpoints.load_params(framework, tmp_path)
+  model = codi_model.model_of(config, MODALITIES)
+  for name in NAMES:
+    theirs = {f"autoencoder_{name}": model.codecs[name].entry}
+    if name in prompts:
+      theirs[f"prompt_{name}"] = model.prompts[name].entry
+    for entry, leaves in theirs.items():
+      jax.tree.map(np.testing.assert_array_equal, params[entry], leaves)
+  fresh = codi.build(config, MODALITIES).stages[len(NAMES)]
+  batch = {name: jnp.asarray(data()[name][:4]) for name in ("caption", "digit")}
+  for entry, leaves in fresh.init(KEY, {}, batch).items():
+    differ = [not np.array_equal(*both) for both in zip(
+      jax.tree.leaves(leaves), jax.tree.leaves(params[entry]), strict=True)]  # fmt: skip
+    assert any(differ), entry
+  out = run(framework, params, rows("caption"), ("digit", "video"))
+  assert {name: x.shape for name, x in out.items()} == {
+    "digit": (4, *DIGIT.shape), "video": (4, *VIDEO.shape)
+  }  # fmt: skip
+  found = framework.reconstruct(params, data())
+  for name in NAMES:
+    np.testing.assert_allclose(found[name], data()[name], atol=1e-5)
+
+
 # --- laws
 
 
@@ -339,6 +415,7 @@ def test_prompts_are_mixed_noised_and_withheld():
 # --- generation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("given", "targets"),
   [
@@ -395,6 +472,8 @@ def test_interpolation_ends_at_single_prompts_and_guidance_at_none(ran):
     ({"alignment__links": (("caption", "digit"), ("speech", "video"))}, "aligned already"),
     ({"alignment__links": (("caption", "digit"),)}, "do not reach speech, video"),
     ({"autoencoder": {}}, "no autoencoder of the modality 'caption'"),
+    ({"autoencoder__digit__use": f"{THEIRS}:rotation"}, r"digit\.latent=4 says"),
+    ({"bridging__use__digit": f"{THEIRS}:rotation"}, r"use\.digit .*network\.size=6 says"),
     ({"sampling__solver": "none"}, "ancestral"),
   ],
 )

@@ -1,6 +1,7 @@
 """MLD's own laws: what its loss is, what its draws and paths mean, what it keeps."""
 
 import functools
+import json
 import sys
 import warnings
 
@@ -14,7 +15,7 @@ from mmdiff_jax import modalities as modalities_lib, solvers
 from mmdiff_jax.data import missing, pairing
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import base, latents as latents_lib, mld
-from mmdiff_jax.training import trainer
+from mmdiff_jax.training import checkpoints, trainer
 
 
 def show(x):
@@ -500,3 +501,62 @@ def test_a_modality_without_sizes_is_named():
   label = modalities_lib.Modality("label", "label", (), show, num_classes=10)
   with pytest.raises(UserError, match="'label'"):
     mld.build(tiny(), (*MODALITIES, label))
+
+
+def with_brought():
+  """Two autoencoders are theirs, one of which has no parameters."""
+  config = tiny(
+    autoencoder__b__use="tests.networks.theirs:pixels",
+    autoencoder__b__latent=4,
+    autoencoder__c__use="tests.networks.theirs:rotation",
+    autoencoder__c__latent=15,
+  )
+  config.modalities = ("b", "c")
+  return config, mld.build(config, MODALITIES[1:])
+
+
+def check_theirs(config, framework, params):
+  theirs = latents_lib.autoencoder(MODALITIES[2], config).entry
+  assert params["autoencoder_b"] == {} and len(theirs) == 3
+  jax.tree.map(np.testing.assert_array_equal, params["autoencoder_c"], theirs)
+  found = framework.reconstruct(params, data())
+  for name in config.modalities:
+    np.testing.assert_allclose(found[name], data()[name], atol=1e-6)
+
+
+def test_stages_of_brought_autoencoders_keep_them(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "tensorflow", None)  # It takes seconds to load.
+  config, framework = with_brought()
+  assert [stage.trainable for stage in framework.stages] == [(), (), ("score",)]
+  stages = ("autoencoder_b", "autoencoder_c")
+  trainer.train(framework, config, tmp_path, data(), data(), stages)
+  again = trainer.train(framework, config, tmp_path, data(), data(), stages)
+  check_theirs(config, framework, again)
+  # What the one step tells is how wrong a reconstruction is: not at all.
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  losses = {row["stage"]: row["loss"] for row in map(json.loads, lines)}
+  assert losses == dict.fromkeys(stages, 0.0)
+
+
+@pytest.mark.slow
+def test_brought_autoencoders_are_trained_upon_and_stay_as_they_are(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "tensorflow", None)
+  config, framework = with_brought()
+  trainer.train(framework, config, tmp_path, data(), data())
+  params = checkpoints.load_params(framework, tmp_path)
+  check_theirs(config, framework, params)
+  out = framework.sample(params, jax.random.key(0), {"b": data()["b"][:3]}, ("c",), 3, sampling())
+  assert out["c"].shape == (3, 3) and out["c"].dtype == np.int32
+
+
+@pytest.mark.parametrize(("name", "latent"), [("b", 4), ("c", 15)])
+def test_what_a_brought_autoencoder_gets_wrong_is_told(name, latent):
+  changes = {"use": "tests.networks.theirs:rotation", "latent": latent}
+  config = tiny(**{f"autoencoder__{name}__{key}": value for key, value in changes.items()})
+  stage = mld.build(config, MODALITIES).stages["abc".index(name)]
+  constants, examples = stage.prepare({}, data())
+  constants[f"autoencoder_{name}"]["2"] *= 0  # Whatever is decoded is 0.
+  loss, metrics = stage.loss({}, constants, jax.random.key(0), examples)
+  x = data()[name]
+  np.testing.assert_allclose(loss, np.mean(x != 0 if name == "c" else x**2), rtol=1e-5)
+  assert metrics == {f"loss_{name}": loss}

@@ -138,6 +138,18 @@ def test_a_checkpoint_of_other_shapes(toy, workdir):
     trainer.train(toy.framework(), toy.config(), workdir, data, data)
 
 
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_checkpoint_of_another_stage(toy, workdir, complete):
+  first, second = (workdir / "checkpoints" / f"{name}_stage" for name in ("first", "second"))
+  shutil.rmtree(second)
+  shutil.copytree(first, second)
+  if not complete:
+    shutil.rmtree(second / "12")
+  for call in (train, lambda toy, workdir: checkpoints.load_params(toy.framework(), workdir)):
+    with pytest.raises(UserError, match="not of the stage 'second_stage' but of 'first_stage'"):
+      call(toy, workdir)
+
+
 def test_meta_says_what_was_trained(toy, workdir):
   with checkpoints.manager(workdir, "second_stage") as ckpt:
     meta = ckpt.restore(12, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
@@ -170,6 +182,17 @@ def test_fields_that_do_not_change_training_may_differ(tmp_path):
   assert checkpoints.load_config(tmp_path) == config("b", ("image", "words"))
   with pytest.raises(UserError, match="modalities was"):
     checkpoints.claim_workdir(tmp_path, config("b", ("image",)), data)
+
+
+def test_a_field_that_is_not_set_is_as_none(tmp_path):
+  data = {"image": np.zeros((3, 2))}
+  fields = {"seed": 3, "autoencoder": {"latent": 4}}
+  checkpoints.claim_workdir(tmp_path, ml_collections.ConfigDict(fields), data)
+  fields["autoencoder"]["use"] = None
+  checkpoints.claim_workdir(tmp_path, ml_collections.ConfigDict(fields), data)
+  fields["autoencoder"]["use"] = "theirs:networks"
+  with pytest.raises(UserError, match='autoencoder.use was not there, now "theirs:networks"'):
+    checkpoints.claim_workdir(tmp_path, ml_collections.ConfigDict(fields), data)
 
 
 def _split(**change):

@@ -1,0 +1,171 @@
+"""Networks that a user brings: a frozen autoencoder or prompt encoder in the place of ours.
+
+The config names a function, `my_package.my_module:function`, which takes the `Modality` and returns
+a `Brought`. Whatever library made the network, parameters and pure functions of them are all that
+is asked for. They are never trained.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import importlib
+import re
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Shaped
+
+from mmdiff_jax.errors import UserError
+from mmdiff_jax.modalities import Modality
+from mmdiff_jax.networks.prompts import unit
+
+_BATCH = 5  # Examples in the trial of shapes: any number that is not likely to be a size.
+
+
+class Brought(NamedTuple):
+  """What a user's function returns.
+
+  Attributes:
+    params: any pytree of arrays. The run's checkpoints keep them, and all that is trained upon them
+      goes on with these, whatever the function brings later.
+    encode: `(params, x) -> z`, pure: a batch in the model's view (see `Modality`) to float32
+      [batch, latent]; of a video whose latents are those of its frames, [batch, frames, latent].
+      Thousands of examples may come at once.
+    decode: `(params, z) -> x`, pure: the way back, of the view's shape and type. A prompt encoder
+      needs none.
+  """
+
+  params: Any
+  encode: Callable[[Any, Array], Array]
+  decode: Callable[[Any, Array], Array] | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Frozen:
+  """A `Brought` with the face of a Flax module.
+
+  Attributes:
+    brought: what was brought.
+    latent: size of what it encodes to.
+    use: where it came from.
+  """
+
+  brought: Brought
+  latent: int
+  use: str
+
+  @property
+  def entry(self) -> dict[str, Any]:
+    """The parameters as an entry of a framework's: leaves by number, in the order of the pytree.
+
+    Checkpoints give back dicts and arrays, whatever containers the pytree had.
+    """
+    return {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(self.brought.params))}
+
+  def apply(
+    self, entry: Mapping[str, Any], x: Shaped[Array, "batch ..."], method: str = "encode"
+  ) -> Shaped[Array, "batch ..."]:
+    """Encodes, or with the method "decode" decodes, by the parameters in `entry`.
+
+    Raises:
+      UserError: the function brings other parameters now than when the entry was made.
+    """
+    own = self.entry
+    if {n: jnp.shape(leaf) for n, leaf in own.items()} != {n: x.shape for n, x in entry.items()}:
+      raise UserError(
+        f"{self.use} brings parameters of other shapes than those that this run keeps in its"
+        " checkpoint. Go back to the version that the run was trained with, or train another."
+      )
+    structure = jax.tree.structure(self.brought.params)
+    params = jax.tree.unflatten(structure, [entry[name] for name in own])
+    return getattr(self.brought, method)(params, x)
+
+
+def autoencoder(modality: Modality, use: str, latent: int, *, frames: bool) -> Frozen:
+  """The autoencoder that `config.autoencoder.NAME.use` names.
+
+  Args:
+    modality: what it is of.
+    use: `my_package.my_module:function`.
+    latent: `config.autoencoder.NAME.latent`.
+    frames: whether the view's first axis is one of the latent's, too.
+
+  Raises:
+    UserError: there is no such function, or what it brings has other shapes or types.
+  """
+  size = f"config.autoencoder.{modality.name}"
+  said = f"{size}.use is {use!r}"
+  brought = _bring(modality, use, said)
+  if brought.decode is None:
+    raise UserError(f"{said}, which brings no decode; an autoencoder needs Brought(.., decode).")
+  x = _view(modality)
+  shape = (*x.shape[: 1 + frames], latent)
+  z = jax.ShapeDtypeStruct(shape, jnp.float32)
+  remedy = f"as {size}.latent={latent} says. Set that, or flatten what encode gives"
+  _check(f"{said}, whose encode makes", brought.encode, brought.params, x, z, remedy)
+  remedy = f"as the model's view of {modality.name!r} is"
+  _check(f"{said}, whose decode makes", brought.decode, brought.params, z, x, remedy)
+  return Frozen(brought, latent, use)
+
+
+def prompt_encoder(modality: Modality, use: str, size: int) -> Frozen:
+  """The prompt encoder that `config.bridging.use.NAME` names, its vectors brought to length 1.
+
+  Args:
+    modality: what it reads.
+    use: `my_package.my_module:function`.
+    size: `config.bridging.network.size`.
+
+  Raises:
+    UserError: there is no such function, or what it brings has other shapes or types.
+  """
+  said = f"config.bridging.use.{modality.name} is {use!r}"
+  brought = _bring(modality, use, said)
+  z = jax.ShapeDtypeStruct((_BATCH, size), jnp.float32)
+  remedy = f"as config.bridging.network.size={size} says; all prompts have one size"
+  _check(f"{said}, whose encode makes", brought.encode, brought.params, _view(modality), z, remedy)
+  directions = brought._replace(encode=lambda params, x: unit(brought.encode(params, x)))
+  return Frozen(directions, size, use)
+
+
+def _bring(modality: Modality, use: str, said: str) -> Brought:
+  """Calls the user's function."""
+  if not re.fullmatch(r"\w+(\.\w+)*:\w+", use):
+    raise UserError(f"{said}; it must be of the form my_package.my_module:function.")
+  where, name = use.split(":")
+  try:
+    module = importlib.import_module(where)
+  except ImportError as error:
+    raise UserError(
+      f"{said}, but {where} cannot be imported ({error}). It is looked for in the folder where you"
+      " start the program, in PYTHONPATH and among what is installed."
+    ) from error
+  function = getattr(module, name, None)
+  if not callable(function):
+    raise UserError(f"{said}, but {module} has no function {name!r}.")
+  brought = function(modality)
+  if not isinstance(brought, Brought):
+    raise UserError(
+      f"{said}, which returned {type(brought).__name__} for the modality {modality.name!r}; it must"
+      f" return {Brought.__module__}.Brought."
+    )
+  return brought
+
+
+def _view(modality: Modality) -> jax.ShapeDtypeStruct:
+  dtype = jnp.int32 if modality.num_classes else jnp.float32
+  return jax.ShapeDtypeStruct((_BATCH, *modality.shape), dtype)
+
+
+def _check(said, function, params, given, wanted, remedy) -> None:
+  found = jax.eval_shape(function, params, given)
+  if _words(found) != _words(wanted):
+    raise UserError(
+      f"{said} {_words(found)} of {_words(given)}; it must be {_words(wanted)}, {remedy}."
+    )
+
+
+def _words(found: Any) -> str:
+  if not hasattr(found, "shape"):
+    return f"a {type(found).__name__}"
+  return f"{found.dtype} {list(found.shape)}"

@@ -1,0 +1,70 @@
+"""What a user might bring."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmdiff_jax.networks.brought import Brought
+
+
+def _orthogonal(size):
+  return np.linalg.qr(np.random.default_rng(size).normal(size=(size, size)))[0].astype(np.float32)
+
+
+def rotation(modality):
+  """The flat view turned in its space, a video frame by frame: what is decoded is what it was."""
+  frames = modality.kind == "video"
+  shape = modality.shape[frames:]
+  lead = 1 + frames
+
+  def encode(params, x):
+    turn, _ = params["turn"]
+    if modality.num_classes:
+      x = jax.nn.one_hot(x, modality.num_classes)
+    return x.reshape(*x.shape[:lead], -1) @ turn + params["shift"]
+
+  def decode(params, z):
+    _, back = params["turn"]
+    x = ((z - params["shift"]) @ back).reshape(*z.shape[:lead], *shape, -1)
+    return jnp.argmax(x, axis=-1).astype(jnp.int32) if modality.num_classes else x[..., 0]
+
+  size = math.prod(shape) * max(modality.num_classes, 1)
+  turn = _orthogonal(size)
+  # Containers of several kinds.
+  return Brought({"turn": (turn, turn.T), "shift": np.float32(0.5)}, encode, decode)
+
+
+def pixels(modality):
+  """Without parameters: the view itself."""
+  return Brought(
+    {}, lambda _, x: x.reshape(len(x), -1), lambda _, z: z.reshape(-1, *modality.shape)
+  )
+
+
+def directions(modality):
+  """A prompt encoder of six numbers, far from length 1."""
+
+  def encode(params, x):
+    return 7.0 * x.reshape(len(x), -1).astype(jnp.float32) @ params
+
+  return Brought(
+    _orthogonal(max(math.prod(modality.shape), 6))[: math.prod(modality.shape), :6], encode
+  )
+
+
+def tokens(modality):
+  """Of the wrong type."""
+  return Brought({}, lambda _, x: jnp.zeros((len(x), 6), jnp.int32), lambda _, z: z)
+
+
+def blank(modality):
+  """Whose way back ends elsewhere."""
+  encode, decode = (lambda _, x: x.reshape(len(x), -1)), (lambda _, z: z)
+  return Brought({}, encode, decode)
+
+
+def nothing(modality):
+  """No network at all."""
+  return {"params": {}}
