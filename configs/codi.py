@@ -39,6 +39,26 @@ def _digits(config):
   config.bridging.bridge = "caption"
   config.alignment.links = (("caption", "digit"), ("caption", "speech"), ("speech", "video"))
 
+  config.evaluation.tasks = (
+    # The paper's.
+    (("caption",), ("digit",)),
+    (("digit",), ("caption",)),
+    (("caption",), ("speech",)),
+    (("speech",), ("caption",)),
+    (("digit",), ("speech",)),
+    (("speech",), ("digit",)),
+    (("caption",), ("video",)),
+    (("video",), ("caption",)),
+    (("caption", "digit", "speech"), ("digit",)),
+    (("caption",), ("caption", "digit")),
+    (("caption",), ("speech", "video")),
+    # Several at once, of which none was trained with this prompt, nor digit and speech together.
+    (("speech",), ("caption", "digit")),
+    (("digit",), ("caption", "speech")),
+    (("caption",), ("digit", "speech")),
+    (("caption",), ("caption", "digit", "speech", "video")),
+  )
+
 
 _PRESETS = {"digits": _digits}
 
@@ -59,6 +79,7 @@ def _training(*, steps, batch_size=256, learning_rate=1e-3, steps_per_dispatch=1
 
 def _defaults() -> ConfigDict:
   config = common.defaults("codi")
+  config.evaluation.similarity = True
 
   bridging = config.bridging = ConfigDict()
   bridging.network = ConfigDict({"size": 64, "width": 64})

@@ -28,6 +28,9 @@ def defaults(framework: str) -> ConfigDict:
   config.evaluation.classifier_steps = ml_collections.config_dict.placeholder(int)
   # Subsets of modalities that are judged on their own, too: jointly and from each other.
   config.evaluation.subsets = ()
+  # Whether modalities generated together are held against ones generated alone, which costs as much
+  # again as each of them.
+  config.evaluation.similarity = False
 
   config.monitor = ConfigDict()
   config.monitor.log_every = 100

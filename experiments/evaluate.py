@@ -4,13 +4,17 @@ python -m experiments.evaluate --workdir=DIR [--num=N --seeds=K --solver=NAME --
   --guidance=G --mode=NAME --noema --joint_only --data=OPTION=VALUE --out=DIR]
 python -m experiments.evaluate --unconditional=DIR --experts=DIR,DIR --out=DIR [...]
 
-Writes `results.json`, `results.md` and `samples.png` into the workdir, or `--out`. The classifiers
-that judge are trained on first use and kept in `classifiers` beside them. With `--joint_only`, to
-compare solvers, it looks at joint samples alone, shows the numbers and writes nothing. Each
-`--data` is an option of the data set that differs from training's, for the judges' training, too.
+Writes `results.json`, `results.md` and `samples.png` into the workdir, or `--out`, and a picture of
+each of `config.evaluation.tasks` into `tasks`. The classifiers that judge are trained on first use
+and kept in `classifiers` beside them. With `--joint_only`, to compare solvers, it looks at joint
+samples alone, shows the numbers and writes nothing. Each `--data` is an option of the data set that
+differs from training's, for the judges' training, too.
 
 Where the data set can tell how true a modality is to what was given (`datasets.agreement`), that is
 measured, too, and beside it how true it is to what was given with another sample.
+
+With `config.evaluation.similarity` modalities generated together are held against each generated
+alone from the same noise, see `mmdiff_jax.evaluation.similarity`.
 
 Examples without classes (no column `label`) are measured by what needs none: masks against true
 ones, the spread of several draws, the variational bound, cost and pictures.
@@ -18,6 +22,8 @@ ones, the spread of several draws, the variational bound, cost and pictures.
 
 import ast
 from collections.abc import Callable, Mapping, Sequence
+import functools
+import itertools
 import json
 import pathlib
 import time
@@ -33,7 +39,14 @@ from experiments import generation, setup
 from mmdiff_jax import multitime
 from mmdiff_jax.data import datasets, missing
 from mmdiff_jax.errors import UserError
-from mmdiff_jax.evaluation import classifiers, coherence, frechet, pictures, tables
+from mmdiff_jax.evaluation import (
+  classifiers,
+  coherence,
+  frechet,
+  pictures,
+  similarity,
+  tables,
+)
 from mmdiff_jax.evaluation.classifiers import Classifier
 from mmdiff_jax.modalities import Modality
 from mmdiff_jax.training import checkpoints
@@ -102,7 +115,7 @@ def main(argv: Sequence[str]) -> None:
   if _JOINT_ONLY.value:
     print(f"\n{tables.screen(results)}", flush=True)
     return
-  picture = _write(folder, trained, results, panels)
+  picture = _write(folder, trained, tasks, results, panels)
   print(f"\n{tables.screen(results)}\nPicture: {picture}", flush=True)
 
 
@@ -112,15 +125,24 @@ Task = tuple[tuple[str, ...], tuple[str, ...]]
 def tasks_of(trained: generation.Trained) -> list[Task]:
   """What is given and what is generated from it, each time; joint samples first.
 
-  That is every subset that the framework serves, or `config.evaluation.tasks`.
+  That is every subset that the framework serves, or those of `config.evaluation.tasks` whose
+  modalities the run has. What is given may be among what is generated: it is then made anew.
 
   Raises:
-    UserError: it generates nothing without something given.
+    UserError: it generates nothing without something given, or a task in the config has nothing
+      given or no target.
   """
   framework = trained.framework
   names = tuple(modality.name for modality in framework.modalities)
   if chosen := trained.config.evaluation.get("tasks"):
-    return [((), names), *((tuple(given), tuple(targets)) for given, targets in chosen)]
+    tasks = [(tuple(given), tuple(targets)) for given, targets in chosen]
+    for given, targets in tasks:
+      if not (given and targets):
+        raise UserError(
+          f"config.evaluation.tasks has {(given, targets)}; a task is what is given and what is"
+          " generated, at least one modality each. Samples from nothing are measured anyway."
+        )
+    return [((), names), *(task for task in tasks if set(sum(task, ())) <= set(names))]
   if framework.ways is None:
     return [
       (given, tuple(name for name in names if name not in given))
@@ -163,11 +185,18 @@ def _bound(trained: generation.Trained, data: Mapping[str, Data]) -> dict[str, f
   return found
 
 
-def _write(folder, trained, results, panels) -> pathlib.Path:
+def _write(folder, trained, tasks, results, panels) -> pathlib.Path:
+  modalities = trained.framework.modalities
   folder.mkdir(parents=True, exist_ok=True)
   checkpoints.write_atomically(folder / "results.json", json.dumps(results, indent=1))
   checkpoints.write_atomically(folder / "results.md", tables.markdown(results) + "\n")
-  pictures.draw(folder / "samples.png", trained.framework.modalities, panels)
+  few = [panel for panel in panels if len(panel.given) <= 1]
+  pictures.draw(folder / "samples.png", modalities, few)
+  if trained.config.evaluation.get("tasks"):
+    (folder / "tasks").mkdir(exist_ok=True)
+    for (given, targets), panel in zip(tasks[1:], panels[1:], strict=True):
+      name = f"{'_'.join(given)}_to_{'_'.join(targets)}.png"
+      pictures.draw(folder / "tasks" / name, modalities, [panel])
   return folder / "samples.png"
 
 
@@ -199,9 +228,9 @@ def evaluate(
     say: takes lines of progress.
 
   Returns:
-    The results as `tables` reads them, but for the whole wall time; and panels of samples. What
-    does not apply to the data or to a target is left out, and so is `recognised` where at some seed
-    nothing that was given is recognised.
+    The results as `tables` reads them, but for the whole wall time; and a panel of samples of each
+    task. What does not apply to the data or to a target is left out, and so is `recognised` where
+    at some seed nothing that was given is recognised.
   """
   modalities = {modality.name: modality for modality in trained.framework.modalities}
   names = tuple(modalities)
@@ -233,10 +262,27 @@ def evaluate(
       shown = ", ".join(f"{name} {100 * value:.1f} %" for name, value in results[key].items())
       say(f"classifiers on test {title}: {shown}")
 
+  @functools.cache
+  def generator(given, targets, *, shuffled=False):
+    return generation.generator(trained, test, given, targets, num, shuffled=shuffled)
+
   panels = []
   began = time.monotonic()
   for done, (given, targets) in enumerate(tasks):
-    samples, cost = _sample(trained, test, given, targets, num, draws, seeds)
+    key_name = _arrow(given, targets)
+    sample = functools.partial(_sample, test, given, key_name, num, draws, seeds)
+    samples, seconds = sample(generator(given, targets))
+    cost = {
+      "evaluations": trained.framework.evaluations(given, targets, trained.sampling),
+      "seconds": seconds,
+      "seconds_compiling": generator(given, targets).seconds,
+    }
+    if judges and len(targets) > 1 and trained.config.evaluation.get("similarity"):
+      alone = {name: sample(generator(given, (name,)))[0] for name in targets}
+      shuffled = None
+      if trained.framework.shuffled:
+        shuffled, _ = sample(generator(given, targets, shuffled=True))
+      cost["similarity"] = _similarity(judges, targets, samples, alone, shuffled)
     judged = [
       {name: _judge(judges, name, x[name]) for name in targets if name in judges}
       for _, x in samples
@@ -277,11 +323,10 @@ def evaluate(
         ]
         results["joint"] |= _joint(trained.config, targets, classes, law)
         results["joint"]["frechet"] = _measurements(distances)
-    if len(given) <= 1:
-      panels.append(_panel(test, given, samples[0]))
+    panels.append(_panel(test, given, samples[0]))
     left = (time.monotonic() - began) * (len(tasks) - done - 1) / (done + 1)
     say(
-      f"{done + 1:2d}/{len(tasks)}  {_arrow(given, targets)}: {len(seeds)} x {num:,} samples, "
+      f"{done + 1:2d}/{len(tasks)}  {key_name}: {len(seeds)} x {num:,} samples, "
       f"{cost['seconds']:.1f} s a seed; {left // 60:.0f}:{left % 60:02.0f} left"
     )
   results["summary"] = tables.summary(results)
@@ -399,9 +444,8 @@ def _settings(trained, names, num, draws, seeds) -> dict[str, Any]:
   }
 
 
-def _sample(trained, test, given, targets, num, draws, seeds):
-  """Samples of each seed, with the rows of the test split that were given, and what they cost."""
-  generator = generation.generator(trained, test, given, targets, num)
+def _sample(test, given, key_name, num, draws, seeds, generator):
+  """Samples of each seed with the rows of the test split that were given, and seconds a seed."""
   samples = []
   began = time.monotonic()
   for seed in seeds:
@@ -409,12 +453,38 @@ def _sample(trained, test, given, targets, num, draws, seeds):
     size, wanted = len(next(iter(test.values()))), num // draws
     rows = np.concatenate([rng.permutation(size) for _ in range(-(-wanted // size))])[:wanted]
     rows = np.repeat(rows, draws)
-    key = multitime.modality_key(jax.random.key(seed), _arrow(given, targets))
+    key = multitime.modality_key(jax.random.key(seed), key_name)
     samples.append((rows, generator.generate(key, {name: test[name][rows] for name in given})))
-  return samples, {
-    "evaluations": trained.framework.evaluations(given, targets, trained.sampling),
-    "seconds": (time.monotonic() - began) / len(seeds),
-    "seconds_compiling": generator.seconds,
+  return samples, (time.monotonic() - began) / len(seeds)
+
+
+def _similarity(judges, targets, together, alone, shuffled) -> dict[str, Any]:
+  """Of each pair of targets, over all samples of all seeds.
+
+  Args:
+    judges: classifiers.
+    targets: their names.
+    together: as `_sample` gives them, generated together.
+    alone: likewise of each target.
+    shuffled: likewise, by `Framework.shuffled`; None where there is no such thing.
+  """
+
+  def probabilities(samples, name):
+    x = np.concatenate([x[name] for _, x in samples])
+    return classifiers.probabilities(judges[name], x)
+
+  ways = {"together": dict.fromkeys(targets, together), "alone": alone}
+  if shuffled:
+    ways["shuffled"] = dict.fromkeys(targets, shuffled)
+  found = {
+    way: {name: probabilities(samples[name], name) for name in targets}
+    for way, samples in ways.items()
+  }
+  return {
+    f"{a} + {b}": similarity.compared(
+      **{way: similarity.cosine(of[a], of[b]) for way, of in found.items()}
+    )
+    for a, b in itertools.combinations(targets, 2)
   }
 
 
@@ -452,9 +522,9 @@ def _joint(config, names, classes, law) -> dict[str, Any]:
 
 def _panel(test, given, sampled) -> pictures.Panel:
   rows, samples = sampled
-  shown = {name: test[name][rows[:_SHOWN]] for name in given}
-  shown |= {name: x[:_SHOWN] for name, x in samples.items()}
-  return pictures.Panel(f"From {given[0]}" if given else "Generated together", shown, given)
+  shown = {name: x[:_SHOWN] for name, x in samples.items()}
+  seen = {name: test[name][rows[:_SHOWN]] for name in given}
+  return pictures.Panel(f"From {', '.join(given)}" if given else "Generated together", shown, seen)
 
 
 if __name__ == "__main__":

@@ -163,6 +163,8 @@ def generator(
   given: Sequence[str],
   targets: tuple[str, ...],
   num: int,
+  *,
+  shuffled: bool = False,
 ) -> Generator:
   """Compiles one way to sample, once for all seeds, in equal parts of at most 1,000 rows.
 
@@ -172,6 +174,7 @@ def generator(
     given: the names of what will be given.
     targets: the names of what is to be generated.
     num: samples a call.
+    shuffled: whether by `Framework.shuffled`.
 
   Returns:
     The sampler.
@@ -182,7 +185,8 @@ def generator(
   like = {
     name: jax.ShapeDtypeStruct((size, *data[name].shape[1:]), data[name].dtype) for name in given
   }
-  sample = jax.jit(trained.framework.sample, static_argnums=(3, 4, 5))
+  sample = trained.framework.shuffled if shuffled else trained.framework.sample
+  sample = jax.jit(sample, static_argnums=(3, 4, 5))
   lowered = sample.lower(trained.params, jax.random.key(0), like, targets, size, trained.sampling)
   program = lowered.compile()
 

@@ -181,9 +181,10 @@ def write(
 
   out = pathlib.Path(out)
   out.mkdir(parents=True, exist_ok=True)
-  shown = {name: x[:_MAX_SHOWN] for name, x in {**given, **samples}.items()}
-  own = tuple(name for name in given if name not in samples)
-  sheet = pictures.Panel(stem.replace("_", " "), shown, own)
+  shown, seen = (
+    {name: x[:_MAX_SHOWN] for name, x in arrays.items()} for arrays in (samples, given)
+  )
+  sheet = pictures.Panel(stem.replace("_", " "), shown, seen)
   pictures.draw(out / f"{stem}.png", modalities, pictures.panels(sheet, _COLUMNS))
   remade = {f"given_{name}" if name in samples else name: x for name, x in given.items()}
   np.savez(out / f"{stem}.npz", **remade, **samples)

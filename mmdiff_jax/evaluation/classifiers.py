@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 import numpy as np
 import optax
+from scipy import special
 
 from mmdiff_jax import multitime
 from mmdiff_jax.data import readers
@@ -156,11 +157,23 @@ def classify(
   classifier: Classifier, x: np.ndarray | Column
 ) -> tuple[Int[np.ndarray, " examples"], Float[np.ndarray, "examples features"]]:
   """The likeliest class and the features of each example, some examples at a time."""
+  logits, features = _outputs(classifier, x)
+  return logits.argmax(-1), features
+
+
+def probabilities(
+  classifier: Classifier, x: np.ndarray | Column
+) -> Float[np.ndarray, "examples classes"]:
+  """How likely each class is of each example; a caption that says nothing has some, too."""
+  logits, _ = _outputs(classifier, x)
+  return special.softmax(logits, axis=-1)
+
+
+def _outputs(classifier, x) -> tuple[np.ndarray, np.ndarray]:
   parts = [classifier.apply(classifier.params, part) for part in _chunks(x)]
-  logits, features = (
-    np.concatenate([np.asarray(a) for a in both]) for both in zip(*parts, strict=True)
+  return tuple(
+    np.concatenate([np.asarray(a) for a in both])[: len(x)] for both in zip(*parts, strict=True)
   )
-  return logits.argmax(-1)[: len(x)], features[: len(x)]
 
 
 def _chunks(x: np.ndarray | Column) -> Iterator[np.ndarray]:
@@ -196,7 +209,7 @@ def load_or_fit(
   """
   if modality.name == "label":
     one_hot = functools.partial(jax.nn.one_hot, num_classes=modality.num_classes)
-    return Classifier({}, lambda params, x: (one_hot(x), jnp.zeros((len(x), 0))))
+    return Classifier({}, lambda params, x: (jnp.log(one_hot(x)), jnp.zeros((len(x), 0))))
   path = pathlib.Path(folder) / f"{modality.name}.npz"
   # What the classifier is made of: its recipe and every byte of its data.
   made_of = f"{_SEED} {num_steps or _num_steps(modality)}".encode()

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 import math
 import os
 import textwrap
+import types
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,23 +22,24 @@ class Panel(NamedTuple):
 
   Attributes:
     title: stands above them.
-    rows: arrays in the model's view, {modality: [samples, ...]}.
-    given: which modalities were given and not generated; they are marked.
+    rows: what was generated, arrays in the model's view, {modality: [samples, ...]}.
+    given: likewise what it was generated from, which is drawn above it and marked.
   """
 
   title: str
   rows: Mapping[str, Any]
-  given: Sequence[str] = ()
+  given: Mapping[str, Any] = types.MappingProxyType({})
 
 
 def panels(panel: Panel, columns: int) -> list[Panel]:
   """The panel in several of at most `columns` samples."""
   num = len(next(iter(panel.rows.values())))
+
+  def part(arrays, start):
+    return {name: x[start : start + columns] for name, x in arrays.items()}
+
   return [
-    panel._replace(
-      title=panel.title if start == 0 else "",
-      rows={name: x[start : start + columns] for name, x in panel.rows.items()},
-    )
+    Panel("" if start else panel.title, part(panel.rows, start), part(panel.given, start))
     for start in range(0, num, columns)
   ]
 
@@ -47,38 +49,41 @@ def draw(path: str | os.PathLike[str], modalities: Sequence[Modality], sheet: Se
 
   Args:
     path: the file.
-    modalities: what is drawn, from top to bottom in each panel; a panel need not have all.
+    modalities: what is drawn, from top to bottom of what a panel has of given ones, and then of
+      generated ones.
     sheet: the panels.
   """
   # The object-oriented interface: no display, and no state that others may have set.
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
-  strips = [
-    (panel, modality) for panel in sheet for modality in modalities if modality.name in panel.rows
-  ]
-  first = {id(panel): modality.name for panel, modality in reversed(strips)}
-  columns = max(len(panel.rows[modality.name]) for panel, modality in strips)
-  grids = [_grid(modality, panel.rows[modality.name]) for panel, modality in strips]
+  strips = []  # A title, or None below a panel's first, a modality, its rows, whether it was given.
+  for panel in sheet:
+    own = [
+      (modality, np.asarray(part[modality.name]), given)
+      for part, given in ((panel.given, True), (panel.rows, False))
+      for modality in modalities
+      if modality.name in part
+    ]
+    strips += [(None if place else panel.title, *strip) for place, strip in enumerate(own)]
+  columns = max(len(rows) for _, _, rows, _ in strips)
+  grids = [_grid(modality, rows) for _, modality, rows, _ in strips]
   heights = [
-    (_TEXT if tiles is None else _INCH * _height(tiles, panel.rows[modality.name]))
-    + (_TITLE if first[id(panel)] == modality.name else 0.0)
-    for (panel, modality), tiles in zip(strips, grids, strict=True)
+    (_TEXT if tiles is None else _INCH * _height(tiles, rows)) + (0.0 if title is None else _TITLE)
+    for (title, _, rows, _), tiles in zip(strips, grids, strict=True)
   ]
   width, height = 1.1 + columns * _INCH, sum(heights) + 0.1
   figure = Figure(figsize=(width, height), dpi=120, facecolor="white")
   top = height - 0.05
-  for (panel, modality), tiles, extent in zip(strips, grids, heights, strict=True):
+  for (title, modality, rows, given), tiles, extent in zip(strips, grids, heights, strict=True):
     bottom = top - extent
-    if first[id(panel)] == modality.name:
-      figure.text(0.1 / width, (top - 0.12) / height, panel.title, va="center", weight="bold")
+    if title is not None:
+      figure.text(0.1 / width, (top - 0.12) / height, title, va="center", weight="bold")
       top -= _TITLE
-    given = modality.name in panel.given
     label = modality.name + ("\n(given)" if given else "")
     colour = "tab:blue" if given else "black"
     middle = 0.5 * (top + bottom) / height
     figure.text(0.1 / width, middle, label, va="center", size=9, color=colour)
-    rows = np.asarray(panel.rows[modality.name])
     if tiles is not None:
       share = len(rows) * _INCH / width
       axes = figure.add_axes((1.0 / width, bottom / height, share, (top - bottom) / height))

@@ -27,31 +27,34 @@ def summary(results: Results) -> dict[str, dict[str, Any]]:
   Joint coherence; over all pairs of one given and one target, those of all modalities and those
   within each subset that the settings name; into each modality from all others; and for each
   modality the pairs that lead from it and those that lead into it. Means over several pairs also
-  have `min`, the mean over seeds of the worst pair. Nothing if the data have no classes.
+  have `min`, the mean over seeds of the worst pair. What was given and made anew is no target here;
+  of a pair that is in several tasks the one with the fewest targets counts. Nothing if the data
+  have no classes.
   """
   if "coherence" not in results["joint"]:
     return {}
   rows = {f"joint {name}": value for name, value in results["joint"]["coherence"].items()}
   names = results["settings"]["modalities"]
-  pairs = {
-    (entry["given"][0], target): found["coherence"]["values"]
-    for entry in results["conditional"]
-    if len(entry["given"]) == 1
-    for target, found in entry["targets"].items()
-  }
+  many_first = sorted(results["conditional"], key=lambda entry: -len(entry["targets"]))
+  pairs, rest = (
+    {
+      (*entry["given"], target): found["coherence"]["values"]
+      for entry in many_first
+      if len(entry["given"]) == size
+      for target, found in entry["targets"].items()
+      if target not in entry["given"]
+    }
+    for size in (1, len(names) - 1)
+  )
   if not pairs:
     return rows
   for subset in (*results["settings"]["subsets"], names):
     within = [pair for pair in pairs if set(pair) <= set(subset)]
     title = f"all {len(names)}" if subset is names else ", ".join(subset)
-    rows[f"{title} from each other"] = _over(pairs, within)
+    every = len(subset) * (len(subset) - 1)
+    some = f" ({len(within)} of {every} pairs)" if len(within) < every else ""
+    rows[f"{title} from each other{some}"] = _over(pairs, within)
   if len(names) > 2:
-    rest = {
-      target: found["coherence"]["values"]
-      for entry in results["conditional"]
-      if len(entry["given"]) == len(names) - 1
-      for target, found in entry["targets"].items()
-    }
     rows["each from all others"] = _over(rest, rest)
     for name in names:
       rows[f"from {name} alone"] = _over(pairs, [pair for pair in pairs if pair[0] == name])
@@ -74,6 +77,7 @@ def screen(results: Results) -> str:
     _summary_table(results),
     _one_to_one_table(results),
     _agreement_table(results),
+    _similarity_table(results),
     _subsets_table(results, "iou", _share, "IoU of masks, %"),
     _subsets_table(results, "spread", _fine, "spread of draws"),
     # Of many subsets it would bury the rest.
@@ -96,6 +100,9 @@ def markdown(results: Results) -> str:
       results, "recognised", _share
     ),
     "Samples all of whose targets show the class given, in per cent": _together_table(results),
+    "SIM: cosine of the class probabilities of two modalities, mean ± standard error": (
+      _similarity_table(results)
+    ),
     "Agreement with what was given, in per cent (shuffled: with another example's)": (
       _agreement_table(results)
     ),
@@ -171,14 +178,34 @@ def _agreement_table(results: Results) -> str:
       return ""
     return "{} ({})".format(*(_percent(part[name]["mean"]) for part in parts))
 
+  def title(entry, target):
+    whole = _title(results, entry)
+    if "->" in whole:
+      return f"{whole}: {target}" if len(entry["targets"]) > 1 else whole
+    return f"{whole} -> {target}" if several else whole
+
   rows = [
-    [
-      " + ".join(entry["given"]) + (f" -> {target}" if several else ""),
-      *(cell(name, *parts) for name in names),
-    ]
+    [title(entry, target), *(cell(name, *parts) for name in names)]
     for entry, target, *parts in found
   ]
   return _table(["agreement, % (shuffled)", *names], rows)
+
+
+def _similarity_table(results: Results) -> str:
+  """One row a task and a pair of its targets."""
+  entries = [("(joint)", results["joint"])]
+  entries += [(_title(results, entry), entry) for entry in results["conditional"]]
+  found = [
+    (title, pair, ways)
+    for title, entry in entries
+    for pair, ways in entry.get("similarity", {}).items()
+  ]
+  columns = list(dict.fromkeys(way for *_, ways in found for way in ways))
+  rows = [
+    [title, pair, *(f"{ways[way]['mean']:.4f} ± {ways[way]['error']:.4f}" for way in columns)]
+    for title, pair, ways in found
+  ]
+  return _table(["SIM", "of", *columns], rows)
 
 
 def _together_table(results: Results) -> str:

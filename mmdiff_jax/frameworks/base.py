@@ -123,6 +123,8 @@ class Framework:
     ways: all (given, targets) that it can sample, tuples of names; None says any targets from any
       others.
     remakes: whether what is given can be a target, too, which is then made anew.
+    shuffled: samples like `sample`, but each row reads of the modalities generated with it what is
+      another row's; None where there is no such thing.
   """
 
   modalities: tuple[modalities_lib.Modality, ...]
@@ -133,6 +135,7 @@ class Framework:
   bound: Callable[..., dict[str, float]] | None = None
   ways: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] | None = None
   remakes: bool = False
+  shuffled: Callable[..., dict[str, Any]] | None = None
 
 
 def sampling_of(config: Any) -> Sampling:

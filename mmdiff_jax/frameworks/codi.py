@@ -95,6 +95,7 @@ def build(config: Any, modalities: Sequence[Modality]) -> Framework:
     restore,
     _evaluations,
     remakes=True,
+    shuffled=functools.partial(generate, shuffled=True),
   )
 
 

@@ -176,6 +176,7 @@ def predict(
   prompt: Float[Array, "batch size"],
   *,
   aligned: bool,
+  shuffled: bool = False,
 ) -> dict[str, Array]:
   """v of some modalities, each of which reads the environments of all the others in `z`.
 
@@ -187,6 +188,7 @@ def predict(
     t: the time, one for all.
     prompt: zeros for none.
     aligned: whether others are read at all.
+    shuffled: whether each row reads the environments of the row before it.
   """
   environment = {}
   if aligned and len(z) > 1:
@@ -194,6 +196,8 @@ def predict(
       name: model.environments[name].apply(params[f"alignment_{name}"]["environment"], value, t)
       for name, value in z.items()
     }
+    if shuffled:
+      environment = {name: jnp.roll(v, 1, axis=0) for name, v in environment.items()}
   found = {}
   for name in names:
     layers, context = params[f"diffusion_{name}"]["params"], None
@@ -301,6 +305,8 @@ def sample(
   targets: tuple[str, ...],
   num: int,
   sampling: Sampling,
+  *,
+  shuffled: bool = False,
 ) -> dict[str, Array]:
   """Generates: `Framework.sample` once the model is bound.
 
@@ -312,6 +318,8 @@ def sample(
     targets: what to generate, all together; may have what is given, which is then made anew.
     num: number of samples.
     sampling: how.
+    shuffled: whether each row reads the environments of the row before it; see
+      `Framework.shuffled`.
 
   Returns:
     The targets in the model's view.
@@ -329,7 +337,7 @@ def sample(
     shared = t[targets[0]]
 
     def of(prompt):
-      return predict(model, params, targets, x, shared, prompt, aligned=True)
+      return predict(model, params, targets, x, shared, prompt, aligned=True, shuffled=shuffled)
 
     if sampling.guidance == 1.0 or not given:
       return of(prompt)

@@ -52,6 +52,8 @@ def test_classifies_in_parts_as_at_once():
   assert classes.shape == (1001,)
   np.testing.assert_array_equal(classes, np.argmax(logits, -1))
   np.testing.assert_allclose(features, at_once, atol=1e-5)
+  expected = jax.nn.softmax(logits, axis=-1)
+  np.testing.assert_allclose(classifiers.probabilities(found, x), expected, atol=1e-6)
 
 
 def no_training(line):
@@ -118,4 +120,5 @@ def test_labels_are_their_own_judges(tmp_path):
   classes, features = classifiers.classify(found, labels[::-1])
   np.testing.assert_array_equal(classes, labels[::-1])
   assert features.shape == (4, 0)
+  np.testing.assert_array_equal(classifiers.probabilities(found, labels), np.eye(5)[labels])
   assert not list(tmp_path.iterdir())

@@ -21,7 +21,8 @@ def drawn(tmp_path, sheet):
 
 
 def test_draws_what_there_is(tmp_path):
-  both = pictures.Panel("Both", ROWS, given=("words",))
+  generated = {name: x for name, x in ROWS.items() if name != "words"}
+  both = pictures.Panel("Both", generated, {"words": ROWS["words"]})
   whole = drawn(tmp_path, [both, both])
   one = drawn(tmp_path, [both])
   silent = drawn(tmp_path, [pictures.Panel("Image", {"image": ROWS["image"]})])
@@ -29,6 +30,16 @@ def test_draws_what_there_is(tmp_path):
   # Five pictures of half grey, each as wide as the one that is alone.
   assert 0.2 < np.mean(np.all(silent == 128, -1)) < 0.8
   assert np.any(np.ptp(one.astype(int), axis=-1) > 50)  # The spectrogram's colours.
+
+
+def test_what_is_given_and_made_anew_is_drawn_twice(tmp_path):
+  """In greys of their own, what was given above."""
+  anew = {"image": np.full((5, 4, 4, 1), 0.25, np.float32)}
+  sheet = drawn(tmp_path, [pictures.Panel("Again", anew, {"image": ROWS["image"]})])
+  above, below = (np.nonzero((sheet == grey).all(-1))[0] for grey in (128, 64))
+  # Five pictures of 0.8 inches a side, less what is between them.
+  assert min(len(above), len(below)) > 0.5 * 5 * 96**2
+  assert np.percentile(above, 99) < np.percentile(below, 1)
 
 
 def clips():
@@ -61,10 +72,9 @@ def test_draws_trajectories_and_masks_for_the_eye(tmp_path):
 
 
 def test_panels_break_into_rows_of_columns():
-  parts = pictures.panels(pictures.Panel("All", ROWS, ("image",)), 2)
+  parts = pictures.panels(pictures.Panel("All", ROWS, {"image": ROWS["image"]}), 2)
   assert [len(part.rows["words"]) for part in parts] == [2, 2, 1]
   assert [part.title for part in parts] == ["All", "", ""]
-  assert all(part.given == ("image",) for part in parts)
-  np.testing.assert_array_equal(
-    np.concatenate([part.rows["image"] for part in parts]), ROWS["image"]
-  )
+  for drawn_of in ("rows", "given"):
+    images = np.concatenate([getattr(part, drawn_of)["image"] for part in parts])
+    np.testing.assert_array_equal(images, ROWS["image"])

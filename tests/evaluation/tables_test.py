@@ -210,6 +210,37 @@ def test_tasks_of_the_same_given_are_told_apart(results):
   assert cells(table, "a -> c") == ["50.0 ± 0.0"]
 
 
+def test_summary_leaves_out_what_was_made_anew_and_takes_targets_alone_first(results):
+  """And it says how many pairs there were."""
+
+  def entry(given, **targets):
+    found = {name: {"coherence": tables.measurement([x])} for name, x in targets.items()}
+    return {"given": given, "targets": found}
+
+  results["conditional"] = [
+    entry(["a"], b=0.5),
+    entry(["a"], a=0.0, b=0.1, c=0.7),
+    entry(["a", "b"], b=0.2),
+    entry(["a", "b"], c=0.25),
+  ]
+  found = tables.summary(results)
+  assert found["all 3 from each other (2 of 6 pairs)"]["mean"] == pytest.approx(0.6)
+  assert found["a, c from each other (1 of 2 pairs)"]["mean"] == pytest.approx(0.7)
+  assert found["from a alone"]["values"] == pytest.approx([0.6])
+  assert "into a from any other one" not in found
+  assert found["each from all others"]["values"] == [0.25]
+
+
+def test_agreement_of_a_target_in_several_tasks_is_told_apart(results):
+  share = tables.measurement([0.5])
+  first = results["conditional"][0]
+  measured = {"agreement": {"edges": share}, "agreement_shuffled": {"edges": share}}
+  first["targets"]["b"] |= measured
+  results["conditional"].append(first | {"targets": {"b": measured}})
+  text = tables.screen(results).split("agreement, % (shuffled)")[1]
+  assert cells(text, "a -> b + c: b") == cells(text, "a -> b") == ["50.0 (50.0)"]
+
+
 def test_without_classes(results):
   for key in ("classifier_accuracy", "reconstruction_accuracy", "frechet_of_training_split"):
     del results[key]

@@ -1,3 +1,4 @@
+import functools
 import json
 import re
 import shutil
@@ -12,8 +13,10 @@ from PIL import Image
 import pytest
 
 from experiments import evaluate, generation
-from mmdiff_jax import solvers
-from mmdiff_jax.data import datasets
+from mmdiff_jax import multitime, solvers
+from mmdiff_jax.data import datasets, pairs_of_digits, rendering
+from mmdiff_jax.errors import UserError
+from mmdiff_jax.evaluation import coherence
 from mmdiff_jax.evaluation.classifiers import Classifier
 from mmdiff_jax.frameworks.base import Framework, Sampling
 from mmdiff_jax.modalities import Modality
@@ -142,7 +145,7 @@ def test_what_it_says_of_a_framework_that_is_known(oracle):
   assert results["summary"]["into off from any other one"]["mean"] == 0.0
   assert [panel.title for panel in panels] == [
     "Generated together",
-    *(f"From {name}" for name in NAMES),
+    *(f"From {', '.join(given)}" for given in coherence.proper_subsets(NAMES)),
   ]
   assert "7/7" in lines[-1]
   assert lines[-1].endswith("0:00 left")
@@ -370,9 +373,146 @@ def test_tasks_of_the_config_are_measured_one_by_one(oracle):
   run.config.evaluation.tasks = tasks
   results, _ = measured(run, judges, oracle_data(3000), 2000)
   assert [(tuple(e["given"]), tuple(e["targets"])) for e in results["conditional"]] == list(tasks)
+  assert not any("similarity" in entry for entry in (results["joint"], *results["conditional"]))
   together = [entry.get("together", {}).get("mean") for entry in results["conditional"]]
   assert together[0] is None
   assert together[1] == results["conditional"][1]["targets"]["off"]["coherence"]["mean"]
+
+
+@pytest.mark.parametrize("task", [((), ("a",)), (("a",), ())])
+def test_tasks_without_given_or_target_are_refused(oracle, task):
+  run = known(oracle.framework.modalities, oracle_sample)
+  run.config.evaluation.tasks = (task,)
+  with pytest.raises(UserError, match="evaluation.tasks.*at least one modality each"):
+    evaluate.tasks_of(run)
+
+
+def test_tasks_of_modalities_that_a_run_lacks_are_left_out(oracle):
+  run = known(oracle.framework.modalities, oracle_sample)
+  run.config.evaluation.tasks = ((("a",), ("b", "none")), (("none",), ("b",)), (("a",), ("b",)))
+  assert evaluate.tasks_of(run) == [((), NAMES), (("a",), ("b",))]
+
+
+def certain(name, key, num):
+  """Probabilities of two classes, from noise of that name: one class, or both alike."""
+  noise = multitime.normal_like(key, name, jnp.zeros((num, 1)))
+  both = jnp.concatenate([jnp.ones((num, 1)), jnp.zeros((num, 1))], axis=1)
+  return jnp.where(noise > 0, both, 0.5)
+
+
+def agreeing_sample(params, key, given, targets, num, sampling, *, shuffled=False):
+  """Of several targets all show what the first does, or what it does in the row before."""
+  del params, given, sampling
+  leader = certain(targets[0], key, num)
+  leader = jnp.roll(leader, 1, axis=0) if shuffled else leader
+  return {name: certain(name, key, num) if name == targets[0] else leader for name in targets}
+
+
+def test_similarity_of_what_is_generated_together_and_alone(oracle):
+  """The cosine is 1 of two that are alike, else cos 45 degrees: the mean alone is halfway."""
+  judges = dict.fromkeys(("a", "off"), Classifier({}, lambda params, x: (jnp.log(x), x)))
+  run = known(
+    (oracle.framework.modalities[0], oracle.framework.modalities[2]),
+    agreeing_sample,
+    shuffled=functools.partial(agreeing_sample, shuffled=True),
+  )
+  run.config.evaluation.tasks = ((("a",), ("a",)), (("a",), ("a", "off")))
+  run.config.evaluation.similarity = True
+  data = oracle_data(100)
+  data |= {name: data[name][:, :2] * 0.5 + 0.25 for name in NAMES}
+  data["label"] = data["label"] % 2
+  num = 1500
+  results, _ = measured(run, judges, data, num)
+  assert set(results["joint"]["similarity"]) == {"a + off"}
+  alone, joint = results["conditional"]
+  assert "similarity" not in alone
+  found = joint["similarity"]["a + off"]
+  apart = 1 - 0.5**0.5
+  assert found["together"] == pytest.approx({"mean": 1.0, "error": 0.0}, abs=1e-6)
+  for way in ("alone", "shuffled"):
+    assert found[way]["mean"] == pytest.approx(1 - apart / 2, abs=0.02)
+    assert found[way]["error"] == pytest.approx(apart / 2 / (2 * num) ** 0.5, rel=0.01)
+  # Paired: what is alone has the very noise of what is together.
+  gain = found["together - alone"]
+  assert gain["mean"] == pytest.approx(1 - found["alone"]["mean"], abs=1e-6)
+  assert gain["error"] == pytest.approx(found["alone"]["error"], rel=1e-4)
+  assert abs(found["shuffled - alone"]["mean"]) < 0.02
+  text = evaluate.tables.markdown(results | {"seconds": 1.0})
+  row = next(line for line in text.splitlines() if line.startswith("| a -> a + off | a + off |"))
+  assert "1.0000 ± 0.0000" in row and len(row.split("|")) == 2 + 2 + 5
+
+
+def test_what_is_alone_has_the_noise_of_what_is_together(oracle):
+  """Where modalities read nothing of each other, every sample is the same both ways."""
+
+  def sample(params, key, given, targets, num, sampling):
+    return {name: certain(name, key, num) for name in targets}
+
+  run = known((oracle.framework.modalities[0], oracle.framework.modalities[2]), sample)
+  run.config.evaluation.tasks = ((("a",), ("a", "off")),)
+  run.config.evaluation.similarity = True
+  judges = dict.fromkeys(("a", "off"), Classifier({}, lambda params, x: (jnp.log(x), x)))
+  data = {name: np.eye(2, dtype=np.float32)[np.arange(20) % 2] for name in ("a", "off")}
+  results, _ = measured(run, judges, data | {"label": np.arange(20) % 2}, 40)
+  for entry in (results["joint"], *results["conditional"]):
+    found = entry["similarity"]["a + off"]
+    assert found["together - alone"] == {"mean": 0.0, "error": 0.0}
+    assert found["together"]["error"] > 0
+    assert "shuffled" not in found
+
+
+def test_every_task_has_a_picture_of_its_own(command, run_without_classes, tmp_path):
+  run = generation.load(None)
+  run.config.evaluation.tasks = ((("a",), ("a", "b")), (("a", "b"), ("b",)))
+  ended = command(evaluate, f"--workdir={tmp_path}", "--num=10")
+  assert ended.code == 0, ended.err
+  names = {"a_to_a_b.png", "a_b_to_b.png"}
+  assert {path.name for path in (tmp_path / "tasks").iterdir()} == names
+  for name in names:
+    # Three captions and a title.
+    assert Image.open(tmp_path / "tasks" / name).size[1] == pytest.approx(1.9 * 120, abs=2)
+  assert "| a -> a + b" not in (tmp_path / "results.md").read_text().split("## Cost")[0]
+
+
+def test_measures_of_captions_reach_the_tables():
+  """Whether they are sentences, and true of the image that was given, in tasks of either kind."""
+  words = ("a thin three", "a thick three", "no sentence", "a 3")
+  said = rendering.tokens_of(words, pairs_of_digits.CAPTION_LENGTH)
+  page = np.zeros((4, 28, 28, 1), np.float32)
+  page[:, 4:24, 10:18] = 1.0  # A thick stroke.
+
+  def sample(params, key, given, targets, num, sampling):
+    views = {
+      "caption": jnp.resize(said, (num, said.shape[1])),
+      "digit": jnp.resize(page, page.shape),
+    }
+    return {name: views[name] for name in targets}
+
+  modalities = (
+    Modality("caption", "text", said.shape[1:], str, num_classes=len(rendering.ALPHABET)),
+    Modality("digit", "image", page.shape[1:], str),
+  )
+  run = known(modalities, sample)
+  run.config.evaluation.tasks = ((("digit",), ("caption",)), (("caption",), ("caption", "digit")))
+  three = Classifier(
+    {}, lambda params, x: (jnp.eye(10)[jnp.full(len(x), 3)], jnp.ones((len(x), 1)))
+  )
+  results, targets = measured(
+    run,
+    dict.fromkeys(("caption", "digit"), three),
+    {"caption": said, "digit": page, "label": np.full(4, 3, np.int32)},
+    4,
+    agreement=pairs_of_digits.AGREEMENT,
+  )
+  found = targets["digit", "caption"]["agreement"]
+  again = targets["caption", "caption"]["agreement"]
+  assert found["exact"]["mean"] == again["exact"]["mean"] == 0.75
+  # One of the two sentences that tell of it is right.
+  assert found["digit thickness"]["mean"] == 0.5
+  text = evaluate.tables.markdown(results | {"seconds": 1.0}).split("## Agreement")[1]
+  assert re.search(r"^\| agreement.*exact .*digit thickness ", text, re.M)
+  assert re.search(r"^\| digit -> caption +\| 75.0 \(75.0\)", text, re.M)
+  assert re.search(r"^\| caption -> caption +\| 75.0 \(75.0\)", text, re.M)
 
 
 def test_total_variation_is_that_of_the_classes_of_what_was_given(oracle):

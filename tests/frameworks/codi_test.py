@@ -338,28 +338,81 @@ class Identity:
     return z.reshape(len(z), 1, -1)
 
 
+PAIR = ("digit", "speech")
+
+
+def gaussian_pair(r):
+  """A model of the Gaussian pair, and its parameters."""
+  model = codi_model.Model(
+    tiny(), {}, {}, {}, dict.fromkeys(PAIR, Pair(r)), dict.fromkeys(PAIR, Identity())
+  )
+  params = {f"diffusion_{n}": {"params": {}} for n in PAIR}
+  return model, params | {f"alignment_{n}": {"environment": {}, "cross": {}} for n in PAIR}
+
+
+def pair_samples(r, monkeypatch, targets, num, how, **options):
+  """Samples of some of the pair, each [num]."""
+  model, params = gaussian_pair(r)
+  monkeypatch.setattr(codi_model, "shape_of", lambda model, name: (1, 1, 1))
+  monkeypatch.setattr(codi_model, "view_of", lambda model, params, name, z: z.reshape(-1))
+  found = jax.jit(
+    lambda key: codi_model.sample(model, params, key, {}, targets, num, how, **options)
+  )(KEY)
+  return [np.asarray(found[name]) for name in targets]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("aligned", "r"), [(True, 0.8), (True, -0.5), (False, 0.8)])
 def test_correlated_pair(aligned, r, monkeypatch):
   """With environments the correlation of the samples is r, without them 0."""
-  names, num = ("digit", "speech"), 20_000
-  model = codi_model.Model(
-    tiny(), {}, {}, {}, dict.fromkeys(names, Pair(r)), dict.fromkeys(names, Identity())
-  )
-  params = {f"diffusion_{n}": {"params": {}} for n in names}
-  params |= {f"alignment_{n}": {"environment": {}, "cross": {}} for n in names}
-  monkeypatch.setattr(codi_model, "shape_of", lambda model, name: (1, 1, 1))
-  monkeypatch.setattr(codi_model, "view_of", lambda model, params, name, z: z.reshape(-1))
   if not aligned:
     predict = codi_model.predict
     monkeypatch.setattr(
       codi_model, "predict", lambda *args, **kwargs: predict(*args, aligned=False)
     )
   how = sampling(solver=solvers.heun, steps=100)
-  found = jax.jit(lambda key: codi_model.sample(model, params, key, {}, names, num, how))(KEY)
-  a, b = (np.asarray(found[n]) for n in names)
+  a, b = pair_samples(r, monkeypatch, PAIR, 20_000, how)
   assert np.corrcoef(a, b)[0, 1] == pytest.approx(r if aligned else 0.0, abs=0.02)
   assert np.var(a) == pytest.approx(1, abs=0.04)
+
+
+def test_noise_is_the_same_together_and_alone(monkeypatch):
+  """Of a pair that is independent, so that nothing else tells them apart; with a noisy solver."""
+  how = sampling(solver=solvers.ddim(1.0), steps=4)
+  digit, speech = pair_samples(0.0, monkeypatch, PAIR, 5, how)
+  assert np.abs(digit - speech).min() > 1e-3
+  for name, together in zip(PAIR, (digit, speech), strict=True):
+    (alone,) = pair_samples(0.0, monkeypatch, (name,), 5, how)
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_shuffled_rows_read_the_row_before():
+  """One row, or one modality, has nothing else to read."""
+  model, params = gaussian_pair(0.8)
+  a, b = jax.random.normal(KEY, (2, 4, 1, 1, 1))
+
+  def velocity(a, b, names=PAIR, **options):
+    z = {name: x for name, x in zip(PAIR, (a, b), strict=True) if name in names}
+    t, prompt = jnp.float32(0.3), jnp.zeros((len(a), 6))
+    return codi_model.predict(model, params, names, z, t, prompt, aligned=True, **options)
+
+  found, plain = velocity(a, b, shuffled=True), velocity(a, b)
+  for name, moved in (
+    ("digit", velocity(a, jnp.roll(b, 1, axis=0))),
+    ("speech", velocity(jnp.roll(a, 1, axis=0), b)),
+  ):
+    np.testing.assert_array_equal(found[name], moved[name])
+    assert np.abs(found[name] - plain[name]).min() > 1e-3
+  for few in ((a[:1], b[:1]), (a, b, PAIR[:1])):
+    jax.tree.map(np.testing.assert_array_equal, velocity(*few, shuffled=True), velocity(*few))
+
+
+def test_shuffled_pairs_share_no_noise(monkeypatch):
+  """Either of row i comes of rows i, i - 2, ... of its own noise and i - 1, ... of the other's."""
+  how = sampling(solver=solvers.ddim(0.0), steps=16)
+  a, b = pair_samples(0.8, monkeypatch, PAIR, 4000, how, shuffled=True)
+  assert abs(np.corrcoef(a, b)[0, 1]) < 0.06
+  assert np.corrcoef(a, np.roll(b, 1))[0, 1] > 0.4
 
 
 def test_losses_of_exact_networks_are_the_variance_that_is_left():
