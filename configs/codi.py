@@ -72,6 +72,7 @@ def _training(*, steps, batch_size=256, learning_rate=1e-3, steps_per_dispatch=1
       "warmup": 200,
       "ema": 0.999,
       "b2": 0.99,
+      "accumulate": 1,
       "steps_per_dispatch": steps_per_dispatch,
     }
   )

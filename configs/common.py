@@ -32,6 +32,15 @@ def defaults(framework: str) -> ConfigDict:
   # again as each of them.
   config.evaluation.similarity = False
 
+  config.parallel = ConfigDict()
+  # jit, or pmap: data parallel, as it was done before.
+  config.parallel.kind = "jit"
+  # Sizes of the axes (data, shard): copies of the parameters, and devices that share one copy. -1
+  # is what the other one leaves.
+  config.parallel.mesh = (-1, 1)
+  # Arrays of fewer elements are not split.
+  config.parallel.min_shard_size = 2**16
+
   config.monitor = ConfigDict()
   config.monitor.log_every = 100
   config.monitor.report_every = 2000
@@ -62,6 +71,7 @@ def small_images(config: ConfigDict, *, steps: int) -> None:
       "warmup": 200,
       "ema": 0.999,
       "b2": 0.99,
+      "accumulate": 1,
     }
   )
 
@@ -99,6 +109,7 @@ def autoencoder(
         "batch_size": 256,
         "learning_rate": 2e-3,
         "warmup": 50,
+        "accumulate": 1,
         "steps_per_dispatch": 10,
       },
     }

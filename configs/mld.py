@@ -241,6 +241,7 @@ def _defaults() -> ConfigDict:
       "warmup": 200,
       "ema": 0.999,
       "b2": 0.99,
+      "accumulate": 1,
       "steps_per_dispatch": 20,
     }
   )

@@ -156,20 +156,20 @@ def _steps(
   settings = stage.settings
   group = settings.steps_per_dispatch
   grouped = group > 1
-  mesh = parallel.data_mesh()
+  layout = parallel.layout_of()
   batches = pipeline.batches(
     examples,
     settings.batch_size,
     seed=0,
     group=group,
-    rows=parallel.local_rows(mesh, settings.batch_size),
+    rows=parallel.local_rows(layout, settings.batch_size),
   )
   sample = {n: jnp.asarray(x[: settings.batch_size]) for n, x in examples.items()}
   tx = state_lib.optimizer(settings)
   key = jax.random.key(0)
-  state = parallel.replicate(mesh, state_lib.create(stage.init(key, {}, sample), tx))
-  names, train_step = trainer.make_train_step(stage, tx, mesh, state.params, {}, sample)
-  meter = trainer.new_meter(mesh, names)
+  state = parallel.replicate(layout, state_lib.create(stage.init(key, {}, sample), tx))
+  names, train_step = trainer.make_train_step(stage, tx, layout, state.params, {}, sample)
+  meter = trainer.new_meter(layout, names)
   dispatches = max(1, sizes.steps // group)
 
   def train(make_batch):
@@ -181,9 +181,9 @@ def _steps(
   def fed():
     # Drops the batches that were made ahead while nothing was timed.
     batches.set_state(batches.get_state())
-    train(lambda: parallel.shard_batch(mesh, next(batches), grouped=grouped))
+    train(lambda: parallel.shard_batch(layout, next(batches), grouped=grouped))
 
-  batch = jax.device_put(next(batches), parallel.batch_sharding(mesh, grouped=grouped))
+  batch = jax.device_put(next(batches), parallel.batch_sharding(layout, grouped=grouped))
   steps = dispatches * group
   return {f"{name}_fed": (fed, steps), f"{name}_kept": (lambda: train(lambda: batch), steps)}
 

@@ -14,7 +14,7 @@ from experiments import experts, setup
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import base
 from mmdiff_jax.frameworks.base import Framework, Params, Sampling
-from mmdiff_jax.training import checkpoints
+from mmdiff_jax.training import checkpoints, parallel
 
 NUM = flags.DEFINE_integer("num", None, "How many samples.", lower_bound=1)
 SOLVER = flags.DEFINE_string("solver", None, "Solver; the config's if not given.")
@@ -168,6 +168,9 @@ def generator(
 ) -> Generator:
   """Compiles one way to sample, once for all seeds, in equal parts of at most 1,000 rows.
 
+  The rows of a part are split over all devices, whose number changes no row's noise: where it does
+  not divide them, some more rows are made and left out.
+
   Args:
     trained: from `load`.
     data: arrays whose shapes and types are those of what will be given.
@@ -182,23 +185,33 @@ def generator(
   began = time.monotonic()
   parts = -(-num // _ROWS)
   size = -(-num // parts)
+  layout = parallel.layout_of()
+  made = -(-size // layout.mesh.size) * layout.mesh.size
   like = {
-    name: jax.ShapeDtypeStruct((size, *data[name].shape[1:]), data[name].dtype) for name in given
+    name: jax.ShapeDtypeStruct((made, *data[name].shape[1:]), data[name].dtype) for name in given
   }
-  sample = trained.framework.shuffled if shuffled else trained.framework.sample
-  sample = jax.jit(sample, static_argnums=(3, 4, 5))
-  lowered = sample.lower(trained.params, jax.random.key(0), like, targets, size, trained.sampling)
+  copied, rows = parallel.replicated(layout), parallel.batch_sharding(layout)
+  sample = jax.jit(
+    trained.framework.shuffled if shuffled else trained.framework.sample,
+    static_argnums=(3, 4, 5),
+    in_shardings=(copied, copied, rows),
+    out_shardings=rows,
+  )
+  lowered = sample.lower(trained.params, jax.random.key(0), like, targets, made, trained.sampling)
   program = lowered.compile()
+  params = jax.device_put(trained.params, copied)
 
-  def generate(key, rows):
+  def generate(key, values):
     found = []
     for part in range(parts):
-      # The last part is filled up by its last row.
-      index = np.minimum(np.arange(part * size, (part + 1) * size), num - 1)
-      own = {name: rows[name][index] for name in like}
-      found.append(program(trained.params, jax.random.fold_in(key, part), own))
+      # What is too many repeats the last row.
+      index = np.minimum(part * size + np.arange(made), num - 1)
+      own = jax.device_put({name: values[name][index] for name in like}, rows)
+      key_of_part = jax.device_put(jax.random.fold_in(key, part), copied)
+      found.append(program(params, key_of_part, own))
     return {
-      name: np.concatenate([np.asarray(part[name]) for part in found])[:num] for name in targets
+      name: np.concatenate([np.asarray(part[name])[:size] for part in found])[:num]
+      for name in targets
     }
 
   return Generator(generate, time.monotonic() - began)

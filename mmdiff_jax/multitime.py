@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import zlib
 
 import jax
+import jax.extend
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 import numpy as np
 
 # --- Noise ---
@@ -56,12 +57,99 @@ def normal_like(key: PRNGKeyArray, name: str, x: Float[Array, "batch ..."]) -> A
   resolution of float32, also where `x` is float64: 2^24 values, none beyond 5.4.
   """
   shape = (x.shape[0], math.prod(x.shape[1:]))
-  place = [jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in (0, 1)]
-  a, b = _threefry(jax.random.key_data(modality_key(key, name)), place)
+  words = jax.random.key_data(modality_key(key, name))
+  row, place = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in (0, 1))
+  if jax.random.key_impl(key) == _OF_ROWS:
+    row = _rows(words, row)
+  a, b = _threefry(words, (row, place))
   # Odd multiples of 2^-24 inside (-1, 1): never an end, where the normal would be infinite.
   odd = 2 * ((a ^ b) >> np.uint32(8)).astype(jnp.int32) - (2**24 - 1)
   normal = math.sqrt(2) * jax.lax.erf_inv(odd.astype(jnp.float32) * 2.0**-24)
   return normal.astype(x.dtype).reshape(x.shape)
+
+
+# --- Parts of a batch ---
+
+# The mapped axis under which a function sees one device's part of a batch.
+PARTS = "parts"
+
+
+def all_rows(x: Float[Array, "part ..."]) -> Float[Array, "batch ..."]:
+  """All rows of a batch, for a loss that compares rows.
+
+  Under the mapped axis `PARTS` those of all devices, and elsewhere `x` itself. A loss that is then
+  the same on all devices has the right gradient in the mean over them.
+  """
+  try:
+    jax.lax.axis_size(PARTS)
+  except NameError:
+    return x
+  return jax.lax.all_gather(x, PARTS, tiled=True)
+
+
+def key_of_rows(key: PRNGKeyArray, first: int | Int[Array, ""], step: int = 1) -> PRNGKeyArray:
+  """A key for some rows of a batch, which draws what `key` draws in these rows of the whole batch.
+
+  For all of `jax.random` that draws each number by itself (`bits`, `uniform`, `normal`, `randint`,
+  `bernoulli`, ..., but no permutation or choice), where the first axis of the shape is the rows and
+  the whole batch has fewer than 2^32 numbers; bit for bit, since there the number at place i comes
+  from the counter i. And for `normal_like`. Keys made of it (`split`, `fold_in`) are for these
+  rows, too.
+
+  Args:
+    key: a key of JAX's default kind, Threefry.
+    first: the place in the batch of the first row.
+    step: the places from one row to the next.
+  """
+  place = jnp.stack([jnp.asarray(n, jnp.uint32) for n in (first, step)])
+  return jax.random.wrap_key_data(jnp.concatenate([jax.random.key_data(key), place]), impl=_OF_ROWS)
+
+
+def _rows(words, row):
+  """Places in the batch; the words of a key of rows are Threefry's two, the first row, the step."""
+  return words[2] + words[3] * row
+
+
+def _bits_of_rows(words, width, shape):
+  """`jax.random.bits` where an array's numbers are counted from the first of the whole batch."""
+  flat = (shape[0] if shape else 1, math.prod(shape[1:]))
+  row, place = (jax.lax.broadcasted_iota(jnp.uint32, flat, axis) for axis in (0, 1))
+  row = _rows(words, row) if shape else row
+  counter = row * np.uint32(flat[1]) + place
+  a, b = _threefry(words, (jnp.zeros_like(counter), counter))
+  if width == 64:
+    bits = a.astype(jnp.uint64) << np.uint64(32) | b.astype(jnp.uint64)
+  else:
+    bits = (a ^ b).astype(f"uint{width}")
+  return bits.reshape(shape)
+
+
+def _children_of_rows(words, children):
+  """Threefry's keys, each followed by the parent's place."""
+  data = jax.random.key_data(children)
+  place = jnp.broadcast_to(words[2:], (*data.shape[:-1], 2))
+  return jnp.concatenate([data, place], axis=-1)
+
+
+def _threefry_key(words):
+  return jax.random.wrap_key_data(words[:2], impl="threefry2x32")
+
+
+_OF_ROWS = jax.extend.random.define_prng_impl(
+  key_shape=(4,),
+  seed=lambda seed: jnp.concatenate(
+    [jax.random.key_data(jax.random.key(seed)), jnp.array([0, 1], jnp.uint32)]
+  ),
+  split=lambda words, shape: _children_of_rows(
+    words, jax.random.split(_threefry_key(words), shape)
+  ),
+  random_bits=_bits_of_rows,
+  fold_in=lambda words, data: _children_of_rows(
+    words, jax.random.fold_in(_threefry_key(words), data)
+  ),
+  name="threefry2x32_of_rows",
+  tag="rows",
+)
 
 
 # --- Times in training ---

@@ -187,6 +187,42 @@ def test_noise_comes_of_threefry():
   np.testing.assert_allclose(noise.reshape(5, 6), stats.norm.ppf(share), rtol=1e-4, atol=1e-6)
 
 
+DRAWS = {
+  "bits": lambda key, rows: jax.random.bits(key, (rows, 3), "uint8"),
+  "uniform": lambda key, rows: jax.random.uniform(key, (rows, 3)),
+  "normal": lambda key, rows: jax.random.normal(key, (rows,)),
+  "bernoulli": lambda key, rows: jax.random.bernoulli(key, 0.3, (rows, 2, 2)),
+  "randint": lambda key, rows: jax.random.randint(key, (rows, 1), 1, 17),
+  "keys": lambda key, rows: jax.random.uniform(
+    jax.random.split(jax.random.fold_in(key, 1))[1], rows
+  ),
+  "noise": lambda key, rows: multitime.normal_like(key, "a", jnp.zeros((rows, 5))),
+  "scalar": lambda key, rows: jnp.broadcast_to(jax.random.uniform(key), rows),
+}
+
+
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("name", DRAWS)
+def test_some_rows_draw_what_they_do_in_the_whole_batch(name, x64):
+  draw, key = DRAWS[name], jax.random.key(3)
+  with jax.enable_x64(x64):
+    whole = draw(key, 12)
+    for first, step, rows in ((0, 1, 12), (4, 1, 4), (1, 3, 4)):
+      part = jax.jit(
+        lambda first, step=step, rows=rows: draw(multitime.key_of_rows(key, first, step), rows)
+      )
+      found = part(first)
+      assert found.dtype == whole.dtype
+      np.testing.assert_array_equal(found, whole[first::step][:rows])
+
+
+def test_rows_of_others_are_seen_where_there_are_parts():
+  x = jnp.arange(6.0).reshape(3, 2)
+  np.testing.assert_array_equal(multitime.all_rows(x), x)
+  parts = jax.vmap(multitime.all_rows, axis_name=multitime.PARTS)(x.reshape(3, 1, 2))
+  np.testing.assert_array_equal(parts, np.broadcast_to(x, (3, 3, 2)))
+
+
 @pytest.mark.parametrize(("word", "sign"), [(0, -1), (2**32 - 1, 1)])
 def test_the_ends_of_the_noise_are_finite_and_alike(monkeypatch, word, sign):
   words = lambda key, place: (jnp.full_like(place[0], word), jnp.zeros_like(place[0]))  # noqa: E731

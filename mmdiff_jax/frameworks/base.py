@@ -34,6 +34,8 @@ class Settings:
     clip: bound on the gradient's global norm; 0 leaves it alone.
     ema: decay of the running mean of the parameters that later stages and sampling use; its early
       steps average over what there is (the decay at step n is at most (1 + n) / (10 + n)).
+    accumulate: pieces that each device processes its part of a batch in, one after the other; the
+      step takes the mean of their gradients. Divides the memory of a step's intermediate results.
     steps_per_dispatch: steps that one call of the compiled function takes. Matrix-product networks
       gain from several; convolutions on CPU lose (their gradients are slow inside a scan).
   """
@@ -47,6 +49,7 @@ class Settings:
   b2: float = 0.999
   clip: float = 1.0
   ema: float = 0.999
+  accumulate: int = 1
   steps_per_dispatch: int = 1
 
 
@@ -65,7 +68,10 @@ class Stage:
       constants join the frozen entries and are kept in this stage's checkpoint.
     init: `(key, frozen, batch) -> trained`, a dict with exactly the entries in `trainable`.
     loss: `(trained, frozen, key, batch) -> (loss, metrics)`: pure; `metrics` is a flat dict of
-      scalars, one a modality named `loss_<modality>` where the loss has such parts.
+      scalars, one a modality named `loss_<modality>` where the loss has such parts. It may be
+      called with a part of a batch, and the mean over equal parts must be the loss of the whole:
+      it is a mean over examples, or compares them through `multitime.all_rows`. What it draws has
+      examples along the first axis (see `multitime.key_of_rows`).
     report: `(params, key, data) -> {tag: {modality: array}}`, what to show a person of the current
       parameters: arrays in the model's view, of some rows of the test split `data`.
     needs: the stages without which this one cannot begin.

@@ -114,13 +114,15 @@ def info_nce(
   """Symmetric InfoNCE of unit vectors, row i of either belonging together, in nats.
 
   If the second says no more of the first than its class, one of K that are alike likely, no
-  encoders come below E log(1 + Bin(B - 1, 1 / K)), B the batch.
+  encoders come below E log(1 + Bin(B - 1, 1 / K)), B the batch. Each row is compared with all of
+  the batch, also where a device has a part of it.
 
   Args:
     a: one modality's.
     b: the other's.
     log_scale: the logarithm of the inverse temperature.
   """
+  a, b = multitime.all_rows(a), multitime.all_rows(b)
   logits = jnp.exp(log_scale) * a @ b.T
   right = jnp.diagonal(logits)
   return 0.5 * sum(jnp.mean(jax.nn.logsumexp(logits, axis=axis) - right) for axis in (0, 1))

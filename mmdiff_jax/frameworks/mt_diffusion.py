@@ -216,7 +216,8 @@ def loss(
   """The loss (6), each term a mean over components and examples.
 
   Of a modality that an informed network is shown there is nothing to be learned: its term is a mean
-  over the examples in which it is unknown.
+  over the examples in which it is unknown. How many of a batch these are is left to chance, so the
+  divisor is their expected number, and the loss is unbiased.
 
   Args:
     model: from `model_of`.
@@ -262,7 +263,8 @@ def loss(
     error = cross_entropy(found, value) if modality.num_classes else (found - value) ** 2
     each = jnp.mean(error.reshape(rows, -1), axis=-1)
     unknown = 1.0 - flags[modality.name]
-    term = jnp.sum(unknown * each) / jnp.maximum(jnp.sum(unknown), 1.0)
+    # Of those of which some are known, half are on average.
+    term = jnp.mean(unknown * each) / (1.0 - prob / 2 if len(flags) > 1 else 1.0)
     terms[f"loss_{modality.name}"] = term
     result += config.parts[modality.name].weight * term
   return result, terms
@@ -280,12 +282,8 @@ def draw_known(
   whether_key, number_key, which_key = jax.random.split(key, 3)
   number = jax.random.randint(number_key, (rows,), 1, len(names))
   number = jnp.where(jax.random.bernoulli(whether_key, prob, (rows,)), number, 0)
-  order = jax.random.permutation(
-    which_key, jnp.tile(jnp.arange(len(names))[:, None], (1, rows)), axis=0, independent=True
-  )
-  return {
-    name: (place < number).astype(jnp.float32) for name, place in zip(names, order, strict=True)
-  }
+  order = jnp.argsort(jax.random.uniform(which_key, (rows, len(names))), axis=1)
+  return {name: (order[:, i] < number).astype(jnp.float32) for i, name in enumerate(names)}
 
 
 def _stage(model: Model, generate) -> Stage:

@@ -33,9 +33,12 @@ from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks.base import Framework, Params
 from mmdiff_jax.training.state import TrainState
 
-# Fields that two runs in one workdir need not share: they change what is shown, not the weights.
-# The data, which may lie elsewhere on another machine, are compared themselves.
-_FREE_FIELDS = ("monitor.", "sampling.", "evaluation.", "data.data_dir", "data.manual_dir")
+# Fields that two runs in one workdir need not share: they change what is shown or where it is
+# computed, not the weights. The data, which may lie elsewhere on another machine, are compared
+# themselves.
+_FREE_FIELDS = (
+  "monitor.", "parallel.", "sampling.", "evaluation.", "data.data_dir", "data.manual_dir"
+)  # fmt: skip
 _KEEP = 2
 _COMPARED_ROWS = 64  # Rows of the training split that are compared: few, since reading may be slow.
 
@@ -131,8 +134,9 @@ def restore(
   Args:
     ckpt: from `manager`.
     step: which one.
-    like: a state (or its shapes) of the same structure.
-    sharding: where the arrays shall live, whatever devices they were saved from.
+    like: shapes of a state of the same structure, with the shardings that the arrays shall have,
+      whatever devices and layout they were saved from.
+    sharding: that of the constants.
     iterator: the input pipeline; it is set to where it stood.
 
   Returns:
@@ -145,20 +149,18 @@ def restore(
   verify(pathlib.Path(ckpt.directory) / str(step))
   _check_stage(ckpt, step)
   model = _targets(ckpt.item_metadata(step)["model"], sharding)
-  params = _like(like.params, sharding)
-  if _shapes(params) != _shapes(model["params"]):
+  if _shapes(like.params) != _shapes(model["params"]):
     raise UserError(
       f"The checkpoint {ckpt.directory}/{step} was made by networks of other shapes than those of "
       "this program. Use the version of the program that wrote it, or another --workdir."
     )
-  training = _like({"step": like.step, "opt_state": like.opt_state}, sharding)
   restored = ckpt.restore(
     step,
     args=ocp.args.Composite(
       model=ocp.args.StandardRestore(
-        {"params": params, "ema": params, "constants": model["constants"]}
+        {"params": like.params, "ema": like.ema, "constants": model["constants"]}
       ),
-      training=ocp.args.StandardRestore(training),
+      training=ocp.args.StandardRestore({"step": like.step, "opt_state": like.opt_state}),
     ),
   )
   # Grain writes a file for each process and reads that of its own number only. All say the same,
@@ -435,13 +437,10 @@ def _tuples(tree: Any) -> Any:
   return tuple(_tuples(value) for value in tree) if isinstance(tree, list) else tree
 
 
-def _like(tree: Any, sharding: Any) -> Any:
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
-
-
 def _targets(metadata: Any, sharding: Any) -> Any:
   """Restore targets from what a checkpoint says of itself."""
-  return _like(metadata.tree if hasattr(metadata, "tree") else metadata, sharding)
+  tree = metadata.tree if hasattr(metadata, "tree") else metadata
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 def _shapes(tree: Any) -> dict[str, Any]:

@@ -1,86 +1,239 @@
 """Where arrays live: the one module that knows about devices.
 
-Parameters are replicated, batches are split by example over all devices of all processes, and the
-compiler inserts the sums of gradients. One device is the same code with a mesh of size one.
+The devices of all processes form a mesh with the axes `data` and `shard`. A batch is split by
+example over both. What a step carries (parameters, running mean, the optimiser's moments) has a
+whole copy along `data`; along `shard` each large array is split and each small one copied. So a
+mesh of (8, 1) is data parallel, (1, 8) is fully sharded, (2, 4) is both, and one device is the same
+code with a mesh of (1, 1). What is not trained is copied.
+
+The step is compiled either by `jit`, which sees whole arrays and from whose layouts the compiler
+derives the communication, or by `pmap`, which runs the step on each device's examples and says
+itself where to communicate. Either way a step is the same function of the batch and the key, but
+for the order of sums.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import math
 from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Int
+from jaxtyping import Array, Int
 import numpy as np
 
+from mmdiff_jax import multitime
 from mmdiff_jax.errors import UserError
 
-
-def data_mesh() -> Mesh:
-  """All devices of all processes along one axis, `data`."""
-  return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+_AXES = ("data", "shard")
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-  """The layout of parameters: a whole copy on every device."""
-  return NamedSharding(mesh, PartitionSpec())
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How a step is laid out.
+
+  Attributes:
+    mesh: the devices, with the axes `data` and `shard`.
+    kind: "jit" or "pmap".
+    min_shard_size: the number of elements from which on an array is split along `shard`.
+  """
+
+  mesh: Mesh | AbstractMesh
+  kind: str = "jit"
+  min_shard_size: int = 2**16
 
 
-def replicate(mesh: Mesh, tree: Any) -> Any:
-  """A copy of `tree` on every device; never shares memory with `tree`, so it may be donated."""
-  return jax.device_put(tree, replicated(mesh), may_alias=False)
+def layout_of(
+  kind: str = "jit", mesh: Sequence[int] = (-1, 1), min_shard_size: int = 2**16
+) -> Layout:
+  """The layout that `config.parallel` describes, over all devices of all processes.
 
+  Args:
+    kind: "jit" or "pmap".
+    mesh: sizes of the axes (data, shard); -1 is what the other one leaves.
+    min_shard_size: as in `Layout`.
 
-def check_batch_size(mesh: Mesh | AbstractMesh, batch_size: int) -> None:
-  """Raises UserError unless every device gets the same number of examples."""
-  if batch_size % mesh.size:
+  Raises:
+    UserError: an unknown kind, sizes that do not multiply to the number of devices, or `pmap` of
+      split parameters or over several processes.
+  """
+  devices, sizes = jax.device_count(), tuple(mesh)
+  if kind not in ("jit", "pmap"):
+    raise UserError(f"config.parallel.kind is {kind!r}; it can be 'jit' or 'pmap'.")
+  if min_shard_size < 1:
+    raise UserError(f"config.parallel.min_shard_size is {min_shard_size}; it must be 1 or more.")
+  if len(sizes) == 2 and sizes.count(-1) == 1:
+    sizes = tuple(devices // abs(math.prod(sizes) or 1) if n == -1 else n for n in sizes)
+  if len(sizes) != 2 or min(sizes) < 1 or math.prod(sizes) != devices:
     raise UserError(
-      f"A batch of {batch_size} examples cannot be split evenly over {mesh.size} devices. Choose a "
-      f"batch size that is a multiple of {mesh.size}, or make fewer devices visible."
+      f"config.parallel.mesh is {tuple(mesh)}, and there are {devices} devices. It must be two"
+      " sizes, of the axes data and shard, whose product is the number of devices; one of them can"
+      " be -1, which is what the other one leaves. (-1, 1) always fits."
+    )
+  if kind == "pmap" and (sizes[1] > 1 or jax.process_count() > 1):
+    raise UserError(
+      "config.parallel.kind 'pmap' has a whole copy of the parameters on every device of one"
+      f" process, and here config.parallel.mesh is {tuple(mesh)} and there are"
+      f" {jax.process_count()} processes. Use 'jit', or a mesh of (-1, 1) in one process."
+    )
+  made = jax.make_mesh(sizes, _AXES, axis_types=(AxisType.Auto,) * 2)
+  return Layout(made, kind, min_shard_size)
+
+
+# ---------------------------------------------------------------------------- arrays
+
+
+def replicated(layout: Layout) -> NamedSharding:
+  """A whole copy on every device."""
+  return NamedSharding(layout.mesh, PartitionSpec())
+
+
+def replicate(layout: Layout, tree: Any) -> Any:
+  """A copy of `tree` on every device; never shares memory with `tree`, so it may be donated."""
+  return jax.device_put(tree, replicated(layout), may_alias=False)
+
+
+def shardings(layout: Layout, tree: Any) -> Any:
+  """Where what a step carries lives.
+
+  An array of `min_shard_size` elements or more is split along the largest of its axes that the
+  mesh's axis `shard` divides (the first of equals); where there is none, and below that size, it is
+  copied. Moments have their parameter's shape, and so its layout.
+
+  Args:
+    layout: from `layout_of`.
+    tree: arrays or their shapes.
+
+  Returns:
+    A sharding for each leaf.
+  """
+  size = layout.mesh.shape["shard"]
+
+  def of(x):
+    axes = [axis for axis, n in enumerate(x.shape) if n and n % size == 0]
+    if size == 1 or not axes or math.prod(x.shape) < layout.min_shard_size:
+      return replicated(layout)
+    largest = max(axes, key=lambda axis: x.shape[axis])
+    return NamedSharding(layout.mesh, PartitionSpec(*[None] * largest, "shard"))
+
+  return jax.tree.map(of, tree)
+
+
+# ---------------------------------------------------------------------------- batches
+
+
+def check_batch_size(layout: Layout, batch_size: int, pieces: int = 1) -> None:
+  """Raises UserError unless every device gets the same number of examples of every piece."""
+  devices = layout.mesh.size
+  if pieces < 1:
+    raise UserError(f"A stage's training.accumulate is {pieces}; it must be 1 or more.")
+  if batch_size % (devices * pieces):
+    in_pieces = f" in {pieces} pieces (accumulate)" if pieces > 1 else ""
+    raise UserError(
+      f"A batch of {batch_size} examples cannot be split evenly over {devices} devices{in_pieces}."
+      f" Choose a batch size that is a multiple of {devices * pieces}, or make fewer devices"
+      " visible."
     )
 
 
-def batch_sharding(mesh: Mesh, *, grouped: bool) -> NamedSharding:
+def batch_sharding(layout: Layout, *, grouped: bool = False) -> NamedSharding:
   """The layout of batches [batch, ...], or [group, batch, ...] when `grouped`: split by example."""
-  return NamedSharding(mesh, PartitionSpec(None, "data") if grouped else PartitionSpec("data"))
+  return NamedSharding(layout.mesh, PartitionSpec(None, _AXES) if grouped else PartitionSpec(_AXES))
 
 
-def local_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " local"]:
+def local_rows(layout: Layout, batch_size: int) -> Int[np.ndarray, " local"]:
   """Which rows of a batch live on the devices of this process, in ascending order.
 
   Over all processes they are every row once.
   """
-  held = batch_sharding(mesh, grouped=False).addressable_devices_indices_map((batch_size,))
+  held = batch_sharding(layout).addressable_devices_indices_map((batch_size,))
   return np.sort(np.concatenate([np.arange(batch_size)[index] for index in held.values()]))
 
 
-def shard_batch(mesh: Mesh, batch: Mapping[str, np.ndarray], *, grouped: bool) -> dict[str, Any]:
+def shard_batch(
+  layout: Layout, batch: Mapping[str, np.ndarray], *, grouped: bool
+) -> dict[str, Any]:
   """Puts a batch where `compile_step`'s function wants it.
 
   Args:
-    mesh: from `data_mesh`.
+    layout: from `layout_of`.
     batch: arrays [local, ...], or [group, local, ...] when `grouped`: of the whole batch the
       process's `local_rows`.
     grouped: whether the first axis counts the steps of one dispatch.
 
   Returns:
-    Arrays [batch, ...] or [group, batch, ...], over the devices of all processes.
+    Arrays [batch, ...] or [group, batch, ...], over the devices of all processes; for `pmap`, with
+    an axis of devices before that of the batch.
   """
+  if layout.kind == "pmap":
+    lead = 1 if grouped else 0
+    split = (layout.mesh.size, -1)
+    return {n: x.reshape(*x.shape[:lead], *split, *x.shape[lead + 1 :]) for n, x in batch.items()}
   if jax.process_count() == 1:
     # The compiled function splits NumPy arrays by itself, in a tenth of the time that the host
     # takes here; at a few ms a step that can be seen.
     return dict(batch)
-  return jax.make_array_from_process_local_data(batch_sharding(mesh, grouped=grouped), dict(batch))
+  sharding = batch_sharding(layout, grouped=grouped)
+  return jax.make_array_from_process_local_data(sharding, dict(batch))
 
 
-def compile_step(mesh: Mesh, step: Callable[..., Any], *, grouped: bool) -> Callable[..., Any]:
-  """Compiles `(state, meter, frozen, key, batch) -> (state, meter)` for the devices of a mesh.
+# ---------------------------------------------------------------------------- in a step
 
-  All but the batch is replicated; the state and the meter are overwritten in place.
+
+def whole(layout: Layout, tree: Any) -> Any:
+  """Inside a step: all of each array on every device (an all-gather of what is split)."""
+  return _constrained(layout, tree, replicated(layout))
+
+
+def split(layout: Layout, tree: Any) -> Any:
+  """Inside a step: as `shardings` says (of a sum over devices, a reduce-scatter)."""
+  return _constrained(layout, tree, shardings(layout, tree))
+
+
+def _constrained(layout, tree, to):
+  # Where nothing is split there is nothing to say, and no need to keep the compiler from choosing.
+  if layout.mesh.shape["shard"] == 1:
+    return tree
+  return jax.lax.with_sharding_constraint(tree, to)
+
+
+def mean(layout: Layout, tree: Any) -> Any:
+  """Inside a step: the mean over devices of what each made of its part of the batch."""
+  return jax.lax.pmean(tree, multitime.PARTS) if layout.kind == "pmap" else tree
+
+
+def first_row(layout: Layout, rows: int) -> int | Int[Array, ""]:
+  """Inside a step that sees `rows` examples: the place of the first of them in the whole batch."""
+  return jax.lax.axis_index(multitime.PARTS) * rows if layout.kind == "pmap" else 0
+
+
+def compile_step(
+  layout: Layout, step: Callable[..., Any], state: Any, *, grouped: bool
+) -> Callable[..., Any]:
+  """Compiles `(state, meter, frozen, key, batch) -> (state, meter)`.
+
+  The state lives where `shardings` says, the batch is as `shard_batch` has it, and all else is
+  copied; the state and the meter are overwritten in place.
+
+  Args:
+    layout: from `layout_of`.
+    step: the function, which uses `whole`, `split`, `mean` and `first_row`.
+    state: the state or its shapes.
+    grouped: whether the first axis of the batch counts the steps of one dispatch.
   """
-  whole = replicated(mesh)
+  if layout.kind == "pmap":
+    return jax.pmap(
+      step,
+      multitime.PARTS,
+      in_axes=(None, None, None, None, 1 if grouped else 0),
+      out_axes=None,
+      devices=layout.mesh.devices.ravel().tolist(),
+      donate_argnums=(0, 1),
+    )
+  copied, of_state = replicated(layout), shardings(layout, state)
   return jax.jit(
     step,
     donate_argnums=(0, 1),
-    in_shardings=(whole, whole, whole, whole, batch_sharding(mesh, grouped=grouped)),
-    out_shardings=whole,
+    in_shardings=(of_state, copied, copied, copied, batch_sharding(layout, grouped=grouped)),
+    out_shardings=(of_state, copied),
   )

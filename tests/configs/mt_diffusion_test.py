@@ -88,7 +88,7 @@ def test_imagenet64_takes_a_step():
   """At full size, through the trainer's own step: 12 GB, and minutes on a CPU."""
   stage, shapes, _ = _imagenet64()
   stage = dataclasses.replace(stage, settings=dataclasses.replace(stage.settings, batch_size=2))
-  mesh, tx = parallel.data_mesh(), state_lib.optimizer(stage.settings)
+  layout, tx = parallel.layout_of(), state_lib.optimizer(stage.settings)
   image = np.random.default_rng(0).uniform(size=shapes["image"].shape).astype(np.float32)
   batch = {"image": image, "label": np.array([3, 999], np.int32)}
 
@@ -98,8 +98,8 @@ def test_imagenet64_takes_a_step():
     return jax.tree.map(lambda p: p + 0.02 * jax.random.normal(key, p.shape) * ~jnp.any(p), params)
 
   state = jax.jit(lambda key: state_lib.create(drawn(key), tx))(jax.random.key(0))
-  names, step = trainer.make_train_step(stage, tx, mesh, state.params, {}, batch)
-  args = (state, trainer.new_meter(mesh, names), {}, jax.random.key(1), batch)
+  names, step = trainer.make_train_step(stage, tx, layout, state.params, {}, batch)
+  args = (state, trainer.new_meter(layout, names), {}, jax.random.key(1), batch)
   compiled = step.lower(*args).compile()
   # Beside the state, which is overwritten: gradients, and what two images need.
   assert compiled.memory_analysis().temp_size_in_bytes < 5e9

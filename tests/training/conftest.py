@@ -116,6 +116,7 @@ def config(**fields):
       "seed": 3,
       "modalities": ("image", "sound", "words"),
       "data": {"name": "toy", "data_dir": None},
+      "parallel": {"kind": "jit", "mesh": (-1, 1), "min_shard_size": 16},
       "monitor": {"log_every": 2, "report_every": 6, "checkpoint_every": 4},
       **fields,
     }

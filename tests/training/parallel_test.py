@@ -1,4 +1,5 @@
 import os
+import pathlib
 import socket
 import subprocess
 import sys
@@ -15,20 +16,48 @@ from mmdiff_jax.training import checkpoints, parallel, trainer
 
 
 def test_uneven_batch_is_refused():
-  mesh = AbstractMesh((4,), ("data",), axis_types=(AxisType.Auto,))
-  parallel.check_batch_size(mesh, 8)
+  layout = parallel.Layout(AbstractMesh((2, 2), ("data", "shard"), axis_types=(AxisType.Auto,) * 2))
+  parallel.check_batch_size(layout, 8, 2)
   with pytest.raises(UserError, match="multiple of 4"):
-    parallel.check_batch_size(mesh, 6)
+    parallel.check_batch_size(layout, 6)
+  with pytest.raises(UserError, match="3 pieces.*multiple of 12"):
+    parallel.check_batch_size(layout, 8, 3)
 
 
 def test_replicate_copies():
   x = jax.numpy.ones(3)
-  y = parallel.replicate(parallel.data_mesh(), x)
+  y = parallel.replicate(parallel.layout_of(), x)
   assert x.unsafe_buffer_pointer() != y.addressable_data(0).unsafe_buffer_pointer()
 
 
 def test_one_process_makes_all_rows():
-  np.testing.assert_array_equal(parallel.local_rows(parallel.data_mesh(), 6), np.arange(6))
+  np.testing.assert_array_equal(parallel.local_rows(parallel.layout_of(), 6), np.arange(6))
+
+
+@pytest.mark.parametrize("marked", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_eight_devices(marked, tmp_path):
+  """The tests in `eight_devices.py`."""
+  file = pathlib.Path(__file__).with_name("eight_devices.py")
+  command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked, file]
+  ended = subprocess.run(
+    [*command, f"--basetemp={tmp_path / 'eight'}"],
+    env=environment(devices=8),
+    cwd=file.parents[2],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert ended.returncode == 0, ended.stdout[-5000:]
+
+
+def environment(*, devices):
+  """Of a process that sees so many devices."""
+  flags = os.environ.get("XLA_FLAGS", "")
+  return {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
+  }
 
 
 # What a process of its own begins with: the toy framework, and no TensorFlow, which loads slowly.
@@ -47,15 +76,9 @@ LOAD_TOY = """
 
 def start(toy, code, *arguments, devices):
   """A process that runs the code after `LOAD_TOY`."""
-  flags = os.environ.get("XLA_FLAGS", "")
   return subprocess.Popen(
     [sys.executable, "-c", textwrap.dedent(LOAD_TOY) + textwrap.dedent(code), *map(str, arguments)],
-    env={
-      **os.environ,
-      "TOY": toy.file,
-      "JAX_PLATFORMS": "cpu",
-      "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
-    },
+    env={**environment(devices=devices), "TOY": toy.file},
   )
 
 
@@ -91,15 +114,15 @@ def test_two_processes_make_the_batches_of_one_train_as_one_and_resume(toy, tmp_
     jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
     assert (jax.device_count(), jax.local_device_count()) == (4, 2)
 
-    mesh = parallel.data_mesh()
-    rows = parallel.local_rows(mesh, 8)
+    layout = parallel.layout_of()
+    rows = parallel.local_rows(layout, 8)
     made = {}
     for group in (1, 3):
       batches = pipeline.batches({"row": np.arange(11)}, 8, seed=5, group=group, rows=rows)
       for i in range(4):
         local = next(batches)
         assert local["row"].shape[-1] == 4
-        batch = parallel.shard_batch(mesh, local, grouped=group > 1)
+        batch = parallel.shard_batch(layout, local, grouped=group > 1)
         whole = multihost_utils.process_allgather(batch["row"], tiled=True)
         made[f"{group}_{i}"] = whole
     np.savez(folder / f"batches_{process}.npz", **made)
