@@ -69,7 +69,7 @@ def _masked(config):
   config.data.update({"name": "masked", "of": "mnist", "modality": "digit"})
   config.data.kinds = ("random", "half", "complete")
   config.data.hidden = 0.5
-  _parts(config, digit=_part("identity"), masked=_part("identity", omega=0.5, weight=0.5))
+  _parts(config, digit=_part("identity"), masked=_part("identity", omega=0.1, weight=0.2))
   config.evaluation.draws = 4
 
 

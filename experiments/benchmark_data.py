@@ -30,7 +30,7 @@ from experiments import setup, timing
 from mmdiff_jax.data import pipeline, poly_mnist
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.frameworks.base import Stage
-from mmdiff_jax.training import parallel, state as state_lib, trainer
+from mmdiff_jax.training import parallel, state as state_lib, step as step_lib
 
 TARGETS = {"score": 1.05, "image": 1.15, "view": 1.15}
 Examples = Mapping[str, np.ndarray | Column]
@@ -168,8 +168,8 @@ def _steps(
   tx = state_lib.optimizer(settings)
   key = jax.random.key(0)
   state = parallel.replicate(layout, state_lib.create(stage.init(key, {}, sample), tx))
-  names, train_step = trainer.make_train_step(stage, tx, layout, state.params, {}, sample)
-  meter = trainer.new_meter(layout, names)
+  names, train_step = step_lib.make_train_step(stage, tx, layout, state.params, {}, sample)
+  meter = step_lib.new_meter(layout, names)
   dispatches = max(1, sizes.steps // group)
 
   def train(make_batch):

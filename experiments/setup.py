@@ -15,7 +15,7 @@ import ml_collections
 from ml_collections.config_flags import config_flags
 
 from mmdiff_jax.data import datasets
-from mmdiff_jax.errors import UserError
+from mmdiff_jax.errors import PreemptedError, UserError
 from mmdiff_jax.frameworks.base import Framework
 from mmdiff_jax.modalities import Modality
 
@@ -31,7 +31,8 @@ def run(
   """Parses the flags and runs `main`; call it under `if __name__ == "__main__"`.
 
   A UserError, and anything wrong with the flags, is printed as one paragraph: exit code 2. A loss
-  that is not finite likewise: exit code 3. All else keeps its traceback.
+  that is not finite likewise: exit code 3. Training that was asked to stop: 75. All else keeps its
+  traceback.
 
   Args:
     main: the entry point; gets what is left of the command line.
@@ -88,6 +89,8 @@ def _guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str], positio
     _exit(error, 2)
   except FloatingPointError as error:
     _exit(error, 3)
+  except PreemptedError as error:
+    _exit(error, 75)
   except KeyboardInterrupt:
     _exit("Stopped. The same command goes on from the last checkpoint.", 130)
 

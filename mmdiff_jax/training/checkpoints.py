@@ -9,15 +9,17 @@ A stage's checkpoints lie in `workdir/checkpoints/<stage>/<step>/`, written by O
 
 Orbax restores a flipped bit silently, so the SHA-256 of every file of a step is kept beside it, in
 `<step>.sha256.json`, written (atomically) last of all and checked before the step is read. A step
-without its checksums is a save that was cut off.
+without its checksums is a save that was cut off. What is damaged is put into `workdir/damaged` when
+training goes on, from the step before.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import hashlib
 import json
 import os
 import pathlib
 import shutil
+import time
 from typing import Any
 import zlib
 
@@ -41,6 +43,10 @@ _FREE_FIELDS = (
 )  # fmt: skip
 _KEEP = 2
 _COMPARED_ROWS = 64  # Rows of the training split that are compared: few, since reading may be slow.
+
+
+class SaveError(Exception):
+  """A checkpoint could not be written."""
 
 
 def manager(workdir: str | os.PathLike[str], stage: str) -> ocp.CheckpointManager:
@@ -90,6 +96,30 @@ def discard_unfinished(workdir: str | os.PathLike[str], stage: str) -> list[int]
   return [int(step.name) for step in unfinished]
 
 
+def set_damaged_aside(workdir: str | os.PathLike[str], stage: str) -> list[str]:
+  """Moves the last checkpoints of a stage, as far as they are damaged, into `workdir/damaged`.
+
+  For the processes that train only, all of them. Steps without checksums stay where they are.
+
+  Returns:
+    A sentence on each, in the first process.
+  """
+  said = []
+  if jax.process_index() == 0:
+    for step in reversed([step for step in _steps(workdir, stage) if _seal_path(step).exists()]):
+      fault = _fault(step)
+      if not fault:
+        break
+      aside = pathlib.Path(workdir) / "damaged" / f"{stage}-{step.name}-{time.time_ns()}"
+      aside.mkdir(parents=True)
+      # The checksums first: a step that has lost them is dropped.
+      for path in (_seal_path(step), step):
+        path.rename(aside / path.name)
+      said.append(f"the checkpoint of step {int(step.name):,} is damaged ({fault}); now in {aside}")
+  multihost_utils.sync_global_devices(f"damaged checkpoints of {stage}")
+  return said
+
+
 def _steps(workdir: str | os.PathLike[str], stage: str) -> list[pathlib.Path]:
   """The folders of a stage's steps, in order, complete or not."""
   found = stage_dir(workdir, stage).glob("*")
@@ -103,8 +133,30 @@ def save(
   iterator: Any,
   meta: Mapping[str, Any],
 ) -> None:
-  """Writes the checkpoint of step `state.step`, then its checksums; keeps the last two steps."""
-  step = int(state.step)
+  """Writes the checkpoint of step `state.step`, then its checksums; keeps the last two steps.
+
+  Raises:
+    SaveError: it could not be written, such as on a full disk. What was written of it is gone, and
+      those before it are as they were.
+  """
+  step, directory = int(state.step), pathlib.Path(ckpt.directory)
+  # Threads of a save that failed may have written on after it was cleared away.
+  _clear(directory.glob("*.orbax-checkpoint-tmp"))
+  try:
+    _write(ckpt, step, state, constants, iterator, meta)
+  except Exception as error:  # Orbax and TensorStore raise ValueError, among others.
+    _clear([directory / str(step), *directory.glob("*.orbax-checkpoint-tmp")])
+    ckpt.reload()
+    raise SaveError(f"{directory / str(step)} could not be written: {error}") from error
+
+
+def _clear(folders: Iterable[pathlib.Path]) -> None:
+  if jax.process_index() == 0:
+    for path in folders:
+      shutil.rmtree(path, ignore_errors=True)
+
+
+def _write(ckpt, step, state, constants, iterator, meta) -> None:
   ckpt.save(
     step,
     args=ocp.args.Composite(

@@ -1,45 +1,38 @@
 """Trains the stages of a framework, one after the other, and goes on where it was stopped."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import json
 import os
-from typing import Any, NamedTuple
+import pathlib
+import signal
+import threading
 import zlib
 
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array
 import ml_collections
 import numpy as np
-import optax
 
-from mmdiff_jax import multitime
 from mmdiff_jax.data import pipeline
 from mmdiff_jax.data.pairing import Column
-from mmdiff_jax.errors import UserError
+from mmdiff_jax.errors import PreemptedError, UserError
 from mmdiff_jax.frameworks.base import Batch, Framework, Params, Stage
-from mmdiff_jax.training import checkpoints, monitoring, parallel, state as state_lib
+from mmdiff_jax.training import (
+  checkpoints,
+  monitoring,
+  parallel,
+  state as state_lib,
+  step as step_lib,
+)
 from mmdiff_jax.training.parallel import Layout
 from mmdiff_jax.training.state import TrainState
 
 
 class DivergedError(FloatingPointError):
   """A loss or a gradient is not finite. The last good checkpoint has been kept."""
-
-
-class Meter(NamedTuple):
-  """Sums on the device, so that the host need not look at every step.
-
-  Attributes:
-    totals: sum of each metric since the host last looked.
-    count: number of steps in the sums.
-    bad_step: the first step with a metric that is not finite, or -1.
-    bad: which metrics were not finite at that step.
-  """
-
-  totals: Float[Array, " metrics"]
-  count: Int[Array, ""]
-  bad_step: Int[Array, ""]
-  bad: Bool[Array, " metrics"]
 
 
 def train(
@@ -53,7 +46,9 @@ def train(
   """Trains all stages that `workdir` does not hold already, or those of them that are named.
 
   A run that was stopped and started again is the same run, bit for bit: the key of step n is folded
-  from the seed, the stage's name and n, and the input pipeline's position is in the checkpoint.
+  from the seed, the stage's name and n, and the input pipeline's position is in the checkpoint. On
+  SIGTERM it saves and stops. From a damaged checkpoint it falls back to the one before. Where a
+  checkpoint cannot be written, on a full disk, it warns and goes on, but for the last of a stage.
 
   Args:
     framework: what to train.
@@ -76,13 +71,9 @@ def train(
   """
   _check_stages(framework, stages)
   layout = parallel.layout_of(**config.parallel)
-  wanted = [
-    stage
-    for stage in framework.stages
-    if (not stages or stage.name in stages) and not _is_trained(stage, workdir)
-  ]
-  for stage in wanted:
-    parallel.check_batch_size(layout, stage.settings.batch_size, stage.settings.accumulate)
+  for stage in framework.stages:
+    if (not stages or stage.name in stages) and not _is_trained(stage, workdir):
+      parallel.check_batch_size(layout, stage.settings.batch_size, stage.settings.accumulate)
   names = [name for m in framework.modalities for name in (m.name, f"{m.name}_present")]
   trained_on = {name: train_data[name] for name in names if name in train_data}
   checkpoints.claim_workdir(workdir, config, trained_on)
@@ -91,13 +82,15 @@ def train(
   with monitoring.Monitor(workdir, framework.modalities, config) as monitor:
     done = []
     for stage in framework.stages:
-      if stage in wanted:
+      for line in checkpoints.set_damaged_aside(workdir, stage.name):
+        monitor.say(f"WARNING: {stage.name}: {line}. Going on from what was before it.")
+      if _is_trained(stage, workdir):
+        monitor.say(f"{stage.name}: trained already")
+      elif stages and stage.name not in stages:
+        continue
+      else:
         _check_needs(stage, done, workdir)
         _train_stage(stage, params, config, workdir, layout, monitor, train_data, rows)
-      elif _is_trained(stage, workdir):
-        monitor.say(f"{stage.name}: trained already")
-      else:
-        continue
       done.append(stage.name)
       sharding = parallel.replicated(layout)
       params |= checkpoints.load_stage(workdir, stage.name, sharding=sharding)
@@ -166,7 +159,8 @@ def _train_stage(
   start = checkpoints.latest_step(workdir, stage.name) or 0
   for unfinished in checkpoints.discard_unfinished(workdir, stage.name):
     monitor.say(f"{stage.name}: dropped the checkpoint of step {unfinished}, cut off in its saving")
-  with checkpoints.manager(workdir, stage.name) as ckpt:
+  with contextlib.ExitStack() as stack:
+    ckpt = stack.enter_context(checkpoints.manager(workdir, stage.name))
     if start:
       placed = jax.tree.map(
         lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), like, shardings
@@ -176,13 +170,16 @@ def _train_stage(
       frozen = {**earlier, **constants}
     else:
       state = jax.jit(create, out_shardings=shardings)(init_key, frozen, sample_batch)
-    names, train_step = make_train_step(stage, tx, layout, state.params, frozen, sample_batch)
+    names, train_step = step_lib.make_train_step(
+      stage, tx, layout, state.params, frozen, sample_batch
+    )
     monitor.start(stage, start, state.params)
 
     every_log, every_save, every_report = (
       config.monitor[name] for name in ("log_every", "checkpoint_every", "report_every")
     )
-    meter, step = new_meter(layout, names), start
+    meter, step = step_lib.new_meter(layout, names), start
+    asked_to_stop = stack.enter_context(_sigterm())
     while step < settings.steps:
       batch = next(batches)
       group = min(settings.steps_per_dispatch, settings.steps - step)
@@ -199,12 +196,21 @@ def _train_stage(
         step == settings.steps or step // every > before // every
         for every in (every_log, every_save, every_report)
       )
-      if log or save or report:
+      stop = asked_to_stop(step)
+      if log or save or report or stop:
         monitor.metrics(step, _read(meter, names, stage.name, workdir))
-        meter = new_meter(layout, names)
-      if save:
+        meter = step_lib.new_meter(layout, names)
+      if save or stop:
         meta = {"config": config.to_dict(), "stage": stage.name, "step": step}
-        checkpoints.save(ckpt, state, constants, batches, meta)
+        try:
+          checkpoints.save(ckpt, state, constants, batches, meta)
+        except checkpoints.SaveError as error:
+          _warn_of_lost_checkpoint(monitor, stage, step, error)
+      if stop:
+        raise PreemptedError(
+          f"Asked to stop: {stage.name} is saved at step {step:,} of {settings.steps:,}. The same"
+          " command goes on from there."
+        )
       if report:
         shown = {**frozen, **jax.device_put(state.ema, parallel.replicated(layout))}
         monitor.report(step, stage.report(shown, jax.random.fold_in(report_key, step), rows))
@@ -212,134 +218,45 @@ def _train_stage(
         monitor.restart_clock(step)
 
 
-def make_train_step(
-  stage: Stage,
-  tx: optax.GradientTransformation,
-  layout: Layout,
-  params: Params,
-  frozen: Params,
-  batch: Batch,
-) -> tuple[tuple[str, ...], Callable[..., tuple[TrainState, Meter]]]:
-  """Compiles the step of a stage.
+@contextlib.contextmanager
+def _sigterm() -> Iterator[Callable[[int], bool]]:
+  """A function `(step) -> whether to stop`, the same in all processes, once SIGTERM has come."""
+  if jax.process_count() > 1:
+    # JAX heeds the signal itself there, and the processes agree on a step.
+    yield multihost_utils.reached_preemption_sync_point
+    return
+  if threading.current_thread() is not threading.main_thread():
+    yield lambda step: False  # Only the main thread can heed a signal.
+    return
+  came = threading.Event()
+  before = signal.signal(signal.SIGTERM, lambda *_: came.set())
+  try:
+    yield lambda step: came.is_set()
+  finally:
+    signal.signal(signal.SIGTERM, before)
 
-  Args:
-    stage: what to train.
-    tx: the optimiser.
-    layout: of the devices.
-    params: the trained entries, of which only the shapes matter here.
-    frozen: all other entries; likewise.
-    batch: one batch; likewise.
 
-  Returns:
-    The names of the metrics, in the meter's order, and the function `(state, meter, frozen, key,
-    batch) -> (state, meter)`, which overwrites the state and the meter that it gets. The batch has
-    a leading axis [steps] when the stage takes several steps a dispatch; see
-    `parallel.shard_batch`.
+def _warn_of_lost_checkpoint(
+  monitor: monitoring.Monitor, stage: Stage, step: int, error: checkpoints.SaveError
+) -> None:
+  """A stage can do without a checkpoint on its way, but not without its last.
+
+  Raises:
+    UserError: it was the last.
   """
-  settings = stage.settings
-  grouped = settings.steps_per_dispatch > 1
-  rate = state_lib.learning_rate(settings)
-
-  def measured(
-    params: Params, frozen: Params, key: Array, batch: Batch
-  ) -> tuple[Array, dict[str, Array]]:
-    value, metrics = stage.loss(params, frozen, key, batch)
-    return value, {"loss": value, **metrics}
-
-  _, shapes = jax.eval_shape(measured, params, frozen, jax.random.key(0), batch)
-  names = (*shapes, "grad_norm", "learning_rate")
-
-  def gradients(
-    params: Params, frozen: Params, key: Array, batch: Batch
-  ) -> tuple[Params, list[Array]]:
-    grads, metrics = jax.grad(measured, has_aux=True)(params, frozen, key, batch)
-    values = [jnp.asarray(metrics[name], jnp.float32) for name in shapes]
-    return parallel.split(layout, grads), values
-
-  def one(
-    state: TrainState, meter: Meter, frozen: Params, key: Array, batch: Batch
-  ) -> tuple[TrainState, Meter]:
-    key = jax.random.fold_in(key, state.step)
-    params = parallel.whole(layout, state.params)
-    if layout.kind == "jit" and settings.accumulate == 1:
-      grads, values = gradients(params, frozen, key, batch)
-    else:
-      rows = len(jax.tree.leaves(batch)[0])
-      first = parallel.first_row(layout, rows)
-      found = _in_pieces(gradients, settings.accumulate, params, frozen, key, first, batch)
-      grads, values = parallel.mean(layout, found)
-    values = jnp.stack([*values, optax.tree.norm(grads), rate(state.step)]).astype(jnp.float32)
-    first = ~jnp.isfinite(values).all() & (meter.bad_step < 0)
-    meter = Meter(
-      totals=meter.totals + values,
-      count=meter.count + 1,
-      bad_step=jnp.where(first, state.step, meter.bad_step),
-      bad=jnp.where(first, ~jnp.isfinite(values), meter.bad),
-    )
-    state = state_lib.apply_gradients(state, grads, tx, settings.ema)
-    return state, meter
-
-  def dispatch(
-    state: TrainState, meter: Meter, frozen: Params, key: Array, batch: Batch
-  ) -> tuple[TrainState, Meter]:
-    if not grouped:
-      return one(state, meter, frozen, key, batch)
-    carry, _ = jax.lax.scan(
-      lambda carry, row: (one(*carry, frozen, key, row), None), (state, meter), batch
-    )
-    return carry
-
-  state = jax.eval_shape(lambda params: state_lib.create(params, tx), params)
-  return names, parallel.compile_step(layout, dispatch, state, grouped=grouped)
-
-
-def _in_pieces(
-  gradients: Callable[..., tuple[Params, list[Array]]],
-  pieces: int,
-  params: Params,
-  frozen: Params,
-  key: Array,
-  first: int | Array,
-  batch: Batch,
-) -> tuple[Params, list[Array]]:
-  """The mean of `gradients` over pieces of a batch, whose first row is `first` of the whole one.
-
-  The pieces take turns in the rows. So each device's rows are split evenly, none moves to another
-  device, and what is drawn for a row is what it would be in one piece.
-  """
-  if pieces == 1:
-    return gradients(params, frozen, multitime.key_of_rows(key, first), batch)
-
-  def part(index: Array, rows: Batch) -> tuple[Params, list[Array]]:
-    own_key = multitime.key_of_rows(key, first + index, pieces)
-    return gradients(params, frozen, own_key, rows)
-
-  def add(total: Any, piece: tuple[Array, Batch]) -> tuple[Any, None]:
-    return jax.tree.map(jnp.add, total, part(*piece)), None
-
-  split = {n: jnp.moveaxis(x.reshape(-1, pieces, *x.shape[1:]), 1, 0) for n, x in batch.items()}
-  every = (jnp.arange(pieces), split)
-  shapes = jax.eval_shape(part, *jax.tree.map(lambda x: x[0], every))
-  zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  total, _ = jax.lax.scan(add, zero, every)
-  return jax.tree.map(lambda x: x / pieces, total)
-
-
-def new_meter(layout: Layout, names: tuple[str, ...]) -> Meter:
-  """A meter that has seen nothing."""
-  return parallel.replicate(
-    layout,
-    Meter(
-      totals=np.zeros(len(names), np.float32),
-      count=np.zeros((), np.int32),
-      bad_step=np.full((), -1, np.int32),
-      bad=np.zeros(len(names), bool),
-    ),
+  if step == stage.settings.steps:
+    raise UserError(
+      f"The last checkpoint of {stage.name} was not saved: {error}. Make room, and start the same"
+      " command again: it goes on from the checkpoint before."
+    ) from error
+  monitor.say(
+    f"WARNING: {stage.name}: NO CHECKPOINT AT STEP {step:,}: {error}. Training goes on; the"
+    " checkpoints before are as they were. Make room before the next one is due."
   )
 
 
 def _read(
-  meter: Meter, names: tuple[str, ...], stage: str, workdir: str | os.PathLike[str]
+  meter: step_lib.Meter, names: tuple[str, ...], stage: str, workdir: str | os.PathLike[str]
 ) -> dict[str, float]:
   """The means since the last reading; waits for the device.
 
@@ -351,12 +268,24 @@ def _read(
     bad = [name for name, is_bad in zip(names, meter.bad, strict=True) if is_bad]
     parts = [name.removeprefix("loss_") for name in bad if name.startswith("loss_")]
     where = f"of {', '.join(parts)} " if parts else ""
+    report = pathlib.Path(workdir) / "diverged.json"
+    if jax.process_index() == 0:
+      found = {
+        "stage": stage,
+        "step": int(meter.bad_step),
+        "not_finite": bad,
+        "last_checkpoint": checkpoints.latest_step(workdir, stage) or 0,
+        "devices": [device.device_kind for device in jax.devices()],
+        "jax": jax.__version__,
+      }
+      checkpoints.write_atomically(report, json.dumps(found, indent=1))
     raise DivergedError(
       f"Training stopped in stage {stage!r} at step {meter.bad_step}: the loss or gradient {where}"
       f"is not finite (not finite: {', '.join(bad)}). The last good checkpoint in "
-      f"{checkpoints.stage_dir(workdir, stage)} is untouched. Lower the stage's learning rate or "
-      "its clip, or look for values in the data that are not finite, and start again in another "
-      "workdir."
+      f"{checkpoints.stage_dir(workdir, stage)} is untouched, and {report} says where it was: the"
+      " same command goes there again from that checkpoint. Lower the stage's learning rate or its"
+      " clip, or look for values in the data that are not finite, and start again in another"
+      " workdir."
     )
   return {name: float(total / meter.count) for name, total in zip(names, meter.totals, strict=True)}
 

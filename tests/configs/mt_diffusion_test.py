@@ -11,7 +11,7 @@ import pytest
 
 from configs import mt_diffusion
 from experiments import setup
-from mmdiff_jax.training import parallel, state as state_lib, trainer
+from mmdiff_jax.training import parallel, state as state_lib, step as step_lib
 
 
 @pytest.mark.parametrize("name", mt_diffusion._PRESETS)
@@ -98,8 +98,8 @@ def test_imagenet64_takes_a_step():
     return jax.tree.map(lambda p: p + 0.02 * jax.random.normal(key, p.shape) * ~jnp.any(p), params)
 
   state = jax.jit(lambda key: state_lib.create(drawn(key), tx))(jax.random.key(0))
-  names, step = trainer.make_train_step(stage, tx, layout, state.params, {}, batch)
-  args = (state, trainer.new_meter(layout, names), {}, jax.random.key(1), batch)
+  names, step = step_lib.make_train_step(stage, tx, layout, state.params, {}, batch)
+  args = (state, step_lib.new_meter(layout, names), {}, jax.random.key(1), batch)
   compiled = step.lower(*args).compile()
   # Beside the state, which is overwritten: gradients, and what two images need.
   assert compiled.memory_analysis().temp_size_in_bytes < 5e9

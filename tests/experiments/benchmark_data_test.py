@@ -51,7 +51,7 @@ def test_measures_and_shows(monkeypatch):
 def test_fed_steps_see_a_new_batch_each_and_kept_steps_one(monkeypatch):
   seen = []
   x = np.arange(40, dtype=np.float32)[:, None]
-  real = benchmark_data.trainer.make_train_step
+  real = benchmark_data.step_lib.make_train_step
 
   def make_train_step(*args):
     names, step = real(*args)
@@ -62,7 +62,7 @@ def test_fed_steps_see_a_new_batch_each_and_kept_steps_one(monkeypatch):
 
     return names, spy
 
-  monkeypatch.setattr(benchmark_data.trainer, "make_train_step", make_train_step)
+  monkeypatch.setattr(benchmark_data.step_lib, "make_train_step", make_train_step)
   contestants = benchmark_data._steps("toy", _stage(2), {"x": x}, SIZES)
   for name in ("toy_fed", "toy_kept", "toy_fed"):
     call, steps = contestants[name]

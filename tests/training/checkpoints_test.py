@@ -70,7 +70,7 @@ def test_one_flipped_bit_in_any_file_is_found(workdir):
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing", "half checksums", "extra"])
-def test_damage_is_named_and_the_checkpoint_before_takes_over(toy, workdir, damage):
+def test_damage_is_named_and_the_checkpoint_before_takes_over(toy, workdir, damage, capsys):
   before = checkpoints.load_params(toy.framework(), workdir)
   step = workdir / "checkpoints" / "second_stage" / "12"
   seal = step.with_name("12.sha256.json")
@@ -86,26 +86,33 @@ def test_damage_is_named_and_the_checkpoint_before_takes_over(toy, workdir, dama
       largest = step / "model" / "more"
       largest.write_text("more")
   with pytest.raises(UserError, match="Delete that folder") as error:
-    train(toy, workdir)
+    checkpoints.load_params(toy.framework(), workdir)
   assert str(seal if "checksums" in damage else largest) in str(error.value)
   assert "\n" not in str(error.value)
-  with pytest.raises(UserError, match="Delete that folder"):
-    checkpoints.load_params(toy.framework(), workdir)
 
-  shutil.rmtree(step)
+  capsys.readouterr()
   after = train(toy, workdir)
+  said = capsys.readouterr().out
+  for word in ("WARNING: second_stage", "step 12 is damaged", "from step 8"):
+    assert word in said
+  assert "first_stage: trained already" in said
   jax.tree.map(np.testing.assert_array_equal, before, after)
   checkpoints.verify(step)
+  (aside,) = (workdir / "damaged").iterdir()
+  assert {path.name for path in aside.iterdir()} == {"12", "12.sha256.json"}
 
 
-def test_damage_is_found_before_training_goes_on(toy, workdir):
-  steps = workdir / "checkpoints" / "second_stage"
-  shutil.rmtree(steps / "12")
-  file = next(path for path in (steps / "8" / "training").rglob("d/*"))
-  file.write_bytes(bytes(file.stat().st_size))
-  with pytest.raises(UserError, match="has changed since") as error:
-    train(toy, workdir)
-  assert str(file) in str(error.value)
+def test_with_all_checkpoints_damaged_the_stage_starts_again(toy, workdir, capsys):
+  before = checkpoints.load_params(toy.framework(), workdir)
+  for step in ("8", "12"):
+    folder = workdir / "checkpoints" / "second_stage" / step / "training"
+    file = next(path for path in folder.rglob("d/*"))
+    file.write_bytes(bytes(file.stat().st_size))
+  capsys.readouterr()
+  jax.tree.map(np.testing.assert_array_equal, before, train(toy, workdir))
+  said = capsys.readouterr().out
+  assert "step 12 is damaged" in said and "step 8 is damaged" in said
+  assert "second_stage: 12 steps, " in said
 
 
 @pytest.mark.parametrize("killed", ["while writing", "before the checksums"])

@@ -19,7 +19,13 @@ from experiments import generation
 from mmdiff_jax import multitime, solvers
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import base, codi, mcdm, mld, mt_diffusion
-from mmdiff_jax.training import checkpoints, parallel, state as state_lib, trainer
+from mmdiff_jax.training import (
+  checkpoints,
+  parallel,
+  state as state_lib,
+  step as step_lib,
+  trainer,
+)
 
 STEPS, ROWS = 20, 16
 LAYOUTS = {
@@ -110,10 +116,10 @@ def prepared(stage, frozen, examples, layout, **settings):
   params = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape), doubles(params))
   state = state_lib.create(jax.tree.map(jnp.asarray, params), tx)
   state = jax.device_put(state, parallel.shardings(layout, state), may_alias=False)
-  names, step = trainer.make_train_step(stage, tx, layout, state.params, frozen, batch)
+  names, step = step_lib.make_train_step(stage, tx, layout, state.params, frozen, batch)
   batch = parallel.shard_batch(layout, batch, grouped=False)
   frozen = parallel.replicate(layout, frozen)
-  return step, (state, trainer.new_meter(layout, names), frozen, jax.random.key(5), batch)
+  return step, (state, step_lib.new_meter(layout, names), frozen, jax.random.key(5), batch)
 
 
 def trained(stage, frozen, examples, layout, **settings):

@@ -1,6 +1,8 @@
 import dataclasses
 import itertools
+import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from mmdiff_jax.data import pipeline
+from mmdiff_jax.errors import PreemptedError, UserError
 from mmdiff_jax.training import checkpoints, trainer
 
 
@@ -108,6 +111,70 @@ def test_killed_and_resumed_run_is_the_same_run(toy, tmp_path):
   equal(*(checkpoints.load_params(framework, tmp_path / d, ema=False) for d in ("whole", "killed")))
 
 
+def test_sigterm_saves_and_the_run_goes_on(toy, tmp_path):
+  """Between two checkpoints; what is trained in the end is bit for bit the same."""
+  framework = toy.framework()
+  whole = train(toy, tmp_path / "whole", framework)
+  before = signal.getsignal(signal.SIGTERM)
+
+  def report(*_):
+    signal.raise_signal(signal.SIGTERM)
+    return {}
+
+  first, second = framework.stages
+  asked = dataclasses.replace(framework, stages=(dataclasses.replace(first, report=report), second))
+  with pytest.raises(PreemptedError, match="first_stage is saved at step 7 of 12"):
+    train(toy, tmp_path / "parts", asked)
+  assert signal.getsignal(signal.SIGTERM) is before
+  assert checkpoints.latest_step(tmp_path / "parts", "first_stage") == 7
+  equal(whole, train(toy, tmp_path / "parts", framework))
+
+
+def full_disk(monkeypatch, at):
+  """Checkpoints of those steps come out cut off, as on a disk that is full."""
+  # Whose files would be cut, too.
+  monkeypatch.setitem(sys.modules, "tensorflow", None)
+  write = checkpoints._write
+
+  def cut(ckpt, step, *rest):
+    limit, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    heeded = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200 if step in at else limit, most))
+    try:
+      write(ckpt, step, *rest)
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+      signal.signal(signal.SIGXFSZ, heeded)
+
+  monkeypatch.setattr(checkpoints, "_write", cut)
+
+
+def test_full_disk_leaves_training_and_the_old_checkpoint_alone(toy, tmp_path, monkeypatch, capsys):
+  framework = toy.framework()
+  whole = train(toy, tmp_path / "whole", framework)
+  with monkeypatch.context() as patch:
+    full_disk(patch, at=(8,))
+    found = train(toy, tmp_path / "full", framework)
+  said = capsys.readouterr().out
+  for word in ("WARNING: first_stage: NO CHECKPOINT AT STEP 8", "File too large", "goes on"):
+    assert word in said
+  equal(whole, found)
+  steps = tmp_path / "full" / "checkpoints" / "first_stage"
+  assert {path.name for path in steps.iterdir() if path.name.isdecimal()} == {"4", "12"}
+  checkpoints.verify(steps / "4")
+
+
+def test_last_checkpoint_that_finds_no_room_is_an_error(toy, tmp_path, monkeypatch):
+  framework = toy.framework()
+  whole = train(toy, tmp_path / "whole", framework)
+  with monkeypatch.context() as patch:
+    full_disk(patch, at=(12,))
+    with pytest.raises(UserError, match="last checkpoint of first_stage.*Make room"):
+      train(toy, tmp_path / "full", framework)
+  assert checkpoints.latest_step(tmp_path / "full", "first_stage") == 8
+  equal(whole, train(toy, tmp_path / "full", framework))
+
+
 @pytest.mark.parametrize("group", [5])
 def test_several_steps_a_dispatch_are_the_same_steps(toy, tmp_path, group):
   monitor = {"log_every": 4, "report_every": 1000, "checkpoint_every": 1000}
@@ -145,6 +212,9 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(toy, tmp_path, group):
   for word in ("'first_stage'", f"step {step}", "sound", "checkpoint"):
     assert word in str(error.value)
   assert checkpoints.latest_step(tmp_path, "first_stage") == 4
+  report = json.loads((tmp_path / "diverged.json").read_text())
+  assert (report["stage"], report["step"], report["last_checkpoint"]) == ("first_stage", step, 4)
+  assert {"loss", "loss_sound", "grad_norm"} <= set(report["not_finite"])
   good = checkpoints.load_params(toy.only_first(framework), tmp_path)
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(good))
   assert [row["step"] for row in toy.rows(tmp_path)] == [2, 4]
