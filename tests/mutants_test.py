@@ -76,6 +76,7 @@ def test_proofs_are_read_and_belong_to_mutants(mutants):
   assert all(proofs.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "fate"), [("prediction", "caught"), ("guidance", "survived")])
 def test_a_mutant_meets_its_tests(module, fate, tmp_path):
   out = tmp_path / "fates.json"

@@ -23,6 +23,7 @@ SIZES = benchmark.Sizes(
 )
 
 
+@pytest.mark.slow
 def test_measures_our_own_side_and_shows_it():
   results = benchmark.run(SIZES, against=None, rounds=2)
   assert set(results["median_ms"]) == {"step", "evaluation", "samples", "euler_samples"}

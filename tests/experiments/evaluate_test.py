@@ -22,6 +22,7 @@ from mmdiff_jax.frameworks.base import Framework, Sampling
 from mmdiff_jax.modalities import Modality
 
 
+@pytest.mark.slow
 def test_measures_a_run(command, trained):
   ended = command(evaluate, f"--workdir={trained}", "--num=24")
   assert ended.code == 0, ended.err

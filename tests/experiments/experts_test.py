@@ -52,6 +52,10 @@ def made_up(config):
   return data | {"caption": np.asarray(real["caption"][:ROWS]), "label": np.arange(ROWS) % 10}
 
 
+# Three experts are trained first.
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
   """Workdirs of tiny experts that have seen next to nothing, and their data."""
@@ -103,7 +107,6 @@ def test_samples_of_a_composition(command, runs, tmp_path):
   assert (tmp_path / "digit_from_caption.png").exists()
 
 
-@pytest.mark.slow
 def test_measures_a_composition(command, runs, tmp_path):
   flags = [*composed(runs, "all:sketch", "all:caption"), "--corrector=1:2:0.1"]
   ended = command(evaluate, *flags, f"--out={tmp_path}")
@@ -194,7 +197,6 @@ def test_an_expert_by_itself(command, runs, tmp_path):
   assert (tmp_path / "digit_from_sketch.npz").exists()
 
 
-@pytest.mark.slow
 def test_faces_in_a_folder(command, tmp_path, monkeypatch):
   """Each expert of its own columns; together they are given what one folder has of all."""
   monkeypatch.setitem(sys.modules, "tensorflow", None)

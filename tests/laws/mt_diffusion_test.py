@@ -433,6 +433,7 @@ class Dot(nn.Module):
     return h, h
 
 
+@pytest.mark.slow
 def test_trained_label_head_is_the_posterior():
   """Of the real network, by the real loss, at any z and t."""
   table = schedules.Table(schedules.betas_linear(20, beta_min=1e-3, beta_max=0.5))

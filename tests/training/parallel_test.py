@@ -105,6 +105,7 @@ def test_four_devices_train_as_one_and_their_checkpoint_loads_on_one(toy, tmp_pa
   check_as_one(toy, framework, tmp_path / "four", tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_batches_of_one_train_as_one_and_resume(toy, tmp_path):
   """Of two devices each: the batches and, of a run resumed by two or by one, the parameters."""
   code = """
