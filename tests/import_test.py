@@ -14,7 +14,11 @@ for name in [*below, *rooms]:
   module = importlib.import_module("mmdiff_jax." + name)
   for inner in pkgutil.iter_modules(getattr(module, "__path__", [])):
     importlib.import_module(module.__name__ + "." + inner.name)
-for heavy in ("tensorflow", "clu", "tensorflow_datasets", "grain"):
+importlib.import_module("mmdiff_jax.training.step")
+for name in ("digits", "pairs_of_digits", "sketched_digits", "mnist", "poly_mnist"):
+  module = importlib.import_module("mmdiff_jax.data." + name)
+  getattr(module, "modalities", lambda: module.MODALITIES)()
+for heavy in ("tensorflow", "clu", "tensorflow_datasets", "grain", "orbax"):
   assert heavy not in sys.modules, heavy
 for name in ("classifiers", "coherence", "frechet", "pictures", "tables"):
   importlib.import_module("mmdiff_jax.evaluation." + name)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from mmdiff_jax.data import digits, sources
+from mmdiff_jax.data import digits_builder, sources
 
 _REAL = pathlib.Path(__file__).parents[2] / ".." / "shared" / "data"
 
@@ -13,9 +13,9 @@ _REAL = pathlib.Path(__file__).parents[2] / ".." / "shared" / "data"
 @pytest.fixture(scope="session")
 def few_draws(tmp_path_factory):
   """`digits` with two draws of each training handwriting and one of each test handwriting."""
-  drawn = digits.Drawn(train=2, test=1)
+  drawn = digits_builder.Drawn(train=2, test=1)
   folder = str(tmp_path_factory.mktemp("prepared"))
-  builder = digits.Digits(data_dir=folder, config=drawn, file_format="array_record")
+  builder = digits_builder.Digits(data_dir=folder, config=drawn, file_format="array_record")
   builder.download_and_prepare()
   return builder
 

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from mmdiff_jax.data import datasets, digits, sketched_digits, sources
+from mmdiff_jax.data import datasets, digits, digits_builder, sketched_digits, sources
 from mmdiff_jax.errors import UserError
 
 
@@ -58,7 +58,9 @@ def test_load_prepares_once_and_returns_the_whole_split(few_draws, monkeypatch):
     raise AssertionError("it is prepared already")
 
   drawn = few_draws.builder_config
-  monkeypatch.setattr(digits, "Digits", functools.partial(digits.Digits, config=drawn))
+  monkeypatch.setattr(
+    digits_builder, "Digits", functools.partial(digits_builder.Digits, config=drawn)
+  )
   monkeypatch.setattr(digits.rendering, "captions", never)
   folder = str(few_draws.data_path.parents[2])
   for split, size in (("train", 2 * 1437), ("test", 360)):

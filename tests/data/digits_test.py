@@ -8,7 +8,7 @@ import pytest
 from sklearn.datasets import load_digits
 import tensorflow_datasets as tfds
 
-from mmdiff_jax.data import digits, rendering, sources
+from mmdiff_jax.data import digits, digits_builder, rendering, sources
 
 _TWICE = np.ones((1, 2, 2), np.float32)
 _WHITE = np.ones(3, np.float32)
@@ -68,8 +68,8 @@ def test_splits_are_alike_in_classes(records):
 
 
 def test_fewer_draws_are_the_first_of_more(records, tmp_path):
-  drawn = digits.Drawn(train=1, test=1)
-  fewer = digits.Digits(data_dir=str(tmp_path), config=drawn, file_format="array_record")
+  drawn = digits_builder.Drawn(train=1, test=1)
+  fewer = digits_builder.Digits(data_dir=str(tmp_path), config=drawn, file_format="array_record")
   ours = {row["handwriting"]: row for _, row in fewer._generate_examples("test", 1)}
   theirs = records["test"]
   for i, handwriting in enumerate(theirs["handwriting"]):
@@ -95,7 +95,7 @@ def test_model_view_has_the_shapes_types_and_ranges_that_the_modalities_say(reco
 def test_mask_is_where_the_scene_is_more_ink_than_photo(monkeypatch, few_draws):
   """Written on white, ink is black: dark is where the mask is."""
   photos = [np.ones((20, 20, 3), np.float32)]
-  monkeypatch.setattr(digits, "_photos", lambda: photos)
+  monkeypatch.setattr(digits_builder, "_photos", lambda: photos)
   for _, example in few_draws._generate_examples("test", 1):
     np.testing.assert_array_equal(example["mask"], example["scene"][..., 0] < 127.5)
     assert 20 < example["mask"].sum() < 160
@@ -128,28 +128,28 @@ def test_each_modality_is_shown_as_its_kind_asks(records):
 
 
 def test_interrupted_preparation_is_made_anew(tmp_path, monkeypatch):
-  drawn = digits.Drawn(train=1, test=1)
+  drawn = digits_builder.Drawn(train=1, test=1)
   place = rendering.captions
 
   def interrupt(*args):
     raise KeyboardInterrupt
 
   monkeypatch.setattr(rendering, "captions", interrupt)
-  builder = digits.Digits(data_dir=str(tmp_path), config=drawn, file_format="array_record")
+  builder = digits_builder.Digits(data_dir=str(tmp_path), config=drawn, file_format="array_record")
   with pytest.raises(KeyboardInterrupt):
     builder.download_and_prepare()
   assert not list(tmp_path.rglob("*.array_record*"))
   monkeypatch.setattr(rendering, "captions", place)
-  builder = digits.Digits(data_dir=str(tmp_path), config=drawn, file_format="array_record")
+  builder = digits_builder.Digits(data_dir=str(tmp_path), config=drawn, file_format="array_record")
   builder.download_and_prepare()
   assert sum(len(chunk["label"]) for chunk in digits.read(builder, "train")) == 1437
 
 
 _HANGS = """
 import sys, time
-from mmdiff_jax.data import digits, rendering, sources
-drawn = digits.Drawn(train=2, test=1)
-builder = digits.Digits(data_dir=sys.argv[1], config=drawn, file_format="array_record")
+from mmdiff_jax.data import digits, digits_builder, rendering, sources
+drawn = digits_builder.Drawn(train=2, test=1)
+builder = digits_builder.Digits(data_dir=sys.argv[1], config=drawn, file_format="array_record")
 whole, calls = rendering.captions, []
 def captions(*args):
   calls.append(args)
@@ -173,8 +173,8 @@ def test_killed_preparation_is_made_anew_and_what_it_left_is_told(
       pass
     running.send_signal(signal.SIGKILL)
   assert running.returncode == -signal.SIGKILL
-  drawn = digits.Drawn(train=2, test=1)
-  builder = digits.Digits(data_dir=str(tmp_path), config=drawn, file_format="array_record")
+  drawn = digits_builder.Drawn(train=2, test=1)
+  builder = digits_builder.Digits(data_dir=str(tmp_path), config=drawn, file_format="array_record")
   (left,) = builder.data_path.parent.iterdir()
   assert left.name.startswith("incomplete.") and not builder.is_prepared()
   with caplog.at_level(logging.INFO, logger="mmdiff_jax.data"):
@@ -186,7 +186,7 @@ def test_killed_preparation_is_made_anew_and_what_it_left_is_told(
       for name in ours:
         np.testing.assert_array_equal(ours[name], theirs[name])
   before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-  again = digits.Digits(data_dir=str(tmp_path), config=drawn, file_format="array_record")
+  again = digits_builder.Digits(data_dir=str(tmp_path), config=drawn, file_format="array_record")
   sources.prepare(again, "")
   assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
@@ -197,7 +197,7 @@ def test_progress_bar_knows_its_end(few_draws):
 
 
 def test_builder_is_registered_and_its_files_can_be_read_without_our_code(few_draws):
-  assert tfds.builder_cls("digits") is digits.Digits
+  assert tfds.builder_cls("digits") is digits_builder.Digits
   alone = tfds.builder_from_directory(few_draws.data_path)
   record = alone.as_data_source("test")[0]
   assert record["scene"].shape == (16, 16, 3) and record["scene"].dtype == np.uint8
@@ -207,9 +207,9 @@ def test_neither_preparing_nor_loading_needs_tensorflow(few_draws):
   folder = str(few_draws.data_path.parents[2])
   program = f"""
 import sys
-from mmdiff_jax.data import digits
-drawn = digits.Drawn(train=2, test=1)
-builder = digits.Digits(data_dir={folder!r}, config=drawn, file_format="array_record")
+from mmdiff_jax.data import digits, digits_builder
+drawn = digits_builder.Drawn(train=2, test=1)
+builder = digits_builder.Digits(data_dir={folder!r}, config=drawn, file_format="array_record")
 builder.download_and_prepare()
 digits.model_view(next(digits.read(builder, "test")))
 assert not {{"tensorflow", "sklearn"}} & set(sys.modules)

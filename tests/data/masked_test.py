@@ -3,7 +3,7 @@ import functools
 import numpy as np
 import pytest
 
-from mmdiff_jax.data import datasets, digits, masked
+from mmdiff_jax.data import datasets, digits_builder, masked
 from mmdiff_jax.errors import UserError
 
 OPTIONS = {"of": "mnist", "modality": "digit", "kinds": masked.KINDS, "hidden": 0.3}
@@ -106,7 +106,9 @@ def test_what_is_hidden_is_mid_grey_and_all_else_is_the_other_data_set_s(handwri
 
 def test_colours_are_hidden_together(few_draws, monkeypatch):
   drawn = few_draws.builder_config
-  monkeypatch.setattr(digits, "Digits", functools.partial(digits.Digits, config=drawn))
+  monkeypatch.setattr(
+    digits_builder, "Digits", functools.partial(digits_builder.Digits, config=drawn)
+  )
   options = {"of": "digits", "modality": "scene", "kinds": ("random",), "hidden": 0.5}
   data = datasets.load("masked", "test", str(few_draws.data_path.parents[2]), **options)
   grey = (data["masked"][:] == masked.GREY).all(-1)

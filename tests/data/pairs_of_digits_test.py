@@ -10,6 +10,7 @@ from mmdiff_jax.data import (
   captioned_digits,
   datasets,
   digits,
+  digits_builder,
   missing,
   moving_digits,
   pairing,
@@ -43,8 +44,8 @@ def _load(of, folder, counts=COUNTS):
 def few(few_draws):
   """The folder of `digits` with few draws, which are then all there are."""
   with pytest.MonkeyPatch.context() as patch:
-    drawn = functools.partial(digits.Digits, config=few_draws.builder_config)
-    patch.setattr(digits, "Digits", drawn)
+    drawn = functools.partial(digits_builder.Digits, config=few_draws.builder_config)
+    patch.setattr(digits_builder, "Digits", drawn)
     yield str(few_draws.data_path.parents[2])
 
 

@@ -5,7 +5,15 @@ import re
 import numpy as np
 import pytest
 
-from mmdiff_jax.data import captioned_digits, datasets, derived, digits, rendering, sketched_digits
+from mmdiff_jax.data import (
+  captioned_digits,
+  datasets,
+  derived,
+  digits,
+  digits_builder,
+  rendering,
+  sketched_digits,
+)
 from mmdiff_jax.errors import UserError
 
 NAMES = tuple(modality.name for modality in sketched_digits.MODALITIES)
@@ -142,7 +150,9 @@ def test_splits_have_random_numbers_of_their_own(handwriting, monkeypatch):
 
 def test_no_handwriting_of_the_embedded_digits_is_in_two_parts(few_draws, monkeypatch):
   drawn = few_draws.builder_config
-  monkeypatch.setattr(digits, "Digits", functools.partial(digits.Digits, config=drawn))
+  monkeypatch.setattr(
+    digits_builder, "Digits", functools.partial(digits_builder.Digits, config=drawn)
+  )
   folder = str(few_draws.data_path.parents[2])
   records = list(digits.read(few_draws, "train"))
   written = np.concatenate([chunk["handwriting"] for chunk in records])

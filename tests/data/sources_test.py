@@ -15,7 +15,7 @@ from scipy.io import savemat
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import resource
 
-from mmdiff_jax.data import digits, rendering, sources
+from mmdiff_jax.data import digits, digits_builder, rendering, sources
 from mmdiff_jax.errors import UserError
 
 
@@ -193,7 +193,7 @@ def _copy(builder, folder):
   """`few_draws` in another folder: its builder and its files of the split "test"."""
   shutil.copytree(builder.data_path, folder / builder.data_path.relative_to(builder.data_dir_root))
   config = builder.builder_config
-  copy = digits.Digits(data_dir=str(folder), config=config, file_format="array_record")
+  copy = digits_builder.Digits(data_dir=str(folder), config=config, file_format="array_record")
   return copy, pathlib.Path(copy.info.splits["test"].filepaths[0])
 
 
@@ -243,9 +243,9 @@ def test_half_a_copy_is_refused(few_draws, tmp_path):
 
 def test_of_several_that_prepare_at_once_the_first_ones_is_used(tmp_path, monkeypatch, caplog):
   """The second is at work when the first is done, the third has not begun."""
-  drawn = digits.Drawn(train=1, test=1)
+  drawn = digits_builder.Drawn(train=1, test=1)
   first, second, third = (
-    digits.Digits(data_dir=str(tmp_path), config=drawn, file_format="array_record")
+    digits_builder.Digits(data_dir=str(tmp_path), config=drawn, file_format="array_record")
     for _ in range(3)
   )
   captions = rendering.captions
@@ -270,7 +270,7 @@ def test_altered_dataset_info_is_refused(few_draws, tmp_path, change):
   builder, path = _copy(few_draws, tmp_path)
   info = path.with_name("dataset_info.json")
   info.write_text(info.read_text().replace(*change))
-  make = functools.partial(digits.Digits, config=builder.builder_config)
+  make = functools.partial(digits_builder.Digits, config=builder.builder_config)
   with pytest.raises(UserError, match=rf"{tmp_path}/digits cannot be opened.*Delete"):
     sources.opened(make, "digits", str(tmp_path))
 
@@ -286,8 +286,8 @@ def test_full_disk_is_said_and_nothing_is_kept(tmp_path, monkeypatch):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
   monkeypatch.setattr(tfds.core.example_serializer.ExampleSerializer, "serialize_example", full)
-  drawn = digits.Drawn(train=1, test=1)
-  builder = digits.Digits(data_dir=str(tmp_path), config=drawn, file_format="array_record")
+  drawn = digits_builder.Drawn(train=1, test=1)
+  builder = digits_builder.Digits(data_dir=str(tmp_path), config=drawn, file_format="array_record")
   with pytest.raises(UserError, match=rf"no room in {builder.data_path.parent}.*data_dir"):
     sources.prepare(builder, "")
   assert not list(builder.data_path.parent.iterdir())
@@ -295,11 +295,11 @@ def test_full_disk_is_said_and_nothing_is_kept(tmp_path, monkeypatch):
 
 _SMALL = """
 import resource, sys
-from mmdiff_jax.data import digits, sources
+from mmdiff_jax.data import digits, digits_builder, sources
 from mmdiff_jax.errors import UserError
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), -1))
-drawn = digits.Drawn(train=1, test=1)
-builder = digits.Digits(data_dir=sys.argv[1], config=drawn, file_format="array_record")
+drawn = digits_builder.Drawn(train=1, test=1)
+builder = digits_builder.Digits(data_dir=sys.argv[1], config=drawn, file_format="array_record")
 try:
   sources.prepare(builder, "")
 except UserError as error:

@@ -10,7 +10,7 @@ import pytest
 
 from configs import mld as mld_config
 from experiments import setup
-from mmdiff_jax.data import datasets, digits
+from mmdiff_jax.data import datasets, digits, digits_builder
 from mmdiff_jax.training import trainer
 
 MODALITIES = ("digit", "tone", "caption")
@@ -19,9 +19,9 @@ MODALITIES = ("digit", "tone", "caption")
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory):
   """`digits` with one draw of each handwriting, in the model's view, by split."""
-  drawn = digits.Drawn(train=1, test=1)
+  drawn = digits_builder.Drawn(train=1, test=1)
   folder = str(tmp_path_factory.mktemp("prepared"))
-  builder = digits.Digits(data_dir=folder, config=drawn, file_format="array_record")
+  builder = digits_builder.Digits(data_dir=folder, config=drawn, file_format="array_record")
   builder.download_and_prepare()
   data = {}
   for split in ("train", "test"):

@@ -11,7 +11,7 @@ from scipy.io import wavfile
 
 from configs import mld
 from experiments import prepare_data
-from mmdiff_jax.data import datasets, digits, rendering
+from mmdiff_jax.data import datasets, digits_builder, rendering
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.modalities import image_picture, Modality, vector_picture
 
@@ -22,8 +22,10 @@ FILES |= {"report.txt"}
 @pytest.fixture
 def few(monkeypatch):
   """`digits` with one draw of each handwriting."""
-  drawn = digits.Drawn(train=1, test=1)
-  monkeypatch.setattr(digits, "Digits", functools.partial(digits.Digits, config=drawn))
+  drawn = digits_builder.Drawn(train=1, test=1)
+  monkeypatch.setattr(
+    digits_builder, "Digits", functools.partial(digits_builder.Digits, config=drawn)
+  )
 
 
 def run(command, folder, *arguments):
