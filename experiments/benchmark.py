@@ -3,6 +3,7 @@
 python -m experiments.benchmark [network] [--against=torch] [--rounds=5] [--out=FILE.json]
 python -m experiments.benchmark solvers [--against=diffrax] [--rounds=5] [--out=FILE.json]
 python -m experiments.benchmark data [--rounds=5] [--out=FILE.json]
+python -m experiments.benchmark train --config=FILE[:NAME] [--stages=NAME,NAME --config.KEY=VALUE]
 
 `network` times the training step, the network and the sampler at the published MNIST-SVHN sizes:
 latents of 16 and 64, `ScoreMLP` of width 256 (2.35 M parameters), batch 128, Adam, EMA. It runs
@@ -14,7 +15,8 @@ evaluation is of one time a row, as the public reference evaluates (and of one t
 comparison).
 
 `solvers` is `benchmark_solvers`: the loop of `solvers.sample` without a network. `data` is
-`benchmark_data`: what the input pipeline costs a training step.
+`benchmark_data`: what the input pipeline costs a training step. `train` is `benchmark_train`: the
+training steps of any config on made-up data, on all devices.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +32,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from experiments import benchmark_data, benchmark_solvers, setup, timing
+from experiments import benchmark_solvers, benchmark_train, chosen, setup, timing
 from mmdiff_jax import multitime, schedules, solvers
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import mld
@@ -89,7 +91,7 @@ class Sizes:
 def main(argv: Sequence[str]) -> None:
   """Measures, shows a table, writes the JSON."""
   name = argv[1] if len(argv) > 1 else "network"
-  counterparts = {"network": "torch", "solvers": "diffrax", "data": None}
+  counterparts = {"network": "torch", "solvers": "diffrax", "data": None, "train": None}
   if name not in counterparts:
     raise UserError(f"There is no benchmark {name!r}; there are: {', '.join(counterparts)}.")
   if _AGAINST.value not in (None, counterparts[name]):
@@ -97,8 +99,17 @@ def main(argv: Sequence[str]) -> None:
       f"The benchmark {name!r} has no counterpart {_AGAINST.value!r} (--against); it has"
       f" {counterparts[name]!r}."
     )
+  if (name == "train") != (chosen.CONFIG.value is not None):
+    raise UserError("--config=FILE says what `benchmark train` measures, and no other benchmark.")
   options = {"against": _AGAINST.value, "rounds": _ROUNDS.value}
-  if name == "data":
+  if name == "train":
+    config, stages = chosen.CONFIG.value, chosen.STAGES.value
+    results = benchmark_train.run(config, stages, rounds=_ROUNDS.value)
+    print(benchmark_train.table(results))
+  elif name == "data":
+    # Grain, which it needs, need not be there for the others.
+    from experiments import benchmark_data
+
     # Reads on all cores before it limits itself.
     results = benchmark_data.run(benchmark_data.Sizes(), rounds=_ROUNDS.value)
     print(benchmark_data.table(results))
@@ -135,7 +146,7 @@ def run(sizes: Sizes, *, against: str | None, rounds: int) -> dict[str, Any]:
   params = jax.tree.map(lambda p: p + 0.03 * rng.standard_normal(p.shape, np.float32), params)
   data = _normal(rng, sizes.latents, 10 * sizes.burst * sizes.batch_size)
   contestants = _ours(sizes, network, params, x, data)
-  results = {"conditions": timing.conditions(sizes, rounds)}
+  results = {"conditions": timing.conditions(rounds, sizes)}
   if against:
     theirs, results["difference"] = _torch(sizes, network, params, x, data)
     contestants |= theirs

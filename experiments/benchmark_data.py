@@ -73,7 +73,7 @@ def run(sizes: Sizes, *, rounds: int) -> dict[str, Any]:
     read = timing.measure(readers, rounds)["median_ms"]
 
   timing.limit_threads()
-  results = {"conditions": timing.conditions(sizes, rounds), "chosen": chosen}
+  results = {"conditions": timing.conditions(rounds, sizes), "chosen": chosen}
   results["examples_per_second"] = {name: 1e3 / ms for name, ms in read.items()}
   contestants = {}
   for name, (stage, examples) in stages(sizes).items():

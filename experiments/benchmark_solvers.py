@@ -74,7 +74,7 @@ def run(sizes: Sizes, *, against: str | None, rounds: int) -> dict[str, Any]:
   Raises:
     UserError: the counterpart is not installed.
   """
-  results = {"conditions": timing.conditions(sizes, rounds)}
+  results = {"conditions": timing.conditions(rounds, sizes)}
   results |= timing.measure(contestants(sizes, against), rounds, once=("diffrax_tree",))
   median = results["median_ms"]
   results["ratios"] = {

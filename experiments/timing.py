@@ -24,11 +24,10 @@ def limit_threads() -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
 
 
-def conditions(sizes: Any, rounds: int) -> dict[str, Any]:
-  """What was measured, and where; `sizes` is a dataclass."""
-  return {
-    "sizes": dataclasses.asdict(sizes),
-    "threads": THREADS,
+def conditions(rounds: int, sizes: Any = None) -> dict[str, Any]:
+  """What was measured, and where; `sizes` is a dataclass if there is one."""
+  return ({"sizes": dataclasses.asdict(sizes)} if sizes else {}) | {
+    "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     "rounds": rounds,
     "machine": platform.machine(),
     "load_before": os.getloadavg()[0],

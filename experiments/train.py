@@ -6,28 +6,22 @@ python -m experiments.train --config=configs/mld.py:digits --workdir=DIR [--conf
 
 from collections.abc import Sequence
 
-from absl import flags
-from ml_collections.config_flags import config_flags
-
-from experiments import setup
+from experiments import chosen, setup
 from mmdiff_jax.data import datasets, missing
 from mmdiff_jax.training import trainer
-
-_STAGES = flags.DEFINE_list("stages", [], "Stages to train, all if none; see the lines they print.")
-_CONFIG = config_flags.DEFINE_config_file("config", None, "What to train: FILE or FILE:DATASET.")
 
 
 def main(argv: Sequence[str]) -> None:
   """Builds the framework, loads the data and trains."""
   del argv
-  config = _CONFIG.value
+  config = chosen.CONFIG.value
   framework = setup.build(config)
   data = {s: datasets.load(**config.data.to_dict(), split=s) for s in ("train", "test")}
   data["train"] = missing.drop(
     data["train"], config.modalities, config.get("drop_prob", 0.0), config.seed
   )
   workdir = setup.WORKDIR.value
-  trainer.train(framework, config, workdir, data["train"], data["test"], _STAGES.value)
+  trainer.train(framework, config, workdir, data["train"], data["test"], chosen.STAGES.value)
   print(f"Trained: {workdir}")
 
 

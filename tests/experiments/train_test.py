@@ -24,6 +24,7 @@ CONFIG = """
       "framework": "toy", "seed": 3, "rate": 0.05,
       "modalities": ("image", "sound", "words"),
       "data": {"name": dataset, "data_dir": ml_collections.config_dict.placeholder(str)},
+      "parallel": {"kind": "jit", "mesh": (-1, 1), "min_shard_size": 65536},
       "monitor": {"log_every": 2, "report_every": 6, "checkpoint_every": 4},
     })
 """
@@ -121,8 +122,8 @@ def test_drops_modalities_on_purpose(tmp_path, monkeypatch):
   config = mld_config.get_config("digits")
   config.drop_prob = 0.5
   seen = {}
-  monkeypatch.setattr(train, "_CONFIG", types.SimpleNamespace(value=config))
-  monkeypatch.setattr(train, "_STAGES", types.SimpleNamespace(value=[]))
+  monkeypatch.setattr(train.chosen, "CONFIG", types.SimpleNamespace(value=config))
+  monkeypatch.setattr(train.chosen, "STAGES", types.SimpleNamespace(value=[]))
   monkeypatch.setattr(train.setup, "WORKDIR", types.SimpleNamespace(value=tmp_path))
   rows = {name: np.zeros(100) for name in (*config.modalities, "label")}
   monkeypatch.setattr(train.datasets, "load", lambda **_: rows)

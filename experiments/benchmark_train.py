@@ -1,0 +1,197 @@
+"""Times the training of a config's stages on made-up data; `experiments.benchmark train` runs it.
+
+Of each stage: how long its step takes to compile and to run, fed from the host's memory and with
+one batch that stays on the devices (the difference is what a step waits for its input, without
+reading files); examples a second; the FLOPs of loss and gradient, as the compiler counts them
+before it optimises, and their share of the devices' peak; and the memory that a device needs.
+
+The step is the trainer's own, in the layout that `config.parallel` says, and nothing here needs
+TensorFlow, tfds, Grain, Orbax or clu. Values are random, so that the losses mean nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from experiments import setup, timing
+from mmdiff_jax.errors import UserError
+from mmdiff_jax.frameworks.base import Params, Stage
+from mmdiff_jax.modalities import Modality
+from mmdiff_jax.training import parallel, state as state_lib, step as step_lib
+from mmdiff_jax.training.parallel import Layout
+
+# FLOP/s of a device in bfloat16 without sparsity, from the makers' data sheets, by a part of what
+# JAX calls it.
+PEAKS = {
+  "H200": 989e12,
+  "H100": 989e12,
+  "A100": 312e12,
+  "TPU v4": 275e12,
+  "TPU v5 lite": 197e12,
+  "TPU v5": 459e12,
+  "TPU v6 lite": 918e12,
+}
+_BURST = 10  # Steps that are timed at once, at least.
+
+
+def run(
+  config: ml_collections.ConfigDict, stages: Sequence[str] = (), *, rounds: int
+) -> dict[str, Any]:
+  """Measures stages one after the other.
+
+  Args:
+    config: of a training run.
+    stages: names of those to measure; all if empty.
+    rounds: how often each is timed.
+
+  Returns:
+    "conditions", and for each stage in "stages" the quantities of `table`, by name.
+
+  Raises:
+    UserError: no such stage, or a config or layout that cannot be.
+  """
+  framework = setup.build(config)
+  known = [stage.name for stage in framework.stages]
+  for name in stages:
+    if name not in known:
+      raise UserError(f"There is no stage {name!r}. There are: {', '.join(known)}.")
+  layout = parallel.layout_of(**config.parallel)
+  wanted = [stage for stage in framework.stages if not stages or stage.name in stages]
+  for stage in wanted:
+    parallel.check_batch_size(layout, stage.settings.batch_size, stage.settings.accumulate)
+  data = _made_up(
+    framework.modalities, max(stage.settings.batch_size for stage in framework.stages)
+  )
+  params: Params = {}
+  results = {
+    "conditions": timing.conditions(rounds)
+    | {"devices": jax.device_count(), "config": config.to_dict()},
+    "stages": {},
+  }
+  last = framework.stages.index(wanted[-1])
+  for stage in framework.stages[: last + 1]:
+    constants, examples = stage.prepare(params, data)
+    frozen = params | parallel.replicate(layout, constants)
+    if stage in wanted:
+      results["stages"][stage.name] = _measure(stage, layout, frozen, examples, rounds)
+    batch = {name: jnp.asarray(x[: stage.settings.batch_size]) for name, x in examples.items()}
+    params = frozen | jax.jit(stage.init)(jax.random.key(0), frozen, batch)
+  return results
+
+
+def table(results: Mapping[str, Any]) -> str:
+  """The results for a person to read."""
+  conditions = {name: x for name, x in results["conditions"].items() if name != "config"}
+  columns = (
+    ("parameters", "parameters", "{:,.0f}"),
+    ("batch", "batch", "{:,.0f}"),
+    ("seconds_compiling", "compiling, s", "{:.1f}"),
+    ("ms_per_step", "step, ms", "{:.2f}"),
+    ("input_ms", "of it input, ms", "{:.2f}"),
+    ("examples_per_second", "examples/s", "{:,.0f}"),
+    ("gflop_per_step", "GFLOP a step", "{:,.2f}"),
+    ("gflop_per_second", "GFLOP/s", "{:,.1f}"),
+    ("share_of_peak", "of peak", "{:.1%}"),
+    ("memory_gb", "memory a device, GB", "{:.2f}"),
+  )
+  header = ["stage", *(title for _, title, _ in columns)]
+  rows = [
+    [name, *("-" if found[key] is None else form.format(found[key]) for key, _, form in columns)]
+    for name, found in results["stages"].items()
+  ]
+  lines = [", ".join(f"{name} {value}" for name, value in conditions.items() if value is not None)]
+  lines += ["", "| " + " | ".join(header) + " |", "|---" + "|---:" * len(columns) + "|"]
+  return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def _made_up(modalities: Sequence[Modality], rows: int) -> dict[str, np.ndarray]:
+  """Random values in the model's view."""
+  rng = np.random.default_rng(0)
+  return {
+    m.name: rng.integers(0, m.num_classes, (rows, *m.shape), np.int32)
+    if m.num_classes
+    else rng.uniform(size=(rows, *m.shape)).astype(np.float32)
+    for m in modalities
+  }
+
+
+def _measure(
+  stage: Stage, layout: Layout, frozen: Params, examples: Mapping[str, Any], rounds: int
+) -> dict[str, float]:
+  settings = stage.settings
+  group, grouped = settings.steps_per_dispatch, settings.steps_per_dispatch > 1
+  tx = state_lib.optimizer(settings)
+  key = jax.random.key(0)
+  one = {name: np.asarray(x[: settings.batch_size]) for name, x in examples.items()}
+
+  def create(frozen, batch):
+    return state_lib.create(stage.init(key, frozen, batch), tx)
+
+  shardings = parallel.shardings(layout, jax.eval_shape(create, frozen, one))
+  state = jax.jit(create, out_shardings=shardings)(frozen, one)
+  # Before the first step eats the state.
+  size = sum(x.size for x in jax.tree.leaves(state.params))
+  flops = _flops(stage, state.params, frozen, one)
+  names, train_step = step_lib.make_train_step(stage, tx, layout, state.params, frozen, one)
+  meter = step_lib.new_meter(layout, names)
+  whole = {name: np.stack([x] * group) for name, x in one.items()} if grouped else one
+  host = parallel.shard_batch(layout, whole, grouped=grouped)
+  began = time.perf_counter()
+  program = train_step.lower(state, meter, frozen, key, host).compile()
+  compiling = time.perf_counter() - began
+  needed = program.memory_analysis()
+  kept = host
+  if layout.kind == "jit":
+    kept = jax.device_put(whole, parallel.batch_sharding(layout, grouped=grouped))
+  dispatches = -(-_BURST // group)
+
+  def steps(batch):
+    nonlocal state, meter
+    for _ in range(dispatches):
+      state, meter = train_step(state, meter, frozen, key, batch)
+    jax.block_until_ready(meter)
+
+  count = dispatches * group
+  found = timing.measure(
+    {"fed": (lambda: steps(host), count), "kept": (lambda: steps(kept), count)}, rounds
+  )
+  ms = found["median_ms"]["fed"]
+  peak = next((f for part, f in PEAKS.items() if part in jax.devices()[0].device_kind), None)
+  return {
+    "parameters": size,
+    "batch": settings.batch_size,
+    "seconds_compiling": compiling,
+    "ms_per_step": ms,
+    "ms_of_all_rounds": found["ms"]["fed"],
+    "input_ms": ms - found["median_ms"]["kept"],
+    "examples_per_second": 1e3 * settings.batch_size / ms,
+    "gflop_per_step": flops / 1e9,
+    "gflop_per_second": flops / 1e6 / ms,
+    "share_of_peak": flops * 1e3 / ms / (peak * jax.device_count()) if peak else None,
+    "memory_gb": _memory(needed) / 1e9,
+  }
+
+
+def _flops(stage: Stage, params: Params, frozen: Params, batch: Mapping[str, Any]) -> float:
+  """Of loss and gradient for a whole batch, counted outside of loops, in which they count once."""
+
+  def gradient(params, frozen, key, batch):
+    return jax.grad(lambda params: stage.loss(params, frozen, key, batch)[0])(params)
+
+  lowered = jax.jit(gradient).lower(params, frozen, jax.random.key(0), batch)
+  return float(lowered.cost_analysis()["flops"])
+
+
+def _memory(needed: Any) -> int:
+  """Bytes of a device: what the step is given, what it returns elsewhere, and what it works in."""
+  return (
+    needed.argument_size_in_bytes
+    + needed.output_size_in_bytes
+    - needed.alias_size_in_bytes
+    + needed.temp_size_in_bytes
+  )

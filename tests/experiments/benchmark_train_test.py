@@ -1,0 +1,43 @@
+import json
+
+import pytest
+
+from configs import mld as mld_config
+from experiments import benchmark, benchmark_train
+from mmdiff_jax.errors import UserError
+
+
+def tiny():
+  config = mld_config.get_config("digits")
+  config.modalities = ("tone", "caption")
+  for size in (*config.autoencoder.values(), config.score):
+    size.training.batch_size = 8
+    size.training.steps_per_dispatch = 2
+  config.score.network.width = 16
+  return config
+
+
+def test_measures_the_stages_named():
+  results = benchmark_train.run(tiny(), ["autoencoder_caption", "score"], rounds=1)
+  assert set(results["stages"]) == {"autoencoder_caption", "score"}
+  for found in results["stages"].values():
+    rate = 1e3 * found["batch"] / found["ms_per_step"]
+    assert found["examples_per_second"] == pytest.approx(rate)
+    assert found["seconds_compiling"] >= 0
+    # Through dense layers and back: 6 FLOPs a parameter and an example, and little more.
+    ratio = 1e9 * found["gflop_per_step"] / (6 * found["batch"] * found["parameters"])
+    assert 0.5 < ratio < 2
+    # Parameters, running mean, two moments and gradients, of 4 bytes each.
+    assert 1e9 * found["memory_gb"] > 5 * 4 * found["parameters"]
+  lines = benchmark_train.table(results).splitlines()
+  assert lines[-1].startswith("| score | ")
+  assert len({line.count("|") for line in lines[2:]}) == 1
+  json.dumps(results)
+
+
+def test_refuses_what_it_does_not_know(command, refused):
+  with pytest.raises(UserError, match="no stage 'scor'.*autoencoder_tone"):
+    benchmark_train.run(tiny(), ["scor"], rounds=1)
+  refused(command(benchmark, "train", positional=1), "--config")
+  arguments = ("network", "--config=configs/mld.py:digits")
+  refused(command(benchmark, *arguments, positional=1), "no other benchmark")
