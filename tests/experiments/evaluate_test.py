@@ -65,6 +65,7 @@ def test_measures_a_run(command, trained):
   }
 
 
+@pytest.mark.slow
 def test_joint_only_shows_and_writes_nothing(command, trained):
   before = {path.name: path.read_bytes() for path in trained.iterdir() if path.is_file()}
   ended = command(evaluate, f"--workdir={trained}", "--num=8", "--joint_only")
