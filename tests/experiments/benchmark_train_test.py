@@ -17,6 +17,7 @@ def tiny():
   return config
 
 
+@pytest.mark.slow
 def test_measures_the_stages_named():
   results = benchmark_train.run(tiny(), ["autoencoder_caption", "score"], rounds=1)
   assert set(results["stages"]) == {"autoencoder_caption", "score"}
