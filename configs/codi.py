@@ -63,28 +63,13 @@ def _digits(config):
 _PRESETS = {"digits": _digits}
 
 
-def _training(*, steps, batch_size=256, learning_rate=1e-3, steps_per_dispatch=10) -> ConfigDict:
-  return ConfigDict(
-    {
-      "steps": steps,
-      "batch_size": batch_size,
-      "learning_rate": learning_rate,
-      "warmup": 200,
-      "ema": 0.999,
-      "b2": 0.99,
-      "accumulate": 1,
-      "steps_per_dispatch": steps_per_dispatch,
-    }
-  )
-
-
 def _defaults() -> ConfigDict:
   config = common.defaults("codi")
   config.evaluation.similarity = True
 
   bridging = config.bridging = ConfigDict()
   bridging.network = ConfigDict({"size": 64, "width": 64})
-  bridging.training = _training(steps=1000, steps_per_dispatch=1)
+  bridging.training = common.training(steps=1000)
 
   diffusion = config.diffusion = ConfigDict()
   diffusion.network = ConfigDict({"width": 256, "depth": 4, "heads": 4, "hidden": 512})
@@ -92,7 +77,7 @@ def _defaults() -> ConfigDict:
   # is 1), so that a prompt of another modality than those of training will do.
   diffusion.absent_prob = 0.15
   diffusion.prompt_noise = 0.5
-  diffusion.training = _training(steps=5000, batch_size=128)
+  diffusion.training = common.training(steps=5000, batch_size=128, steps_per_dispatch=10)
 
   alignment = config.alignment = ConfigDict()
   # V: how many tokens of what size, from a network of that width.
@@ -101,7 +86,7 @@ def _defaults() -> ConfigDict:
   alignment.prompt_noise = 0.5
   # What the contrast of V counts beside the losses of the latents.
   alignment.contrast = 0.05
-  alignment.training = _training(steps=2500, batch_size=128)
+  alignment.training = common.training(steps=2500, batch_size=128, steps_per_dispatch=10)
 
   config.sampling = ConfigDict()
   config.sampling.solver = "dpmpp_2m"

@@ -48,6 +48,28 @@ def defaults(framework: str) -> ConfigDict:
   return config
 
 
+def training(
+  *,
+  steps: int,
+  batch_size: int = 256,
+  learning_rate: float = 1e-3,
+  steps_per_dispatch: int = 1,
+) -> ConfigDict:
+  """How long and how fast a diffusion network is trained."""
+  return ConfigDict(
+    {
+      "steps": steps,
+      "batch_size": batch_size,
+      "learning_rate": learning_rate,
+      "warmup": 200,
+      "ema": 0.999,
+      "b2": 0.99,
+      "accumulate": 1,
+      "steps_per_dispatch": steps_per_dispatch,
+    }
+  )
+
+
 def small_images(config: ConfigDict, *, steps: int) -> None:
   """DDPM of images of MNIST's size: its process, its network, its training and how it samples."""
   config.process = ConfigDict()
@@ -63,17 +85,7 @@ def small_images(config: ConfigDict, *, steps: int) -> None:
   network.head_channels = 32
   network.patch = 2
 
-  config.training = ConfigDict(
-    {
-      "steps": steps,
-      "batch_size": 64,
-      "learning_rate": 2e-3,
-      "warmup": 200,
-      "ema": 0.999,
-      "b2": 0.99,
-      "accumulate": 1,
-    }
-  )
+  config.training = training(steps=steps, batch_size=64, learning_rate=2e-3)
 
   config.sampling = ConfigDict()
   config.sampling.solver = "ancestral"

@@ -233,18 +233,7 @@ def _defaults() -> ConfigDict:
   score.absent_prob = 0.3
   # Times in proportion to g^2 / sigma^2, reweighted, instead of uniform.
   score.importance = False
-  score.training = ConfigDict(
-    {
-      "steps": 6000,
-      "batch_size": 256,
-      "learning_rate": 1e-3,
-      "warmup": 200,
-      "ema": 0.999,
-      "b2": 0.99,
-      "accumulate": 1,
-      "steps_per_dispatch": 20,
-    }
-  )
+  score.training = common.training(steps=6000, steps_per_dispatch=20)
 
   config.sampling = ConfigDict()
   config.sampling.solver = "dpmpp_2m"

@@ -19,7 +19,7 @@ import ml_collections
 import numpy as np
 
 from experiments import setup, timing
-from mmdiff_jax.errors import UserError
+from mmdiff_jax.frameworks import base
 from mmdiff_jax.frameworks.base import Params, Stage
 from mmdiff_jax.modalities import Modality
 from mmdiff_jax.training import parallel, state as state_lib, step as step_lib
@@ -56,10 +56,7 @@ def run(
     UserError: no such stage, or a config or layout that cannot be.
   """
   framework = setup.build(config)
-  known = [stage.name for stage in framework.stages]
-  for name in stages:
-    if name not in known:
-      raise UserError(f"There is no stage {name!r}. There are: {', '.join(known)}.")
+  base.check_stages(framework, stages)
   layout = parallel.layout_of(**config.parallel)
   wanted = [stage for stage in framework.stages if not stages or stage.name in stages]
   for stage in wanted:
@@ -129,11 +126,8 @@ def _measure(
   key = jax.random.key(0)
   one = {name: np.asarray(x[: settings.batch_size]) for name, x in examples.items()}
 
-  def create(frozen, batch):
-    return state_lib.create(stage.init(key, frozen, batch), tx)
-
-  shardings = parallel.shardings(layout, jax.eval_shape(create, frozen, one))
-  state = jax.jit(create, out_shardings=shardings)(frozen, one)
+  _, create = step_lib.initial_state(stage, tx, layout, key, frozen, one)
+  state = create()
   # Before the first step eats the state.
   size = sum(x.size for x in jax.tree.leaves(state.params))
   flops = _flops(stage, state.params, frozen, one)
@@ -153,7 +147,7 @@ def _measure(
   def steps(batch):
     nonlocal state, meter
     for _ in range(dispatches):
-      state, meter = train_step(state, meter, frozen, key, batch)
+      state, meter = program(state, meter, frozen, key, batch)
     jax.block_until_ready(meter)
 
   count = dispatches * group

@@ -5,7 +5,7 @@ entries; all others are frozen while it runs. A framework is nothing but its sta
 function that generates.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -142,6 +142,14 @@ class Framework:
   ways: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] | None = None
   remakes: bool = False
   shuffled: Callable[..., dict[str, Any]] | None = None
+
+
+def check_stages(framework: Framework, names: Sequence[str]) -> None:
+  """Raises UserError if the framework has no stage of one of the names."""
+  known = [stage.name for stage in framework.stages]
+  for name in names:
+    if name not in known:
+      raise UserError(f"There is no stage {name!r}. There are: {', '.join(known)}.")
 
 
 def sampling_of(config: Any) -> Sampling:

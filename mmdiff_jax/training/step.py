@@ -35,6 +35,39 @@ class Meter(NamedTuple):
   bad: Bool[Array, " metrics"]
 
 
+def initial_state(
+  stage: Stage,
+  tx: optax.GradientTransformation,
+  layout: Layout,
+  key: Array,
+  frozen: Params,
+  batch: Batch,
+) -> tuple[TrainState, Callable[[], TrainState]]:
+  """The state that a stage begins with, each array made where the layout has it.
+
+  Args:
+    stage: what to train.
+    tx: the optimiser.
+    layout: of the devices.
+    key: draws the parameters.
+    frozen: all other entries.
+    batch: one batch.
+
+  Returns:
+    Its shapes, with their shardings, and the function `() -> state` that makes it.
+  """
+
+  def create(key: Array, frozen: Params, batch: Batch) -> TrainState:
+    return state_lib.create(stage.init(key, frozen, batch), tx)
+
+  like = jax.eval_shape(create, key, frozen, batch)
+  shardings = parallel.shardings(layout, like)
+  placed = jax.tree.map(
+    lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), like, shardings
+  )
+  return placed, lambda: jax.jit(create, out_shardings=shardings)(key, frozen, batch)
+
+
 def make_train_step(
   stage: Stage,
   tx: optax.GradientTransformation,

@@ -12,13 +12,13 @@ import zlib
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
-from jaxtyping import Array
 import ml_collections
 import numpy as np
 
 from mmdiff_jax.data import pipeline
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.errors import PreemptedError, UserError
+from mmdiff_jax.frameworks import base
 from mmdiff_jax.frameworks.base import Batch, Framework, Params, Stage
 from mmdiff_jax.training import (
   checkpoints,
@@ -28,7 +28,6 @@ from mmdiff_jax.training import (
   step as step_lib,
 )
 from mmdiff_jax.training.parallel import Layout
-from mmdiff_jax.training.state import TrainState
 
 
 class DivergedError(FloatingPointError):
@@ -69,7 +68,7 @@ def train(
       the devices.
     DivergedError: a loss or a gradient is not finite.
   """
-  _check_stages(framework, stages)
+  base.check_stages(framework, stages)
   layout = parallel.layout_of(**config.parallel)
   for stage in framework.stages:
     if (not stages or stage.name in stages) and not _is_trained(stage, workdir):
@@ -95,13 +94,6 @@ def train(
       sharding = parallel.replicated(layout)
       params |= checkpoints.load_stage(workdir, stage.name, sharding=sharding)
   return params
-
-
-def _check_stages(framework: Framework, stages: Sequence[str]) -> None:
-  known = [stage.name for stage in framework.stages]
-  for name in stages:
-    if name not in known:
-      raise UserError(f"There is no stage {name!r}. There are: {', '.join(known)}.")
 
 
 def _is_trained(stage: Stage, workdir: str | os.PathLike[str]) -> bool:
@@ -149,27 +141,19 @@ def _train_stage(
 
   tx = state_lib.optimizer(settings)
   frozen = {**earlier, **constants}
-
-  def create(key: Array, frozen: Params, batch: Batch) -> TrainState:
-    return state_lib.create(stage.init(key, frozen, batch), tx)
-
-  like = jax.eval_shape(create, init_key, frozen, sample_batch)
-  _check_entries(stage, like.params)
-  shardings = parallel.shardings(layout, like)
+  placed, create = step_lib.initial_state(stage, tx, layout, init_key, frozen, sample_batch)
+  _check_entries(stage, placed.params)
   start = checkpoints.latest_step(workdir, stage.name) or 0
   for unfinished in checkpoints.discard_unfinished(workdir, stage.name):
     monitor.say(f"{stage.name}: dropped the checkpoint of step {unfinished}, cut off in its saving")
   with contextlib.ExitStack() as stack:
     ckpt = stack.enter_context(checkpoints.manager(workdir, stage.name))
     if start:
-      placed = jax.tree.map(
-        lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), like, shardings
-      )
       copied = parallel.replicated(layout)
       state, constants = checkpoints.restore(ckpt, start, placed, copied, batches)
       frozen = {**earlier, **constants}
     else:
-      state = jax.jit(create, out_shardings=shardings)(init_key, frozen, sample_batch)
+      state = create()
     names, train_step = step_lib.make_train_step(
       stage, tx, layout, state.params, frozen, sample_batch
     )
