@@ -21,16 +21,7 @@ def get_config(name: str = "digits") -> ConfigDict:
 
 
 def _digits(config):
-  """A caption, a handwriting, its sound and a film of it, of which no example has more than two."""
-  # of: mnist (with spoken digits), or digits, which come with the project (with dial tones).
-  config.data.update({"name": "pairs_of_digits", "of": "mnist"})
-  config.modalities = ("caption", "digit", "speech", "video")
-  config.autoencoder = {
-    "caption": common.autoencoder("categorical", latent=32, width=512, noise=1.0, penalty=0.05),
-    "digit": common.autoencoder("bernoulli", latent=32, width=512, penalty=0.1, steps=4000),
-    "speech": common.autoencoder("gaussian", latent=32, width=512, penalty=0.01, steps=4000),
-    "video": common.autoencoder("bernoulli", latent=16, width=256, penalty=0.1),
-  }
+  common.pairs_of_digits(config)
   # A latent is split into tokens; that of a video has so many for each frame.
   for name, size in config.autoencoder.items():
     size.frames = name == "video"

@@ -128,6 +128,19 @@ def autoencoder(
   )
 
 
+def pairs_of_digits(config: ConfigDict) -> None:
+  """A caption, a handwriting, its sound and a film of it, of which no example has more than two."""
+  # of: mnist (with spoken digits), or digits, which come with the project (with dial tones).
+  config.data.update({"name": "pairs_of_digits", "of": "mnist"})
+  config.modalities = ("caption", "digit", "speech", "video")
+  config.autoencoder = {
+    "caption": autoencoder("categorical", latent=32, width=512, noise=1.0, penalty=0.05),
+    "digit": autoencoder("bernoulli", latent=32, width=512, penalty=0.1, steps=4000),
+    "speech": autoencoder("gaussian", latent=32, width=512, penalty=0.01, steps=4000),
+    "video": autoencoder("bernoulli", latent=16, width=256, penalty=0.1),
+  }
+
+
 def folder(config: ConfigDict, columns: Mapping[str, Any]) -> None:
   """Data in a user's folder, `--config.data.manual_dir=FOLDER`; see `mmdiff_jax/data/folder.py`."""
   config.data.name = "folder"

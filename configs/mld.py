@@ -94,6 +94,33 @@ def _moving_digits(config):
   config.score.training.steps = 15000
 
 
+def _pairs_of_digits(config):
+  """What CoDi is trained on, for as long: each example has two of the four modalities.
+
+  Two that go with each other in no example are generated together, or from one another, all the
+  same, in states that were never trained.
+  """
+  common.pairs_of_digits(config)
+  # One latent for all frames.
+  config.autoencoder.video = common.autoencoder(
+    "bernoulli", latent=48, width=512, penalty=0.1, steps=4000
+  )
+  config.score.training.steps = 30000
+  config.evaluation.tasks = (
+    (("caption",), ("digit",)),
+    (("digit",), ("caption",)),
+    (("caption",), ("speech",)),
+    (("speech",), ("caption",)),
+    (("digit",), ("speech",)),
+    (("speech",), ("digit",)),
+    (("caption",), ("video",)),
+    (("video",), ("caption",)),
+    (("caption",), ("speech", "video")),
+    (("caption",), ("digit", "speech")),
+    (("caption",), ("digit", "speech", "video")),
+  )
+
+
 def _mnist_svhn(config):
   """The paper's: its latents, likelihood, score network, schedule, and length of training.
 
@@ -201,6 +228,7 @@ _PRESETS = {
   "poly_mnist": _poly_mnist,
   "captioned_digits": _captioned_digits,
   "moving_digits": _moving_digits,
+  "pairs_of_digits": _pairs_of_digits,
   "mnist_svhn": _mnist_svhn,
   "folder": _folder,
   "cub": _cub,
