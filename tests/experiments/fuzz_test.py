@@ -28,8 +28,8 @@ PRESETS = [
   *["codi:digits"] * 5,
 ]
 # Those whose networks are traced in a moment.
-LIGHT = ["mld:digits", "mld:poly_mnist", "mld:mnist_svhn", "codi:digits"]
-LIGHT += ["mt_diffusion:masked_digits", "mcdm:sketch"]
+LIGHT = ["mld:digits", "mld:poly_mnist", "mld:mnist_svhn", "mld:cub", "codi:digits", "codi:digits"]
+LIGHT += ["mt_diffusion:masked_digits", "mcdm:unconditional"]
 # Networks of few channels, for what is really computed.
 TINY = {
   "mld:digits": [
@@ -64,25 +64,27 @@ def config_of(argv):
 
 
 def override(draw, key, value, choices, *, huge):
-  """`--config.KEY=VALUE` with a value that was drawn for a leaf of that value."""
+  """`--config.KEY=VALUE` of a drawn value, in a third of the cases an odd one."""
+  odd = list(WORDS)
   if isinstance(value, bool):
-    found = [str(not value), *WORDS]
+    plain = [True, False]
   elif isinstance(value, int):
-    found = [value // 2, value * 2, value + 1, 1, 0, -1, *WORDS, *(HUGE if huge else ())]
+    plain = [value // 2, value * 2, value + 1, 1, value]
+    odd += [0, 0, -1, -1, *(HUGE * 2 if huge else ())]
   elif isinstance(value, float):
-    found = [value / 2, value * 2, 1, 0, -1, 1e-30, "nan", "inf", *WORDS]
-    found += ["1e30", "-1e300"] if huge else []
+    plain = [value / 2, value * 2, 1, 0, value]
+    odd += [-1, -1, "inf", "nan", *(["1e30", "-1e300"] if huge else [])]
   elif isinstance(value, tuple):
-    changed = list(value)
-    if changed:
-      place = draw.randrange(len(changed))
-      changed[place] = draw.choice([0, -1, 2.5, "wrong", None, (), ("a", 1), 1, changed[-1]])
-    found = [value[:-1], value[::-1], (*value, *value), tuple(changed), tuple(changed), (), 3]
-    found += ["wrong", "[[1], {}]", "(None,)", "(("]
-    found += [f"({HUGE[0]},)"] if huge else []
+    plain = [value[:-1], value[::-1], value]
+    changed = list(value) or [None]
+    place = draw.randrange(len(changed))
+    changed[place] = draw.choice([0, -1, 2.5, "wrong", None, (), ("a", 1), 1, changed[-1]])
+    odd = [tuple(changed)] * 6 + [(*value, *value), (), 3, "wrong", "[[1], {}]", "(None,)", "(("]
+    odd += [f"({HUGE[0]},)"] if huge else []
   else:
-    found = [*WORDS, "bfloat16", "os:path", "no.such:function", *draw.sample(choices, 6)]
-  return f"--config.{key}={draw.choice(found)}"
+    plain = [draw.choice(choices), value or draw.choice(choices)]
+    odd += ["bfloat16", "os:path", "no.such:function"]
+  return f"--config.{key}={draw.choice(odd if draw.random() < 0.35 else plain)}"
 
 
 def command(draw, preset, *, tiny=False):
