@@ -223,6 +223,6 @@ def test_overrides_that_fit_take_a_step(stage_of):
     counted.append(stage.name)
 
   counted = []
-  _, found = faults(100, random.Random(0), list(TINY), check, tiny=True)
+  _, found = faults(40, random.Random(0), list(TINY), check, tiny=True)
   assert not found, "\n".join(found)
-  assert len(counted) >= 40
+  assert len(counted) >= 10
