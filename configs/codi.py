@@ -64,6 +64,8 @@ def _defaults() -> ConfigDict:
 
   diffusion = config.diffusion = ConfigDict()
   diffusion.network = ConfigDict({"width": 256, "depth": 4, "heads": 4, "hidden": 512})
+  # What it computes in: bfloat16, or None, float32. Parameters, losses and moments are float32.
+  diffusion.network.dtype = config_dict.placeholder(str)
   # In which share of the examples the prompt is absent, and the length of the noise on it (its own
   # is 1), so that a prompt of another modality than those of training will do.
   diffusion.absent_prob = 0.15
@@ -73,6 +75,7 @@ def _defaults() -> ConfigDict:
   alignment = config.alignment = ConfigDict()
   # V: how many tokens of what size, from a network of that width.
   alignment.environment = ConfigDict({"tokens": 4, "size": 64, "width": 256})
+  alignment.environment.dtype = config_dict.placeholder(str)
   alignment.absent_prob = 0.5
   alignment.prompt_noise = 0.5
   # What the contrast of V counts beside the losses of the latents.

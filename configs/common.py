@@ -84,6 +84,8 @@ def small_images(config: ConfigDict, *, steps: int) -> None:
   network.attention = (7, 4)
   network.head_channels = 32
   network.patch = 2
+  # What it computes in: bfloat16, or None, float32. Parameters, losses and moments are float32.
+  network.dtype = ml_collections.config_dict.placeholder(str)
 
   config.training = training(steps=steps, batch_size=64, learning_rate=2e-3)
 

@@ -4,7 +4,7 @@ Each function below has all that is chosen for a data set: its modalities, and f
 its latent and the likelihood of its decoder. What they do not say is `_defaults`.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import config_dict, ConfigDict
 
 from configs import common
 from mmdiff_jax.data import audio, layouts
@@ -140,7 +140,8 @@ def _mnist_svhn(config):
   published = {"batch_size": 128, "warmup": 0, "final": 1.0, "b2": 0.999}
   for codec in config.autoencoder.values():
     codec.training.update({**published, "learning_rate": 1e-3})
-  config.score.network = ConfigDict({"kind": "published", "width": 512})
+  score = {"kind": "published", "width": 512, "dtype": config_dict.placeholder(str)}
+  config.score.network = ConfigDict(score)
   config.score.schedule = "vp_linear"
   config.score.prediction = "eps"
   config.score.given_prob = 0.5
@@ -253,6 +254,8 @@ def _defaults() -> ConfigDict:
   score.network = ConfigDict(
     {"kind": "towers", "width": 512, "depth": 3, "tower_width": 256, "tower_depth": 1}
   )
+  # What it computes in: bfloat16, or None, float32. Parameters, losses and moments are float32.
+  score.network.dtype = config_dict.placeholder(str)
   score.schedule = "vp_cosine"
   score.prediction = "v"
   score.t_min = 1e-3

@@ -9,7 +9,7 @@ The step is the trainer's own, in the layout that `config.parallel` says, and no
 TensorFlow, tfds, Grain, Orbax or clu. Values are random, so that the losses mean nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import time
 from typing import Any
 
@@ -19,8 +19,9 @@ import ml_collections
 import numpy as np
 
 from experiments import setup, timing
+from mmdiff_jax.data import datasets
 from mmdiff_jax.frameworks import base
-from mmdiff_jax.frameworks.base import Params, Stage
+from mmdiff_jax.frameworks.base import Batch, Framework, Params, Stage
 from mmdiff_jax.modalities import Modality
 from mmdiff_jax.training import parallel, state as state_lib, step as step_lib
 from mmdiff_jax.training.parallel import Layout
@@ -62,23 +63,34 @@ def run(
   for stage in wanted:
     parallel.check_batch_size(layout, stage.settings.batch_size, stage.settings.accumulate)
   data = _made_up(
-    framework.modalities, max(stage.settings.batch_size for stage in framework.stages)
+    datasets.modalities(**config.data.to_dict()),
+    max(stage.settings.batch_size for stage in framework.stages),
   )
-  params: Params = {}
   results = {
     "conditions": timing.conditions(rounds)
     | {"devices": jax.device_count(), "config": config.to_dict()},
     "stages": {},
   }
-  last = framework.stages.index(wanted[-1])
-  for stage in framework.stages[: last + 1]:
-    constants, examples = stage.prepare(params, data)
-    frozen = params | parallel.replicate(layout, constants)
+  for stage, frozen, examples in each_stage(framework, data):
     if stage in wanted:
+      frozen = parallel.replicate(layout, frozen)
       results["stages"][stage.name] = _measure(stage, layout, frozen, examples, rounds)
+    if stage is wanted[-1]:
+      break
+  return results
+
+
+def each_stage(framework: Framework, data: Batch) -> Iterator[tuple[Stage, Params, Batch]]:
+  """The stages in order, each with its frozen entries, as they were drawn, and its examples."""
+  params: Params = {}
+  for stage in framework.stages:
+    constants, examples = stage.prepare(params, data)
+    frozen = params | constants
+    yield stage, frozen, examples
+    if stage is framework.stages[-1]:
+      return
     batch = {name: jnp.asarray(x[: stage.settings.batch_size]) for name, x in examples.items()}
     params = frozen | jax.jit(stage.init)(jax.random.key(0), frozen, batch)
-  return results
 
 
 def table(results: Mapping[str, Any]) -> str:

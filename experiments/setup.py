@@ -14,6 +14,7 @@ import jax
 import ml_collections
 from ml_collections.config_flags import config_flags
 
+from mmdiff_jax import rules
 from mmdiff_jax.data import datasets
 from mmdiff_jax.errors import PreemptedError, UserError
 from mmdiff_jax.frameworks.base import Framework
@@ -43,12 +44,30 @@ def run(
   app.run(lambda argv: _guarded(main, argv, positional), flags_parser=_parse)
 
 
+# What the configs of all frameworks have; each framework checks its own.
+_RULES = {
+  "seed": rules.whole(0),
+  "modalities": rules.NAMES,
+  "evaluation.seeds": rules.whole(),
+  "evaluation.num": rules.whole(),
+  "evaluation.draws": rules.whole(),
+  "evaluation.subsets": rules.tuple_of(rules.NAMES),
+  "evaluation.tasks": rules.tuple_of(rules.tuple_of(rules.NAMES)),
+  "evaluation.similarity": rules.FLAG,
+  "evaluation.bound": rules.whole(0),
+  "parallel.mesh": rules.tuple_of(rules.whole(-(10**9))),
+  "parallel.min_shard_size": rules.whole(),
+  "monitor.*": rules.whole(),
+}
+
+
 def build(config: ml_collections.ConfigDict) -> Framework:
   """The framework that a config describes.
 
   Raises:
-    UserError: an unknown framework, data set or modality.
+    UserError: an unknown framework, data set or modality, or a number that cannot be.
   """
+  rules.check(config, _RULES)
   frameworks = ("mld", "mt_diffusion", "mcdm", "codi")
   if config.framework not in frameworks:
     raise UserError(
@@ -63,8 +82,12 @@ def modalities(config: ml_collections.ConfigDict) -> tuple[Modality, ...]:
   """The modalities that `config.modalities` names, in that order.
 
   Raises:
-    UserError: the data set has no such modality, or is not known.
+    UserError: the data set has no such modality, or is not known, or one is named twice or none.
   """
+  if len(set(config.modalities)) < max(len(config.modalities), 1):
+    raise UserError(
+      f"config.modalities is {config.modalities}; it must name one modality or more, each once."
+    )
   known = {modality.name: modality for modality in datasets.modalities(**config.data.to_dict())}
   unknown = [name for name in config.modalities if name not in known]
   if unknown:

@@ -13,6 +13,8 @@ import functools
 from jaxtyping import Float
 import numpy as np
 
+_MOST = 2**20  # Of any size of a view: more is a slip.
+
 
 @dataclasses.dataclass(frozen=True)
 class LogMel:
@@ -45,8 +47,8 @@ class LogMel:
   def __post_init__(self):
     for name, least in (("sample_rate", 1), ("window", 2), ("hop", 1), ("frames", 1), ("bands", 1)):
       value = getattr(self, name)
-      if not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} is {value!r}; it must be whole and at least {least}")
+      if not isinstance(value, int) or not least <= value <= _MOST:
+        raise ValueError(f"{name} is {value!r}; it must be whole and from {least} to {_MOST:,}")
     for name in ("low", "high", "floor"):
       if not isinstance(value := getattr(self, name), (int, float)):
         raise ValueError(f"{name} is {value!r}; it must be a number")

@@ -39,6 +39,7 @@ import zlib
 
 import numpy as np
 
+from mmdiff_jax import rules
 from mmdiff_jax.data import audio, datasets, derived, readers
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.modalities import image_picture, mask_picture, Modality, video_picture
@@ -524,8 +525,8 @@ def _column(name: str, columns: Mapping[str, Spec], make) -> FolderModality:
   for key in ("size", "channels", "frames", "length", "num_classes"):
     values = options.get(key, 1)
     for value in values if isinstance(values, tuple) else (values,):
-      if not isinstance(value, int) or value < 1:
-        raise UserError(f"{where}.{key} is {values!r}; it must be whole and at least 1.")
+      if not rules.SIZE.holds(value):
+        raise UserError(f"{where}.{key} is {values!r}; it must be {rules.SIZE.words}.")
   for key, fits, must in _CAN:
     if key in options and not fits(options[key]):
       raise UserError(f"{where}.{key} is {options[key]!r}; it must be {must}.")

@@ -8,6 +8,7 @@ import os
 
 import numpy as np
 
+from mmdiff_jax import rules
 from mmdiff_jax.data import datasets, readers
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.errors import UserError
@@ -19,6 +20,7 @@ _LARGEST = 5.0  # Deviations.
 def modalities(*, of: str, file: str | None, size: int) -> tuple[Modality, ...]:
   """Those of the other data set, and `representation`; arguments as `load`."""
   del file
+  rules.check({"size": size}, {"size": rules.SIZE}, "data.")
   return *datasets.modalities(of), Modality("representation", "vector", (size,), vector_picture)
 
 

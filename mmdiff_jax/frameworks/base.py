@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdiff_jax import modalities as modalities_lib, schedules, solvers
+from mmdiff_jax import modalities as modalities_lib, rules, schedules, solvers
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.solvers import Solver
 
@@ -51,6 +51,35 @@ class Settings:
   ema: float = 0.999
   accumulate: int = 1
   steps_per_dispatch: int = 1
+
+
+_SETTINGS = {
+  "steps": rules.whole(),
+  "batch_size": rules.SIZE,
+  "learning_rate": rules.number(0.0),
+  "warmup": rules.whole(0),
+  "final": rules.number(0.0),
+  "weight_decay": rules.number(0.0),
+  "b2": rules.DECAY,
+  "clip": rules.number(0.0),
+  "ema": rules.DECAY,
+  "accumulate": rules.SIZE,
+  "steps_per_dispatch": rules.whole(most=10_000),
+}
+
+
+def settings_of(config: Any, section: str) -> Settings:
+  """The settings in a section `training` of a config.
+
+  Args:
+    config: that section.
+    section: where it is in the config, with a dot after it; for the message.
+
+  Raises:
+    UserError: one that cannot be.
+  """
+  rules.check(config, _SETTINGS, section)
+  return Settings(**config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,12 +181,25 @@ def check_stages(framework: Framework, names: Sequence[str]) -> None:
       raise UserError(f"There is no stage {name!r}. There are: {', '.join(known)}.")
 
 
+_SAMPLING = {
+  "steps": rules.whole(most=100_000),
+  "guidance": rules.number(),
+  "order": rules.tuple_of(rules.NAMES),
+  "grid_power": rules.number(0.1, 100.0),
+  "weights.*": rules.number(0.0),
+  "corrector.num": rules.whole(0),
+  "corrector.leapfrog": rules.whole(),
+  "corrector.snr": rules.number(0.0),
+}
+
+
 def sampling_of(config: Any) -> Sampling:
   """The default way to sample, from `config.sampling`.
 
   Raises:
-    UserError: an unknown solver.
+    UserError: an unknown solver, or a number that cannot be.
   """
+  rules.check(config.sampling, _SAMPLING, "sampling.")
   name = config.sampling.solver
   solver = solvers.ddim(0.0) if name == "ddim" else getattr(solvers, name, None)
   if not isinstance(solver, solvers.Solver):
@@ -171,6 +213,21 @@ def sampling_of(config: Any) -> Sampling:
   return Sampling(solver, config.sampling.steps, config.sampling.guidance, order, not corrected)
 
 
+# Of `config.network`, where it is that of a U-Net.
+UNET = {
+  "width": rules.SIZE,
+  "multipliers": rules.tuple_of(rules.whole(most=1000), 1),
+  "blocks": rules.DEPTH,
+  "attention": rules.tuple_of(rules.SIZE),
+  "head_channels": rules.SIZE,
+  "text_width": rules.SIZE,
+  "dropout": rules.SHARE,
+  "patch": rules.SIZE,
+  "remat": rules.FLAG,
+  "dtype": rules.DTYPE,
+}
+
+
 def table_of(process: Any) -> schedules.Table:
   """The table of DDPM that `process.betas`, linear or cosine, and `process.num` describe.
 
@@ -180,6 +237,7 @@ def table_of(process: Any) -> schedules.Table:
   known = {"linear": schedules.betas_linear, "cosine": schedules.betas_cosine}
   if process.betas not in known:
     raise UserError(f"config.process.betas is {process.betas!r}; it can be {', '.join(known)}.")
+  rules.check(process, {"num": rules.whole(most=100_000)}, "process.")
   try:
     return schedules.Table(known[process.betas](process.num))
   except ValueError as error:

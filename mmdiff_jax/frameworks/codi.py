@@ -43,7 +43,7 @@ from mmdiff_jax.frameworks.base import (
   Params,
   Sampling,
   sampling_of,
-  Settings,
+  settings_of,
   Stage,
 )
 from mmdiff_jax.frameworks.codi_model import Model
@@ -172,7 +172,7 @@ def _bridging_stage(model: Model, bridge: str, name: str, *, first: bool) -> Sta
     del params, key
     return {"pairs": {n: data[n] for n in (bridge, name)}}
 
-  settings = Settings(**model.config.bridging.training)
+  settings = settings_of(model.config.bridging.training, "bridging.training.")
   needs = () if first else (f"bridging_{_first_partner(model, bridge)}",)
   return Stage(f"bridging_{name}", entries, settings, prepare, init, loss, report, needs)
 
@@ -236,7 +236,7 @@ def _diffusion_stage(model: Model, name: str, generate) -> Stage:
     return codi_model.diffusion_loss(model, params, key, name, batch["z"], batch["prompt"]), {}
 
   report = _report(model, (name,), generate)
-  settings = Settings(**model.config.diffusion.training)
+  settings = settings_of(model.config.diffusion.training, "diffusion.training.")
   needs = (f"autoencoder_{name}", *_bridgings(model))
   return Stage(entry, (entry,), settings, prepare, init, loss, report, needs)
 
@@ -287,7 +287,7 @@ def _alignment_stage(model: Model, link: tuple[str, str], generate, *, first: bo
     log_scale = _log_scale(params[contrast])
     return codi_model.alignment_loss(model, params, key, trained_names, z, prompts, log_scale)
 
-  settings = Settings(**model.config.alignment.training)
+  settings = settings_of(model.config.alignment.training, "alignment.training.")
   needs = tuple(f"diffusion_{n}" for n in link)
   if not first:
     needs += (_aligning(model, link[0]),)

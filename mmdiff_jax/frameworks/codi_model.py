@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from mmdiff_jax import multitime, prediction, schedules, solvers
+from mmdiff_jax import multitime, prediction, rules, schedules, solvers
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import latents
 from mmdiff_jax.frameworks.base import Batch, Params, Sampling
@@ -17,6 +17,24 @@ from mmdiff_jax.networks.prompts import PromptEncoder, unit
 from mmdiff_jax.networks.transformer import Environment, LatentTransformer
 
 SCHEDULE = schedules.VPCosine()
+
+_NOISE = {"absent_prob": rules.SHARE, "prompt_noise": rules.number(0.0)}
+_RULES = {
+  "bridging.network.size": rules.SIZE,
+  # Half of it are the channels of a convolution.
+  "bridging.network.width": rules.whole(2, 2**20),
+  "diffusion.network.width": rules.SIZE,
+  "diffusion.network.depth": rules.DEPTH,
+  "diffusion.network.heads": rules.SIZE,
+  "diffusion.network.hidden": rules.SIZE,
+  "diffusion.network.dtype": rules.DTYPE,
+  **{f"diffusion.{name}": rule for name, rule in _NOISE.items()},
+  "alignment.links": rules.tuple_of(rules.NAMES),
+  **{f"alignment.environment.{name}": rules.SIZE for name in ("tokens", "size", "width")},
+  "alignment.environment.dtype": rules.DTYPE,
+  **{f"alignment.{name}": rule for name, rule in _NOISE.items()},
+  "alignment.contrast": rules.number(0.0),
+}
 
 
 class Model(NamedTuple):
@@ -45,9 +63,16 @@ def model_of(config: Any, modalities: Sequence[Modality]) -> Model:
   """The networks of a config, as `configs/codi.py` has it.
 
   Raises:
-    UserError: a modality without sizes, a latent that cannot be split into its tokens, or an
-      autoencoder or prompt encoder that is brought and does not fit.
+    UserError: a modality without sizes, a number that cannot be, a latent that cannot be split into
+      its tokens, or an autoencoder or prompt encoder that is brought and does not fit.
   """
+  rules.check(config, _RULES)
+  network = config.diffusion.network
+  if network.width % (2 * network.heads):
+    raise UserError(
+      f"config.diffusion.network.width is {network.width}; it must be a multiple of twice"
+      f" config.diffusion.network.heads, {network.heads}."
+    )
   found = {modality.name: modality for modality in modalities}
   codecs = {name: latents.autoencoder(modality, config) for name, modality in found.items()}
   for name in found:

@@ -15,18 +15,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmdiff_jax import rules
 from mmdiff_jax.autoencoders.categorical import CategoricalAutoencoder
 from mmdiff_jax.autoencoders.frames import FramesAutoencoder
 from mmdiff_jax.autoencoders.layered import LayeredAutoencoder
 from mmdiff_jax.autoencoders.signal import SignalAutoencoder
 from mmdiff_jax.data import missing
 from mmdiff_jax.errors import UserError
-from mmdiff_jax.frameworks.base import Batch, Params, Settings, Stage
+from mmdiff_jax.frameworks.base import Batch, Params, Settings, settings_of, Stage
 from mmdiff_jax.modalities import Modality
 from mmdiff_jax.networks import brought
 
 _CHUNK = 4096  # examples encoded at once
 
+_SIZES = {
+  "latent": rules.SIZE,
+  # Decoders of layers have half of it.
+  "width": rules.whole(2, 2**20),
+  "depth": rules.DEPTH,
+  "noise": rules.number(0.0),
+  "penalty": rules.number(0.0),
+  "tokens": rules.SIZE,
+  "frames": rules.FLAG,
+  "layers.shape_latent": rules.SIZE,
+  "layers.grid": rules.whole(most=1024),
+  "layers.negative": rules.FLAG,
+  "layers.robust": rules.number(1e-6),
+}
 
 Autoencoder = (
   CategoricalAutoencoder
@@ -41,8 +56,8 @@ def autoencoder(modality: Modality, config: Any) -> Autoencoder:
   """The autoencoder of a modality, sized by `config.autoencoder[name]`.
 
   Raises:
-    UserError: the config has no sizes for it, or a likelihood that does not suit it, or the one
-      that is brought does not fit.
+    UserError: the config has no sizes for it, or some that cannot be, or a likelihood that does not
+      suit it, or the one that is brought does not fit.
   """
   if modality.name not in config.autoencoder:
     raise UserError(
@@ -50,6 +65,12 @@ def autoencoder(modality: Modality, config: Any) -> Autoencoder:
       f" {', '.join(config.autoencoder)}. Add it there or leave it out of config.modalities."
     )
   size = config.autoencoder[modality.name]
+  rules.check(size, _SIZES, f"autoencoder.{modality.name}.")
+  if size.get("frames") and modality.kind != "video":
+    raise UserError(
+      f"config.autoencoder.{modality.name}.frames is True, and {modality.name!r} is no video but of"
+      f" kind {modality.kind}."
+    )
   if size.get("use"):
     frames = bool(size.get("frames"))
     return brought.autoencoder(modality, size.use, size.latent, frames=frames)
@@ -71,6 +92,12 @@ def autoencoder(modality: Modality, config: Any) -> Autoencoder:
     codec = SignalAutoencoder(tuple(frame), size.latent, size.width, size.depth, size.likelihood)
     return FramesAutoencoder(codec, frames)
   if "layers" in size:
+    if size.layers.shape_latent >= size.latent:
+      raise UserError(
+        f"config.autoencoder.{modality.name}.layers.shape_latent is {size.layers.shape_latent}; it"
+        f" must be below config.autoencoder.{modality.name}.latent, {size.latent}, of which the"
+        " colours have the rest."
+      )
     return LayeredAutoencoder(
       modality.shape, size.latent, width=size.width, depth=size.depth, **size.layers
     )
@@ -133,7 +160,7 @@ def autoencoder_stage(modality: Modality, codec: Autoencoder, config: Any) -> St
   if is_brought:
     look = Settings(1, size.training.batch_size, learning_rate=0.0, warmup=0)
     return Stage(f"autoencoder_{name}", (), look, prepare, lambda *_: {}, error, report)
-  settings = Settings(**size.training)
+  settings = settings_of(size.training, f"autoencoder.{name}.training.")
   return Stage(f"autoencoder_{name}", (entry,), settings, prepare, init, loss, report)
 
 

@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from mmdiff_jax import guidance, multitime, prediction, schedules, solvers
+from mmdiff_jax import guidance, multitime, prediction, rules, schedules, solvers
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks.base import (
   Batch,
@@ -41,9 +41,10 @@ from mmdiff_jax.frameworks.base import (
   Params,
   Sampling,
   sampling_of,
-  Settings,
+  settings_of,
   Stage,
   table_of,
+  UNET,
 )
 from mmdiff_jax.frameworks.views import (
   as_they_are,
@@ -143,6 +144,7 @@ def expert_of(config: Any, modalities: Sequence[Modality]) -> Expert:
     raise UserError(
       f"MCDM has one image and no order of modalities: config.sampling.order is {sampling.order}."
     )
+  rules.check(config.network, UNET, "network.")
   sizes = config.network.to_dict()
   text_width = sizes.pop("text_width")
   conditions = tuple(
@@ -391,7 +393,7 @@ def _stage(expert: Expert, generate, ways) -> Stage:
       shown[tag] = known | jitted(params, key, known, targets, rows, sampling)
     return shown
 
-  settings = Settings(**expert.config.training)
+  settings = settings_of(expert.config.training, "training.")
   return Stage("mcdm", ("network",), settings, prepare, init, stage_loss, report)
 
 

@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmdiff_jax import guidance, multitime, schedules, solvers
+from mmdiff_jax import guidance, multitime, rules, schedules, solvers
 from mmdiff_jax.data import missing
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks.base import (
@@ -41,7 +41,7 @@ from mmdiff_jax.frameworks.base import (
   Params,
   Sampling,
   sampling_of,
-  Settings,
+  settings_of,
   Stage,
 )
 from mmdiff_jax.frameworks.latents import (
@@ -58,6 +58,20 @@ from mmdiff_jax.networks.mlp import ScoreMLP
 
 VARIANTS = ("masked", "inpaint", "unidiffuser")
 
+_RULES = {
+  "drop_prob": rules.SHARE,
+  "score.network.width": rules.SIZE,
+  "score.network.depth": rules.DEPTH,
+  "score.network.tower_width": rules.SIZE,
+  "score.network.tower_depth": rules.DEPTH,
+  "score.network.dtype": rules.DTYPE,
+  "score.prediction": rules.one_of("eps", "v"),
+  "score.t_min": rules.number(0.0, 0.5),
+  "score.given_prob": rules.SHARE,
+  "score.absent_prob": rules.SHARE,
+  "score.importance": rules.FLAG,
+}
+
 
 def build(config: Any, modalities: Sequence[Modality]) -> Framework:
   """MLD for some modalities.
@@ -70,9 +84,10 @@ def build(config: Any, modalities: Sequence[Modality]) -> Framework:
     The framework: one stage an autoencoder, then the stage `score`.
 
   Raises:
-    UserError: an unknown variant, schedule, network, solver or likelihood, or a modality that the
-      config has no autoencoder for.
+    UserError: an unknown variant, schedule, network, solver or likelihood, a number that cannot be,
+      or a modality that the config has no autoencoder for.
   """
+  rules.check(config, _RULES)
   if config.variant not in VARIANTS:
     raise UserError(
       f"config.variant is {config.variant!r}; MLD has the variants {', '.join(VARIANTS)}."
@@ -103,7 +118,14 @@ def score_network(config: Any) -> LatentDenoiser | ScoreMLP:
     raise UserError(
       f"config.score.network.kind is {kind!r}; it can be 'towers' or 'published' (the paper's)."
     )
-  return LatentDenoiser(**network) if kind == "towers" else ScoreMLP(width=network["width"])
+  if kind == "towers":
+    return LatentDenoiser(**network)
+  if network["width"] % ScoreMLP.groups:
+    raise UserError(
+      f"config.score.network.width is {network['width']}; with the kind 'published' it must be a"
+      f" multiple of {ScoreMLP.groups}."
+    )
+  return ScoreMLP(width=network["width"], dtype=network.get("dtype"))
 
 
 def schedule_of(config: Any) -> schedules.Schedule:
@@ -253,7 +275,7 @@ def _score_stage(config, modalities, codecs, generate) -> Stage:
       shown[f"from_{first}"] = given | jitted(params, key, given, rest, rows, settings)
     return shown
 
-  stage_settings = Settings(**config.score.training)
+  stage_settings = settings_of(config.score.training, "score.training.")
   needs = tuple(f"autoencoder_{name}" for name in names)
   return Stage("score", ("score",), stage_settings, prepare, init, loss, report, needs)
 

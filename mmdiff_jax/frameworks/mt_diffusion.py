@@ -39,7 +39,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from mmdiff_jax import multitime, shared_space, solvers
+from mmdiff_jax import multitime, rules, shared_space, solvers
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import mt_diffusion_bound
 from mmdiff_jax.frameworks.base import (
@@ -48,9 +48,10 @@ from mmdiff_jax.frameworks.base import (
   Params,
   Sampling,
   sampling_of,
-  Settings,
+  settings_of,
   Stage,
   table_of,
+  UNET,
 )
 from mmdiff_jax.frameworks.mt_diffusion_model import (
   aggregate,
@@ -74,6 +75,19 @@ from mmdiff_jax.networks.unet import UNet
 
 AGGREGATIONS = ("start", "steps")
 MODES = ("replacement", "informed")
+
+_RULES = {
+  "heads": rules.FLAG,
+  "stop_gradient": rules.FLAG,
+  "parts.*.omega": rules.number(),
+  "parts.*.weight": rules.number(),
+  "process.aggregation": rules.one_of(*AGGREGATIONS),
+  "process.weights": rules.one_of("linear", "constant"),
+  "process.total": rules.number(),
+  "network.informed": rules.FLAG,
+  **{f"network.{name}": rule for name, rule in UNET.items()},
+  "sampling.mode": rules.one_of(*MODES),
+}
 
 
 def build(config: Any, modalities: Sequence[Modality]) -> Framework:
@@ -101,8 +115,7 @@ def build(config: Any, modalities: Sequence[Modality]) -> Framework:
 
 def model_of(config: Any, modalities: Sequence[Modality]) -> Model:
   """The process and the network of a config; arguments and errors as `build`."""
-  _check_choice("process.aggregation", config.process.aggregation, AGGREGATIONS)
-  _check_choice("sampling.mode", config.sampling.mode, MODES)
+  rules.check(config, _RULES)
   found = {modality.name: modality for modality in modalities}
   for name, where in [(config.main, "config.main"), *((n, "config.modalities") for n in found)]:
     if name not in found or name not in config.parts:
@@ -161,11 +174,6 @@ def _informed(config) -> bool:
   return (config.network.informed and len(config.modalities) > 1) or bool(config.augment.modality)
 
 
-def _check_choice(key, value, known):
-  if value not in known:
-    raise UserError(f"config.{key} is {value!r}; it can be {', '.join(known)}.")
-
-
 def _part(modality: Modality, encoder: str) -> Part:
   classes = (modality.num_classes,) if modality.num_classes else ()
   try:
@@ -193,7 +201,6 @@ def _process(config, names: Sequence[str]) -> shared_space.Process:
     "constant": shared_space.constant_weights,
   }
   table = table_of(settings)
-  _check_choice("process.weights", settings.weights, tuple(weights))
   omega = {name: abs(config.parts[name].omega) for name in names}
   try:
     if settings.aggregation == "start" or len(names) == 1:
@@ -327,7 +334,7 @@ def _stage(model: Model, generate) -> Stage:
       shown[f"from_{'_'.join(others)}"] = given | found
     return shown
 
-  settings = Settings(**config.training)
+  settings = settings_of(config.training, "training.")
   return Stage("mt_diffusion", ("network",), settings, prepare, init, stage_loss, report)
 
 

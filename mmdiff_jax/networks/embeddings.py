@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from flax import linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, DTypeLike, Float
 import numpy as np
 
 MAX_FREQUENCY = 1000.0
@@ -42,10 +42,12 @@ class MultiTimeEmbedding(nn.Module):
   Attributes:
     size: length of the embedding.
     features: number of sinusoidal features of each time, even.
+    dtype: of the computation behind these; parameters are float32.
   """
 
   size: int
   features: int = 128
+  dtype: DTypeLike | None = None
 
   @nn.compact
   def __call__(
@@ -53,6 +55,8 @@ class MultiTimeEmbedding(nn.Module):
   ) -> Float[Array, "rows {self.size}"]:
     """Embeds times in [0, 1]; `rows` is the batch, or 1 if every time is a scalar."""
     return sum(
-      nn.Dense(self.size, name=name)(sinusoidal(jnp.atleast_1d(t[name]), self.features))
+      nn.Dense(self.size, dtype=self.dtype, name=name)(
+        sinusoidal(jnp.atleast_1d(t[name]), self.features)
+      )
       for name in sorted(t)
     )

@@ -8,10 +8,11 @@ beside its own tower.
 """
 
 from collections.abc import Mapping
+from functools import partial
 
 from flax import linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, DTypeLike, Float
 
 from mmdiff_jax.networks.embeddings import sinusoidal
 from mmdiff_jax.networks.residual import ResidualBlock
@@ -28,6 +29,7 @@ class LatentDenoiser(nn.Module):
     tower_width: width of the towers.
     tower_depth: residual blocks of a tower.
     features: sinusoidal features of a time.
+    dtype: of the computation, e.g. bfloat16; parameters and predictions stay float32.
   """
 
   width: int
@@ -35,6 +37,7 @@ class LatentDenoiser(nn.Module):
   tower_width: int
   tower_depth: int
   features: int = 64
+  dtype: DTypeLike | None = None
 
   @nn.compact
   def __call__(
@@ -44,27 +47,28 @@ class LatentDenoiser(nn.Module):
   ) -> dict[str, Float[Array, "batch _"]]:
     """Predicts for every modality of `x`; `t` has the same names, times in [0, 1]."""
     names = sorted(x)
+    dense, block = (partial(layer, dtype=self.dtype) for layer in (nn.Dense, ResidualBlock))
     own, towers = {}, {}
     for name in names:
-      embedded = nn.Dense(self.features, name=f"time_{name}")(
+      embedded = dense(self.features, name=f"time_{name}")(
         sinusoidal(jnp.atleast_1d(t[name]), self.features)
       )
       own[name] = nn.silu(embedded)
-      h = nn.Dense(self.tower_width, name=f"in_{name}")(x[name])
+      h = dense(self.tower_width, name=f"in_{name}")(x[name])
       for i in range(self.tower_depth):
-        h = ResidualBlock(self.tower_width, name=f"tower_{name}_{i}")(h, own[name])
+        h = block(self.tower_width, name=f"tower_{name}_{i}")(h, own[name])
       towers[name] = h
     # Times may be scalars for some and one a row for others.
     rows = max(embedding.shape[0] for embedding in own.values())
     every = [jnp.broadcast_to(own[name], (rows, self.features)) for name in names]
-    condition = nn.silu(nn.Dense(2 * self.features, name="time")(jnp.concatenate(every, -1)))
-    h = nn.Dense(self.width, name="mix")(jnp.concatenate([towers[n] for n in names], -1))
+    condition = nn.silu(dense(2 * self.features, name="time")(jnp.concatenate(every, -1)))
+    h = dense(self.width, name="mix")(jnp.concatenate([towers[n] for n in names], -1))
     for i in range(self.depth):
-      h = ResidualBlock(self.width, name=f"trunk_{i}")(h, condition)
-    h = nn.LayerNorm(name="norm")(h)
+      h = block(self.width, name=f"trunk_{i}")(h, condition)
+    h = nn.LayerNorm(dtype=self.dtype, name="norm")(h)
     return {
-      name: nn.Dense(x[name].shape[-1], kernel_init=nn.initializers.zeros, name=f"out_{name}")(
+      name: dense(x[name].shape[-1], kernel_init=nn.initializers.zeros, name=f"out_{name}")(
         jnp.concatenate([h, towers[name]], -1)
-      )
+      ).astype(x[name].dtype)
       for name in names
     }

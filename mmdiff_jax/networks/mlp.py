@@ -8,11 +8,12 @@ parameters), an embedding of 256 and 128 features a time it has 2,351,952 parame
 """
 
 from collections.abc import Mapping
+from functools import partial
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, DTypeLike, Float
 
 from mmdiff_jax.networks import embeddings
 
@@ -28,19 +29,22 @@ class GroupNorm(nn.Module):
 
   Attributes:
     groups: number of groups, a divisor of the number of channels.
+    dtype: of the result; parameters, means and variances are float32.
   """
 
   groups: int
+  dtype: DTypeLike | None = None
 
   @nn.compact
   def __call__(self, x: Float[Array, "batch channels"]) -> Float[Array, "batch channels"]:
     """Brings each group of each row to mean 0 and variance 1; the rest is learned."""
     scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
     bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-    h = x.reshape(x.shape[0], self.groups, -1)
+    precise = jnp.promote_types(x.dtype, jnp.float32)
+    h = x.astype(precise).reshape(x.shape[0], self.groups, -1)
     h = h - h.mean(axis=-1, keepdims=True)
     h = h * jax.lax.rsqrt(jnp.square(h).mean(axis=-1, keepdims=True) + EPSILON)
-    return h.reshape(x.shape) * scale + bias
+    return (h.reshape(x.shape) * scale + bias).astype(self.dtype or precise)
 
 
 class ResBlock(nn.Module):
@@ -49,19 +53,22 @@ class ResBlock(nn.Module):
   Attributes:
     width: size of the output; an input of another size is projected where it is added.
     groups: number of groups of each GroupNorm.
+    dtype: of the computation; parameters are float32.
   """
 
   width: int
   groups: int
+  dtype: DTypeLike | None = None
 
   @nn.compact
   def __call__(
     self, x: Float[Array, "batch channels"], shift: Float[Array, "rows {self.width}"]
   ) -> Float[Array, "batch {self.width}"]:
     """Maps `x`; `shift` has one row for each row of `x`, or one for all."""
-    h = nn.Dense(self.width)(nn.silu(GroupNorm(self.groups)(x)))
-    h = nn.Dense(self.width)(nn.silu(GroupNorm(self.groups)(h + shift)))
-    return h + (x if x.shape[-1] == self.width else nn.Dense(self.width)(x))
+    dense = partial(nn.Dense, self.width, dtype=self.dtype)
+    h = dense()(nn.silu(GroupNorm(self.groups, self.dtype)(x)))
+    h = dense()(nn.silu(GroupNorm(self.groups, self.dtype)(h + shift)))
+    return h + (x if x.shape[-1] == self.width else dense()(x))
 
 
 class ScoreMLP(nn.Module):
@@ -74,11 +81,13 @@ class ScoreMLP(nn.Module):
     width: W, a multiple of `groups`.
     groups: number of groups of each GroupNorm.
     embedding: size of the embedding of the times.
+    dtype: of the computation, e.g. bfloat16; parameters and predictions stay float32.
   """
 
   width: int = 256
   groups: int = 8
   embedding: int = 256
+  dtype: DTypeLike | None = None
 
   @nn.compact
   def __call__(
@@ -96,25 +105,27 @@ class ScoreMLP(nn.Module):
       One array for each modality, shaped as in `x`; zeros right after `init`.
     """
     names = sorted(x)
-    time = nn.silu(embeddings.MultiTimeEmbedding(self.embedding)({name: t[name] for name in names}))
+    dense = partial(nn.Dense, dtype=self.dtype)
+    embed = embeddings.MultiTimeEmbedding(self.embedding, dtype=self.dtype)
+    time = nn.silu(embed({name: t[name] for name in names}))
     # One product for all blocks: one wide matrix is faster than seven narrow ones.
-    shifts = iter(jnp.split(nn.Dense(NUM_BLOCKS * self.width)(time), NUM_BLOCKS, axis=-1))
+    shifts = iter(jnp.split(dense(NUM_BLOCKS * self.width)(time), NUM_BLOCKS, axis=-1))
 
     def block(h):
-      return ResBlock(self.width, self.groups)(h, next(shifts))
+      return ResBlock(self.width, self.groups, self.dtype)(h, next(shifts))
 
-    h = first = nn.Dense(self.width)(jnp.concatenate([x[name] for name in names], axis=-1))
+    h = first = dense(self.width)(jnp.concatenate([x[name] for name in names], axis=-1))
     skips = []
     for _ in range(2):
       h = block(h)
       skips.append(h)
-      h = nn.Dense(self.width)(h)
+      h = dense(self.width)(h)
     h = block(block(h))
     for skip in reversed(skips):
-      h = nn.Dense(self.width)(block(jnp.concatenate([h, skip], axis=-1)))
+      h = dense(self.width)(block(jnp.concatenate([h, skip], axis=-1)))
     h = block(jnp.concatenate([h, first], axis=-1))
-    h = nn.silu(GroupNorm(self.groups)(h))
+    h = nn.silu(GroupNorm(self.groups, self.dtype)(h))
     sizes = [x[name].shape[-1] for name in names]
-    h = nn.Dense(sum(sizes), kernel_init=nn.initializers.zeros)(h)
+    h = dense(sum(sizes), kernel_init=nn.initializers.zeros)(h).astype(x[names[0]].dtype)
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
     return dict(zip(names, jnp.split(h, ends, axis=-1), strict=True))

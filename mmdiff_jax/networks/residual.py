@@ -1,7 +1,7 @@
 """Residual MLP: what the autoencoders and the latent denoiser are made of."""
 
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, DTypeLike, Float
 
 
 class ResidualBlock(nn.Module):
@@ -9,9 +9,11 @@ class ResidualBlock(nn.Module):
 
   Attributes:
     width: size of the hidden layer.
+    dtype: of the computation; parameters are float32.
   """
 
   width: int
+  dtype: DTypeLike | None = None
 
   @nn.compact
   def __call__(
@@ -22,15 +24,15 @@ class ResidualBlock(nn.Module):
     """Maps `x`; `condition` has one row for each row of `x`, or one for all."""
     channels = x.shape[-1]
     if condition is None:
-      h = nn.LayerNorm()(x)
+      h = nn.LayerNorm(dtype=self.dtype)(x)
     else:
-      h = nn.LayerNorm(use_bias=False, use_scale=False)(x)
-      scale, shift = nn.Dense(channels)(condition), nn.Dense(channels)(condition)
+      h = nn.LayerNorm(use_bias=False, use_scale=False, dtype=self.dtype)(x)
+      scale, shift = (nn.Dense(channels, dtype=self.dtype)(condition) for _ in range(2))
       h = h * (1.0 + scale) + shift
-    h = nn.silu(nn.Dense(self.width)(h))
+    h = nn.silu(nn.Dense(self.width, dtype=self.dtype)(h))
     # A small start keeps the stack near the identity, where deep stacks train well.
     small = nn.initializers.variance_scaling(0.1, "fan_in", "normal")
-    return x + nn.Dense(channels, kernel_init=small)(h)
+    return x + nn.Dense(channels, kernel_init=small, dtype=self.dtype)(h)
 
 
 class ResidualMLP(nn.Module):

@@ -7,9 +7,11 @@ block may also attend to tokens of other modalities. What is put in ends in a la
 zero, so that it changes nothing until it is trained.
 """
 
+from functools import partial
+
 from flax import linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, DTypeLike, Float
 
 from mmdiff_jax.networks.embeddings import sinusoidal
 
@@ -38,9 +40,11 @@ class Attention(nn.Module):
 
   Attributes:
     heads: number of heads, a divisor of the width.
+    dtype: of the computation; parameters are float32.
   """
 
   heads: int
+  dtype: DTypeLike | None = None
 
   @nn.compact
   def __call__(
@@ -49,10 +53,10 @@ class Attention(nn.Module):
     context: Float[Array, "*axes keys _"] | None = None,
   ) -> Float[Array, "*axes queries width"]:
     """What is to be added to `h`."""
-    own = nn.LayerNorm(name="norm")(h)
+    own = nn.LayerNorm(dtype=self.dtype, name="norm")(h)
     read = own if context is None else context
     return nn.MultiHeadDotProductAttention(
-      self.heads, qkv_features=h.shape[-1], out_kernel_init=ZEROS, name="attend"
+      self.heads, self.dtype, qkv_features=h.shape[-1], out_kernel_init=ZEROS, name="attend"
     )(own, read)
 
 
@@ -68,6 +72,7 @@ class LatentTransformer(nn.Module):
     heads: of attention, a divisor of the width.
     hidden: of a block's two-layer perceptron.
     features: sinusoidal features of a time.
+    dtype: of the computation, e.g. bfloat16; parameters and results stay float32.
   """
 
   width: int
@@ -75,6 +80,7 @@ class LatentTransformer(nn.Module):
   heads: int
   hidden: int
   features: int = 64
+  dtype: DTypeLike | None = None
 
   @nn.compact
   def __call__(
@@ -93,37 +99,38 @@ class LatentTransformer(nn.Module):
       context: tokens of other modalities; None leaves out what reads them.
     """
     frames, tokens = z.shape[1:3]
-    time = nn.Dense(self.width, name="time")(sinusoidal(jnp.atleast_1d(t), self.features))
-    told = nn.silu(time + nn.Dense(self.width, use_bias=False, name="prompt")(prompt))
-    h = nn.Dense(self.width, name="in")(z)
+    dense, norm = (partial(layer, dtype=self.dtype) for layer in (nn.Dense, nn.LayerNorm))
+    time = dense(self.width, name="time")(sinusoidal(jnp.atleast_1d(t), self.features))
+    told = nn.silu(time + dense(self.width, use_bias=False, name="prompt")(prompt))
+    h = dense(self.width, name="in")(z)
     if tokens > 1:
       place = self.param("place", nn.initializers.normal(0.02), (tokens, self.width))
-      h = h + place
+      h = h + place.astype(h.dtype)
     for i in range(self.depth):
       branches = ("mix", "think") if tokens > 1 else ("think",)
-      changes = nn.Dense(3 * len(branches) * self.width, kernel_init=ZEROS, name=f"tell_{i}")(told)
+      changes = dense(3 * len(branches) * self.width, kernel_init=ZEROS, name=f"tell_{i}")(told)
       changes = jnp.split(changes[:, None, None], len(branches), axis=-1)
       for branch, change in zip(branches, changes, strict=True):
         scale, shift, gate = jnp.split(change, 3, axis=-1)
-        x = nn.LayerNorm(use_scale=False, use_bias=False)(h) * (1 + scale) + shift
+        x = norm(use_scale=False, use_bias=False)(h) * (1 + scale) + shift
         if branch == "mix":
-          x = nn.MultiHeadDotProductAttention(self.heads, name=f"mix_{i}")(x)
+          x = nn.MultiHeadDotProductAttention(self.heads, self.dtype, name=f"mix_{i}")(x)
         else:
-          x = nn.silu(nn.Dense(self.hidden, name=f"think_{i}_0")(x))
-          x = nn.Dense(self.width, name=f"think_{i}_1")(x)
+          x = nn.silu(dense(self.hidden, name=f"think_{i}_0")(x))
+          x = dense(self.width, name=f"think_{i}_1")(x)
         h = h + gate * x
       if frames > 1:
-        h = h + nn.Dense(self.width, kernel_init=ZEROS, name=f"shift_{i}")(shift_frames(h))
+        h = h + dense(self.width, kernel_init=ZEROS, name=f"shift_{i}")(shift_frames(h))
         # Attention knows no order but by this.
         order = sinusoidal(jnp.arange(frames) / frames, self.width)[:, None]
-        by_token = jnp.swapaxes(h + order, 1, 2)
-        h = h + jnp.swapaxes(Attention(self.heads, name=f"frames_{i}")(by_token), 1, 2)
+        by_token = jnp.swapaxes(h + order.astype(h.dtype), 1, 2)
+        h = h + jnp.swapaxes(Attention(self.heads, self.dtype, name=f"frames_{i}")(by_token), 1, 2)
       if context is not None:
         flat = h.reshape(len(h), frames * tokens, self.width)
-        h = h + Attention(self.heads, name=f"cross_{i}")(flat, context).reshape(h.shape)
-    scale, shift = jnp.split(nn.Dense(2 * self.width, name="tell")(told)[:, None, None], 2, axis=-1)
-    h = nn.LayerNorm(use_scale=False, use_bias=False)(h) * (1 + scale) + shift
-    return nn.Dense(z.shape[-1], kernel_init=ZEROS, name="out")(h)
+        h = h + Attention(self.heads, self.dtype, name=f"cross_{i}")(flat, context).reshape(h.shape)
+    scale, shift = jnp.split(dense(2 * self.width, name="tell")(told)[:, None, None], 2, axis=-1)
+    h = norm(use_scale=False, use_bias=False)(h) * (1 + scale) + shift
+    return dense(z.shape[-1], kernel_init=ZEROS, name="out")(h).astype(z.dtype)
 
 
 class Environment(nn.Module):
@@ -134,12 +141,14 @@ class Environment(nn.Module):
     size: of a token.
     width: of the two hidden layers.
     features: sinusoidal features of a time.
+    dtype: of the computation, e.g. bfloat16; parameters and results stay float32.
   """
 
   tokens: int
   size: int
   width: int
   features: int = 64
+  dtype: DTypeLike | None = None
 
   @nn.compact
   def __call__(
@@ -148,8 +157,9 @@ class Environment(nn.Module):
     t: Float[Array, " batch"] | Float[Array, ""],
   ) -> Float[Array, "batch {self.tokens} {self.size}"]:
     """Encodes latents at their times, in [0, 1]; a scalar serves all rows."""
-    time = nn.Dense(self.width, name="time")(sinusoidal(jnp.atleast_1d(t), self.features))
-    h = nn.silu(nn.Dense(self.width, name="in")(z.reshape(len(z), -1)) + time)
-    h = nn.silu(nn.Dense(self.width, name="hidden")(h))
-    h = nn.Dense(self.tokens * self.size, name="out")(h).reshape(len(z), self.tokens, self.size)
-    return nn.LayerNorm(name="norm")(h)
+    dense = partial(nn.Dense, dtype=self.dtype)
+    time = dense(self.width, name="time")(sinusoidal(jnp.atleast_1d(t), self.features))
+    h = nn.silu(dense(self.width, name="in")(z.reshape(len(z), -1)) + time)
+    h = nn.silu(dense(self.width, name="hidden")(h))
+    h = dense(self.tokens * self.size, name="out")(h).reshape(len(z), self.tokens, self.size)
+    return nn.LayerNorm(dtype=self.dtype, name="norm")(h).astype(z.dtype)

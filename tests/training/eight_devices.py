@@ -246,14 +246,18 @@ def test_layouts_train_a_framework_alike(name, wanted, pieces):
 def collectives(stage, frozen, examples, layout):
   """By kind, the sizes of what the compiled step communicates; and the number of parameters."""
   step, args = prepared(stage, frozen, examples, layout)
-  text = step.lower(*args).compile().as_text()
+  found = communicated(step.lower(*args).compile().as_text())
+  return found, [x.size for x in jax.tree.leaves(args[0].params)]
+
+
+def communicated(text):
+  """By kind, how many numbers each collective of a compiled program communicates."""
   found = collections.defaultdict(list)
   kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
   for shapes, kind in re.findall(rf"= (\S.*?) ({kinds})(?:-start)?\(", text):
     for sizes in re.findall(r"\w+\[([\d,]*)\]", shapes):
       found[kind].append(math.prod(int(n) for n in sizes.split(",") if n))
-  leaves = jax.tree.leaves(args[0].params)
-  return {kind: sorted(sizes) for kind, sizes in found.items()}, [x.size for x in leaves]
+  return {kind: sorted(sizes) for kind, sizes in found.items()}
 
 
 def mean_loss(trained, frozen, key, batch, *, normalise=None):

@@ -1,3 +1,4 @@
+import json
 import os
 import pathlib
 import socket
@@ -48,6 +49,35 @@ def test_eight_devices(marked, tmp_path):
     check=False,
   )
   assert ended.returncode == 0, ended.stdout[-5000:]
+
+
+@pytest.mark.slow
+def test_what_a_device_communicates_does_not_grow_with_the_devices():
+  """In numbers; all but a few of metrics and norms are float32 of parameters and gradients."""
+  file = pathlib.Path(__file__).with_name("weak_scaling.py")
+  found = []
+  for devices in (2, 8, 64):
+    ended = subprocess.run(
+      [sys.executable, file],
+      env={**environment(devices=devices), "PYTHONPATH": os.fspath(file.parents[2])},
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    found.append(json.loads(ended.stdout))
+  assert found[0] == found[1] == found[2]
+  data, shard = found[0]["data"], found[0]["shard"]
+  # One sum of the gradient and the loss.
+  assert data.keys() == {"parameters", "split", "all-reduce"}
+  assert data["split"] == 0
+  assert 0 < data["all-reduce"] - data["parameters"] < 10
+  # Parameters are gathered once. On a CPU a reduce-scatter is a sum of which each keeps a part.
+  assert shard.keys() == {"parameters", "split", "all-gather", "all-reduce"}
+  assert shard["split"] > 0.95 * shard["parameters"]
+  assert shard["all-gather"] == shard["split"]
+  # And the norms of the gradient, of each array that is split.
+  assert 0 < shard["all-reduce"] - shard["parameters"] < 100
 
 
 def environment(*, devices):
