@@ -85,14 +85,16 @@ def test_resumed_run_is_the_same_run(toy, tmp_path, group, stage):
 def test_killed_and_resumed_run_is_the_same_run(toy, tmp_path):
   """SIGKILL at step 6, after the checkpoint of step 4 and with batches made ahead."""
   code = """
-    import dataclasses, importlib.util, os, signal, sys
+    import dataclasses, importlib.util, os, signal, sys, time
     sys.modules["tensorflow"] = None
-    from mmdiff_jax.training import trainer
+    from mmdiff_jax.training import checkpoints, trainer
     spec = importlib.util.spec_from_file_location("toy", sys.argv[1])
     toy = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(toy)
     framework = toy.framework()
     def report(*_):
+      while checkpoints.latest_step(sys.argv[2], "first_stage") is None:
+        time.sleep(0.01)
       os.kill(os.getpid(), signal.SIGKILL)
     stages = tuple(dataclasses.replace(stage, report=report) for stage in framework.stages)
     framework = dataclasses.replace(framework, stages=stages)
