@@ -45,6 +45,10 @@ def defaults(framework: str) -> ConfigDict:
   config.monitor.log_every = 100
   config.monitor.report_every = 2000
   config.monitor.checkpoint_every = 2000
+  # How many of a stage's last checkpoints stay.
+  config.monitor.keep = 2
+  # A metric of the log, such as loss: the checkpoint with its lowest value stays, too. None if "".
+  config.monitor.best = ""
   return config
 
 

@@ -1,7 +1,7 @@
 """Measures a trained framework: coherence and Frechet distances, joint and from every subset.
 
 python -m experiments.evaluate --workdir=DIR [--num=N --seeds=K --solver=NAME --steps=N
-  --guidance=G --mode=NAME --noema --joint_only --data=OPTION=VALUE --out=DIR]
+  --guidance=G --mode=NAME --noema --best --joint_only --data=OPTION=VALUE --out=DIR]
 python -m experiments.evaluate --unconditional=DIR --experts=DIR,DIR --out=DIR [...]
 
 Writes `results.json`, `results.md` and `samples.png` into the workdir, or `--out`, and a picture of
@@ -431,6 +431,7 @@ def _settings(trained, names, num, draws, seeds) -> dict[str, Any]:
     "draws": draws,
     "seeds": list(seeds),
     "ema": trained.ema,
+    "best": trained.best,
     "solver": config.sampling.solver,
     "steps": trained.sampling.steps,
     "corrector": dict(config.sampling.get("corrector", {})),

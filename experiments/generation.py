@@ -14,7 +14,7 @@ from experiments import experts, setup
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import base
 from mmdiff_jax.frameworks.base import Framework, Params, Sampling
-from mmdiff_jax.training import checkpoints, parallel
+from mmdiff_jax.training import checkpoints, claims, parallel
 
 NUM = flags.DEFINE_integer("num", None, "How many samples.", lower_bound=1)
 SOLVER = flags.DEFINE_string("solver", None, "Solver; the config's if not given.")
@@ -34,6 +34,9 @@ CORRECTOR = flags.DEFINE_string(
   " such as 4:3:0.7; LEAPFROG = 1 is Langevin. The config's if not given.",
 )
 EMA = flags.DEFINE_bool("ema", True, "Use the running mean of the last stage's parameters.")
+BEST = flags.DEFINE_bool(
+  "best", False, "Of the last stage, the checkpoint that config.monitor.best kept; else its last."
+)
 
 _ROWS = 1000  # Samples generated at once.
 
@@ -47,6 +50,7 @@ class Trained(NamedTuple):
     params: all of its parameters.
     sampling: how to generate.
     ema: whether the last stage gives its running mean.
+    best: the metric that says which checkpoint the last stage gives; empty for its last one.
   """
 
   config: ml_collections.ConfigDict
@@ -54,6 +58,7 @@ class Trained(NamedTuple):
   params: Params
   sampling: Sampling
   ema: bool
+  best: str = ""
 
 
 def load(workdir: str | None) -> Trained:
@@ -63,22 +68,31 @@ def load(workdir: str | None) -> Trained:
     workdir: of the run; None for experts.
 
   Raises:
-    UserError: there is no run, it is not trained or damaged, the solver is unknown, a flag is not
-      of its framework, or experts do not compose.
+    UserError: there is no run, it is not trained or damaged, or kept no best checkpoint that is
+      asked for, the solver is unknown, a flag is not of its framework, or experts do not compose.
   """
   if experts.wanted() == bool(workdir):
     raise UserError(
       "Say what to generate with: --workdir=DIR, or runs of MCDM with --unconditional=DIR and"
       " --experts=DIR,DIR (not both)."
     )
+  best = ""
   if workdir:
-    config = checkpoints.load_config(workdir)
+    config = claims.load_config(workdir)
     framework = setup.build(_flagged(config))
-    params = checkpoints.load_params(framework, workdir, ema=EMA.value)
+    best = config.monitor.get("best", "") if BEST.value else ""
+    if BEST.value and not best:
+      raise UserError(
+        f"The run {workdir} was not asked to keep its best checkpoint: --best goes with a run that"
+        " was trained with --config.monitor.best=METRIC."
+      )
+    params = checkpoints.load_params(framework, workdir, ema=EMA.value, best=best)
+  elif BEST.value:
+    raise UserError("--best is for one run, --workdir=DIR; experts give their last checkpoints.")
   else:
     config, framework, params = experts.load(EMA.value)
     _flagged(config)
-  return Trained(config, framework, params, base.sampling_of(config), EMA.value)
+  return Trained(config, framework, params, base.sampling_of(config), EMA.value, best)
 
 
 def _flagged(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

@@ -1,8 +1,8 @@
 """Generates samples from a trained framework and writes them as pictures, sound, text and arrays.
 
 python -m experiments.sample --workdir=DIR [--given=tone,caption --targets=digit,scene --num=16
-  --solver=dpmpp_2m --steps=32 --guidance=1.5 --mode=informed --noema --seed=0 --given_npz=FILE
-  --out=DIR]
+  --solver=dpmpp_2m --steps=32 --guidance=1.5 --mode=informed --noema --best --seed=0
+  --given_npz=FILE --out=DIR]
 
 With nothing given all targets are generated together; with no targets, all that is not given. CoDi
 makes a target anew that is given, too, and takes the shares of its prompts, `--weights=tone=2`.

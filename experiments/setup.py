@@ -57,7 +57,10 @@ _RULES = {
   "evaluation.bound": rules.whole(0),
   "parallel.mesh": rules.tuple_of(rules.whole(-(10**9))),
   "parallel.min_shard_size": rules.whole(),
-  "monitor.*": rules.whole(),
+  "monitor.log_every": rules.whole(),
+  "monitor.report_every": rules.whole(),
+  "monitor.checkpoint_every": rules.whole(),
+  "monitor.keep": rules.whole(),
 }
 
 

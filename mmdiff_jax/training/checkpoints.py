@@ -1,11 +1,11 @@
-"""Checkpoints that say when they are damaged.
+"""Checkpoints that are written while training goes on, and that say when they are damaged.
 
 A stage's checkpoints lie in `workdir/checkpoints/<stage>/<step>/`, written by Orbax:
 
   model     the trained entries, their running mean, and the stage's measured constants
   training  the step and the optimiser's moments
   data      where the input pipeline stands
-  meta      the config, the stage's name and the step
+  meta      the config, the stage's name, the step and what the training log says of it
 
 Orbax restores a flipped bit silently, so the SHA-256 of every file of a step is kept beside it, in
 `<step>.sha256.json`, written (atomically) last of all and checked before the step is read. A step
@@ -14,6 +14,8 @@ training goes on, from the step before.
 """
 
 from collections.abc import Iterable, Mapping
+from concurrent import futures
+import contextlib
 import hashlib
 import json
 import os
@@ -21,48 +23,27 @@ import pathlib
 import shutil
 import time
 from typing import Any
-import zlib
 
-import grain
 import jax
 from jax.experimental import multihost_utils
-import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks.base import Framework, Params
 from mmdiff_jax.training.state import TrainState
 
-# Fields that two runs in one workdir need not share: they change what is shown or where it is
-# computed, not the weights. The data, which may lie elsewhere on another machine, are compared
-# themselves.
-_FREE_FIELDS = (
-  "monitor.", "parallel.", "sampling.", "evaluation.", "data.data_dir", "data.manual_dir"
-)  # fmt: skip
-_KEEP = 2
-_COMPARED_ROWS = 64  # Rows of the training split that are compared: few, since reading may be slow.
-
 
 class SaveError(Exception):
-  """A checkpoint could not be written."""
+  """A checkpoint could not be written.
 
+  Attributes:
+    step: whose it was.
+  """
 
-def manager(workdir: str | os.PathLike[str], stage: str) -> ocp.CheckpointManager:
-  """Orbax's manager of one stage's checkpoints. Use it in a `with`."""
-  return ocp.CheckpointManager(
-    stage_dir(workdir, stage),
-    # Not in the background, and with old steps deleted by `save` at the very end, so that a step's
-    # checksums follow it at once.
-    options=ocp.CheckpointManagerOptions(enable_async_checkpointing=False),
-    item_handlers={
-      "model": ocp.StandardCheckpointHandler(),
-      "training": ocp.StandardCheckpointHandler(),
-      "data": grain.checkpoint.CheckpointHandler(),
-      "meta": ocp.JsonCheckpointHandler(),
-    },
-  )
+  def __init__(self, step: int, message: str):
+    super().__init__(message)
+    self.step = step
 
 
 def stage_dir(workdir: str | os.PathLike[str], stage: str) -> pathlib.Path:
@@ -74,13 +55,25 @@ def latest_step(workdir: str | os.PathLike[str], stage: str) -> int | None:
   """The last complete step of a stage, or None when it has no checkpoint.
 
   Raises:
-    UserError: there are checkpoints, but none has its checksums.
+    UserError: there are checkpoints, but none has its checksums, nor was cut off in its saving.
   """
   steps = _steps(workdir, stage)
   complete = [step for step in steps if _seal_path(step).exists()]
-  if steps and not complete:
-    verify(steps[-1])
+  lost = [step for step in steps if step not in complete and not _begun_path(step).exists()]
+  if lost and not complete:
+    verify(lost[-1])
   return int(complete[-1].name) if complete else None
+
+
+def best_step(workdir: str | os.PathLike[str], stage: str, metric: str) -> int | None:
+  """The complete step of a stage whose checkpoint has the lowest value of a metric, or None."""
+  found = {}
+  for step in _steps(workdir, stage):
+    # One that is damaged, which is told where it is loaded, or that is of an older version.
+    with contextlib.suppress(OSError, ValueError, KeyError):
+      if _seal_path(step).exists():
+        found[int(step.name)] = _read_json(step / "meta")["metrics"][metric]
+  return min(found, key=found.get, default=None)
 
 
 def discard_unfinished(workdir: str | os.PathLike[str], stage: str) -> list[int]:
@@ -88,11 +81,10 @@ def discard_unfinished(workdir: str | os.PathLike[str], stage: str) -> list[int]
 
   For the process that trains only: a save that is still going on looks the same.
   """
+  directory = stage_dir(workdir, stage)
   unfinished = [step for step in _steps(workdir, stage) if not _seal_path(step).exists()]
   multihost_utils.sync_global_devices(f"unfinished checkpoints of {stage}")
-  if jax.process_index() == 0:
-    for path in [*unfinished, *stage_dir(workdir, stage).glob("*.orbax-checkpoint-tmp")]:
-      shutil.rmtree(path)
+  _clear([*unfinished, *directory.glob("*.orbax-checkpoint-tmp"), *directory.glob("*.json.tmp")])
   return [int(step.name) for step in unfinished]
 
 
@@ -126,65 +118,148 @@ def _steps(workdir: str | os.PathLike[str], stage: str) -> list[pathlib.Path]:
   return sorted((path for path in found if path.name.isdecimal()), key=lambda path: int(path.name))
 
 
-def save(
-  ckpt: ocp.CheckpointManager,
-  state: TrainState,
-  constants: Params,
-  iterator: Any,
-  meta: Mapping[str, Any],
-) -> None:
-  """Writes the checkpoint of step `state.step`, then its checksums; keeps the last two steps.
+class Saver:
+  """Writes the checkpoints of one stage, one at a time, while training goes on.
 
-  Raises:
-    SaveError: it could not be written, such as on a full disk. What was written of it is gone, and
-      those before it are as they were.
+  A context manager. What it still writes when it is left is written to the end, so that a run that
+  is stopped by an error keeps it.
   """
-  step, directory = int(state.step), pathlib.Path(ckpt.directory)
-  # Threads of a save that failed may have written on after it was cleared away.
-  _clear(directory.glob("*.orbax-checkpoint-tmp"))
-  try:
-    _write(ckpt, step, state, constants, iterator, meta)
-  except Exception as error:  # Orbax and TensorStore raise ValueError, among others.
-    _clear([directory / str(step), *directory.glob("*.orbax-checkpoint-tmp")])
-    ckpt.reload()
-    raise SaveError(f"{directory / str(step)} could not be written: {error}") from error
+
+  def __init__(self, workdir: str | os.PathLike[str], stage: str, *, keep: int, best: str = ""):
+    """Says what stays: the last `keep` checkpoints, and the one with the lowest metric `best`."""
+    self._workdir, self._stage, self._keep, self._best = workdir, stage, keep, best
+    self._ckpt = _checkpointer()
+    self._thread = futures.ThreadPoolExecutor(1)
+    # The step that is being written, and what seals it.
+    self._pending: tuple[int, futures.Future] | None = None
+
+  def __enter__(self) -> "Saver":
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.wait()
+    self._thread.shutdown()
+    self._ckpt.close()
+
+  def save(
+    self, state: TrainState, constants: Params, iterator: Any, meta: Mapping[str, Any]
+  ) -> None:
+    """Begins to write the checkpoint of step `state.step`, of which all is as it is now.
+
+    The state may be overwritten in place at once: Orbax has copied it to the host. On a CPU that
+    copy is the state's own memory, and XLA, which knows that it is being read, leaves it alone and
+    lets the next step write elsewhere.
+
+    Call `finish` before the next one. What goes wrong is raised there, too.
+    """
+    step = int(state.step)
+    path = stage_dir(self._workdir, self._stage) / str(step)
+    # Threads of a save that failed may have written on after it was cleared away.
+    _clear(path.parent.glob("*.orbax-checkpoint-tmp"))
+    try:
+      path.parent.mkdir(parents=True, exist_ok=True)
+      if jax.process_index() == 0:
+        _begun_path(path).touch()
+      self._ckpt.save(
+        path,
+        args=ocp.args.Composite(
+          model=ocp.args.StandardSave(
+            {"params": state.params, "ema": state.ema, "constants": constants}
+          ),
+          training=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
+          data=ocp.args.JsonSave(iterator.get_state()),
+          meta=ocp.args.JsonSave(dict(meta)),
+        ),
+      )
+    except Exception as error:  # Orbax and TensorStore raise ValueError, among others.
+      sealed = futures.Future()
+      sealed.set_exception(error)
+    else:
+      sealed = self._thread.submit(self._seal_when_written, path)
+    self._pending = step, sealed
+
+  def _seal_when_written(self, path: pathlib.Path) -> None:
+    self._ckpt.wait_until_finished()
+    if jax.process_index() == 0:
+      _seal(path)
+
+  def wait(self) -> None:
+    """Waits for what is being written; whether it went wrong is for `finish` to say."""
+    if self._pending:
+      futures.wait([self._pending[1]])
+
+  def finish(self, *, wait: bool = True) -> None:
+    """Ends the save that was begun: it counts from now on, and older ones that do not are deleted.
+
+    Where several processes train all must call it at the same steps.
+
+    Args:
+      wait: for a save that is still going on; else it is left for a later call.
+
+    Raises:
+      SaveError: it could not be written, such as on a full disk. What was written of it is gone,
+        and those before it are as they were.
+    """
+    if not self._pending or not (wait or _everywhere(self._pending[1].done())):
+      return
+    step, sealed = self._pending
+    error = sealed.exception()
+    self._pending = None
+    directory = stage_dir(self._workdir, self._stage)
+    path = directory / str(step)
+    if not _everywhere(error is None):
+      _clear([_seal_path(path), path, *directory.glob("*.orbax-checkpoint-tmp"), _begun_path(path)])
+      raise SaveError(
+        step, f"{path} could not be written: {error or 'another process failed'}"
+      ) from error
+    best = best_step(self._workdir, self._stage, self._best) if self._best else None
+    for old in _steps(self._workdir, self._stage)[: -self._keep]:
+      if int(old.name) != best:
+        # The checksums first, so that half a checkpoint never has them.
+        _clear([_seal_path(old), old])
 
 
-def _clear(folders: Iterable[pathlib.Path]) -> None:
+def _everywhere(holds: bool) -> bool:
+  """Whether it holds in all processes."""
+  return bool(np.all(multihost_utils.process_allgather(np.asarray(holds))))
+
+
+def _clear(paths: Iterable[pathlib.Path]) -> None:
+  """Deletes files and folders, in the first process; those that are not there do not matter."""
   if jax.process_index() == 0:
-    for path in folders:
-      shutil.rmtree(path, ignore_errors=True)
+    for path in paths:
+      if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+      else:
+        path.unlink(missing_ok=True)
 
 
-def _write(ckpt, step, state, constants, iterator, meta) -> None:
-  ckpt.save(
-    step,
-    args=ocp.args.Composite(
-      model=ocp.args.StandardSave(
-        {"params": state.params, "ema": state.ema, "constants": constants}
-      ),
-      training=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
-      data=grain.checkpoint.CheckpointSave(iterator),
-      meta=ocp.args.JsonSave(dict(meta)),
-    ),
+def _checkpointer() -> ocp.AsyncCheckpointer:
+  # Not Orbax's CheckpointManager: from its own thread it would tell JAX the step that it has saved
+  # as the one that training has reached, upon which several processes agree where to stop.
+  return ocp.AsyncCheckpointer(
+    ocp.CompositeCheckpointHandler(
+      model=ocp.StandardCheckpointHandler(),
+      training=ocp.StandardCheckpointHandler(),
+      data=ocp.JsonCheckpointHandler(),
+      meta=ocp.JsonCheckpointHandler(),
+    )
   )
-  ckpt.wait_until_finished()
-  directory = pathlib.Path(ckpt.directory)
-  if jax.process_index() == 0:
-    _seal(directory / str(step))
-  multihost_utils.sync_global_devices(f"checksums of {directory} {step}")
-  for old in sorted(ckpt.all_steps())[:-_KEEP]:
-    ckpt.delete(old)
-    _seal_path(directory / str(old)).unlink(missing_ok=True)
 
 
 def restore(
-  ckpt: ocp.CheckpointManager, step: int, like: TrainState, sharding: Any, iterator: Any
+  workdir: str | os.PathLike[str],
+  stage: str,
+  step: int,
+  like: TrainState,
+  sharding: Any,
+  iterator: Any,
 ) -> tuple[TrainState, Params]:
-  """Reads a checkpoint back.
+  """Reads a checkpoint back, to go on with it.
 
   Args:
-    ckpt: from `manager`.
+    workdir: the folder of the run.
+    stage: whose checkpoint.
     step: which one.
     like: shapes of a state of the same structure, with the shardings that the arrays shall have,
       whatever devices and layout they were saved from.
@@ -198,27 +273,25 @@ def restore(
     UserError: the checkpoint is damaged, is another stage's, or was made with networks of other
       shapes.
   """
-  verify(pathlib.Path(ckpt.directory) / str(step))
-  _check_stage(ckpt, step)
-  model = _targets(ckpt.item_metadata(step)["model"], sharding)
-  if _shapes(like.params) != _shapes(model["params"]):
-    raise UserError(
-      f"The checkpoint {ckpt.directory}/{step} was made by networks of other shapes than those of "
-      "this program. Use the version of the program that wrote it, or another --workdir."
-    )
-  restored = ckpt.restore(
-    step,
-    args=ocp.args.Composite(
-      model=ocp.args.StandardRestore(
-        {"params": like.params, "ema": like.ema, "constants": model["constants"]}
+  path = stage_dir(workdir, stage) / str(step)
+  _check(path)
+  with _checkpointer() as ckpt:
+    model = _targets(ckpt, path, sharding)
+    if _shapes(like.params) != _shapes(model["params"]):
+      raise UserError(
+        f"The checkpoint {path} was made by networks of other shapes than those of this program."
+        " Use the version of the program that wrote it, or another --workdir."
+      )
+    restored = ckpt.restore(
+      path,
+      args=ocp.args.Composite(
+        model=ocp.args.StandardRestore(
+          {"params": like.params, "ema": like.ema, "constants": model["constants"]}
+        ),
+        training=ocp.args.StandardRestore({"step": like.step, "opt_state": like.opt_state}),
       ),
-      training=ocp.args.StandardRestore({"step": like.step, "opt_state": like.opt_state}),
-    ),
-  )
-  # Grain writes a file for each process and reads that of its own number only. All say the same,
-  # and there may be fewer or more processes now.
-  position = next((ckpt.directory / str(step) / "data").glob("process_*.json"))
-  iterator.set_state(json.loads(position.read_text()))
+    )
+  iterator.set_state(_read_json(path / "data"))
   state = TrainState(
     step=restored["training"]["step"],
     params=restored["model"]["params"],
@@ -229,12 +302,25 @@ def restore(
 
 
 def load_stage(
-  workdir: str | os.PathLike[str], stage: str, *, ema: bool = True, sharding: Any = None
+  workdir: str | os.PathLike[str],
+  stage: str,
+  *,
+  ema: bool = True,
+  best: str = "",
+  sharding: Any = None,
 ) -> Params:
-  """The entries that one stage trained (or their running mean) and measured, at its last step.
+  """The entries that one stage trained (or their running mean) and measured.
+
+  Args:
+    workdir: the folder of the run.
+    stage: its name.
+    ema: whether to give the running mean.
+    best: the metric whose lowest value says which checkpoint; the last one if there is none.
+    sharding: that of the arrays; the first device if None.
 
   Raises:
-    UserError: there is no checkpoint yet, or it is damaged or another stage's.
+    UserError: there is no checkpoint yet, or none with that metric, or it is damaged or another
+      stage's.
   """
   step = latest_step(workdir, stage)
   if step is None:
@@ -243,31 +329,46 @@ def load_stage(
       f"{stage_dir(workdir, stage)}. Train it first: python -m experiments.train "
       f"--config=CONFIG --workdir={workdir}"
     )
-  verify(stage_dir(workdir, stage) / str(step))
-  sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  with manager(workdir, stage) as ckpt:
-    _check_stage(ckpt, step)
-    target = _targets(ckpt.item_metadata(step)["model"], sharding)
-    model = ckpt.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(target)))[
-      "model"
-    ]
+  if best:
+    step = best_step(workdir, stage, best)
+    if step is None:
+      raise UserError(
+        f"No checkpoint of the stage {stage!r} in {workdir} says what its {best!r} was. Train it "
+        f"with --config.monitor.best={best}, or take the last one, without --best."
+      )
+  path = stage_dir(workdir, stage) / str(step)
+  _check(path)
+  with _checkpointer() as ckpt:
+    target = _targets(
+      ckpt, path, sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    )
+    args = ocp.args.Composite(model=ocp.args.StandardRestore(target))
+    model = ckpt.restore(path, args=args)["model"]
   return {**model["ema" if ema else "params"], **model["constants"]}
 
 
-def _check_stage(ckpt: ocp.CheckpointManager, step: int) -> None:
-  """Checks that a checkpoint lies where it was written, not in a copy to another stage's folder."""
-  meta = ckpt.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-  stage = ckpt.directory.name
-  if meta["stage"] != stage:
+def _check(path: pathlib.Path) -> None:
+  """Checks that a checkpoint is whole, and no copy of one of another stage.
+
+  Raises:
+    UserError: it is not.
+  """
+  verify(path)
+  stage, written = path.parent.name, _read_json(path / "meta")["stage"]
+  if written != stage:
     raise UserError(
-      f"The checkpoint {ckpt.directory}/{step} is not of the stage {stage!r} but of"
-      f" {meta['stage']!r}. Put that stage's own checkpoints there, or delete the folder"
-      f" {ckpt.directory} to train {stage!r} anew."
+      f"The checkpoint {path} is not of the stage {stage!r} but of {written!r}. Put that stage's"
+      f" own checkpoints there, or delete the folder {path.parent} to train {stage!r} anew."
     )
 
 
+def _read_json(item: pathlib.Path) -> Any:
+  """An item of a checkpoint; older ones have `data` in a file for each process, all alike."""
+  return json.loads(next(item.glob("process_*.json"), item / "metadata").read_text())
+
+
 def load_params(
-  framework: Framework, workdir: str | os.PathLike[str], *, ema: bool = True
+  framework: Framework, workdir: str | os.PathLike[str], *, ema: bool = True, best: str = ""
 ) -> Params:
   """All parameters of a framework from a workdir, for sampling and evaluation.
 
@@ -277,6 +378,8 @@ def load_params(
     ema: whether the last stage gives the running means of its parameters, or else the parameters
       themselves. Those before it always give running means: it was trained upon these, and their
       raw parameters would be other networks than it has seen.
+    best: the metric whose lowest value says which checkpoint of the last stage; its last one if
+      there is none. Those before it give their last ones, which it was trained upon.
 
   Raises:
     UserError: a stage has no checkpoint yet, or a damaged one, or another stage's.
@@ -284,7 +387,8 @@ def load_params(
   params: Params = {}
   for stage in framework.stages:
     last = stage is framework.stages[-1]
-    params |= load_stage(workdir, stage.name, ema=ema or not last)
+    chosen = best if last else ""
+    params |= load_stage(workdir, stage.name, ema=ema or not last, best=chosen)
   return params
 
 
@@ -309,9 +413,12 @@ def _fault(directory: pathlib.Path) -> str | None:
   if not seal.exists():
     return f"its checksums {seal} are missing"
   try:
-    expected = json.loads(seal.read_text())
+    text = seal.read_text()
+    expected = json.loads(text)
   except ValueError:
     return f"its checksums {seal} cannot be read"
+  if text != _seal_text(expected):
+    return f"its checksums {seal} have changed since they were written"
   found = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
   for name in sorted(found ^ set(expected)):
     return f"{directory / name} is " + ("missing" if name in expected else "not part of it")
@@ -324,14 +431,25 @@ def _fault(directory: pathlib.Path) -> str | None:
 def _seal(directory: pathlib.Path) -> None:
   """Writes the checksums of a complete step."""
   files = sorted(path for path in directory.rglob("*") if path.is_file())
-  write_atomically(
-    _seal_path(directory),
-    json.dumps({str(path.relative_to(directory)): _sha256(path) for path in files}, indent=1),
-  )
+  sums = {str(path.relative_to(directory)): _sha256(path) for path in files}
+  write_atomically(_seal_path(directory), _seal_text(sums))
+
+
+def _seal_text(sums: Mapping[str, str]) -> str:
+  return json.dumps(sums, indent=1)
 
 
 def _seal_path(directory: pathlib.Path) -> pathlib.Path:
   return directory.parent / f"{directory.name}.sha256.json"
+
+
+def _begun_path(directory: pathlib.Path) -> pathlib.Path:
+  """There from the start of a save until its checksums, by `write_atomically`, take its place.
+
+  So a first save that was cut off is told from a copy that has lost its checksums.
+  """
+  seal = _seal_path(directory)
+  return seal.with_name(seal.name + ".tmp")
 
 
 def _sha256(path: pathlib.Path) -> str:
@@ -349,149 +467,9 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
   temporary.replace(path)
 
 
-def claim_workdir(
-  workdir: str | os.PathLike[str],
-  config: ml_collections.ConfigDict,
-  data: Mapping[str, np.ndarray | Column],
-) -> None:
-  """Writes `config.json` and `data.json`, or checks that those there would train the same weights.
-
-  Of the data, `data.json` keeps the number of examples, names, shapes and types, the masks'
-  checksums, and one number each of 64 rows spread over the split; other data in the same place
-  have others. A workdir without it, of an older version, gets one.
-
-  Args:
-    workdir: the folder of the run.
-    config: how it is trained.
-    data: the training split: the modalities that are trained on, and their masks.
-
-  Raises:
-    UserError: the workdir was made with another config or other data; says what differs.
-  """
-  config_path, data_path = (pathlib.Path(workdir) / name for name in ("config.json", "data.json"))
-  # Through JSON, so that tuples and lists compare as equal.
-  text = json.dumps(config.to_dict(), indent=2)
-  if config_path.exists():
-    old, new = _flat(_read_config(config_path)), _flat(json.loads(text))
-    differing = [
-      words for name, words in _differences(old, new) if not name.startswith(_FREE_FIELDS)
-    ]
-    if differing:
-      raise UserError(
-        f"The workdir {workdir} was made with another config: {'; '.join(differing)}. Give the "
-        "same fields to go on with it, or choose another --workdir."
-      )
-  fingerprint = _fingerprint(data)
-  if data_path.exists():
-    claimed = _read_json(data_path, "Delete it if the data are the same")
-    if differing := _other_data(claimed, fingerprint):
-      raise UserError(
-        f"The workdir {workdir} was made with other training data: {'; '.join(differing)}. Give "
-        "the same data to go on with it (--config.data), or choose another --workdir. To go on "
-        f"with these data nevertheless, delete {data_path}."
-      )
-  config_path.parent.mkdir(parents=True, exist_ok=True)
-  if jax.process_index() == 0:
-    write_atomically(config_path, text)
-    if not data_path.exists():
-      write_atomically(data_path, json.dumps(fingerprint, indent=1))
-
-
-def _fingerprint(data: Mapping[str, np.ndarray | Column]) -> dict[str, dict[str, Any]]:
-  """What tells a split from another one: "facts", and of some rows "contents", by name."""
-  number = len(next(iter(data.values())))
-  index = np.linspace(0, number - 1, min(number, _COMPARED_ROWS)).astype(int)
-  facts: dict[str, Any] = {"number of examples": number}
-  contents = {}
-  for name, array in data.items():
-    if name.endswith("_present"):
-      facts[f"checksum of {name}"] = zlib.crc32(np.packbits(np.asarray(array)).tobytes())
-      continue
-    rows = array[index]
-    facts[f"shape of {name}"], facts[f"type of {name}"] = list(rows.shape[1:]), str(rows.dtype)
-    # Numbers, not checksums: another machine may round a spectrogram otherwise in the last bit.
-    # The weights tell an order of values from another one.
-    weights = np.linspace(1, 2, rows[0].size)
-    contents[name] = [float(np.average(row.ravel(), weights=weights)) for row in rows]
-  return {"facts": facts, "contents": contents}
-
-
-def _other_data(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-  """What differs between two fingerprints."""
-  if differing := _differences(old["facts"], new["facts"]):
-    return [words for _, words in differing]
-  return [
-    f"{name} has other contents"
-    for name, values in new["contents"].items()
-    if not np.allclose(values, old["contents"][name], rtol=1e-5, equal_nan=True)
-  ]
-
-
-def load_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
-  """The config that a workdir was made with.
-
-  Raises:
-    UserError: the folder holds no training run.
-  """
-  path = pathlib.Path(workdir) / "config.json"
-  if not path.exists():
-    raise UserError(
-      f"{workdir} holds no training run: there is no {path}. Train first: python -m "
-      f"experiments.train --config=CONFIG --workdir={workdir}"
-    )
-  return ml_collections.ConfigDict(_tuples(_read_config(path)))
-
-
-def _read_config(path: pathlib.Path) -> dict[str, Any]:
-  return _read_json(path, "Restore it from a checkpoint's meta item")
-
-
-def _read_json(path: pathlib.Path, remedy: str) -> dict[str, Any]:
-  try:
-    return json.loads(path.read_text())
-  except ValueError as error:
-    raise UserError(
-      f"{path} cannot be read as JSON ({error}). {remedy}, or choose another --workdir."
-    ) from error
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Nested dicts as one dict with dotted names, without what is not set.
-
-  So a run of a version that did not have a field yet goes on where the field is not set.
-  """
-  flat = {}
-  for name, value in tree.items():
-    if isinstance(value, dict):
-      flat |= _flat(value, f"{prefix}{name}.")
-    elif value is not None:
-      flat[prefix + name] = value
-  return flat
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, str]]:
-  """The names of values that differ, each with words that say how."""
-  return [
-    (name, f"{name} was {_shown(old, name)}, now {_shown(new, name)}")
-    for name in sorted(old.keys() | new.keys())
-    if _shown(old, name) != _shown(new, name)
-  ]
-
-
-def _shown(flat: Mapping[str, Any], name: str) -> str:
-  return json.dumps(flat[name]) if name in flat else "not there"
-
-
-def _tuples(tree: Any) -> Any:
-  """JSON has lists only; configs have tuples only."""
-  if isinstance(tree, dict):
-    return {name: _tuples(value) for name, value in tree.items()}
-  return tuple(_tuples(value) for value in tree) if isinstance(tree, list) else tree
-
-
-def _targets(metadata: Any, sharding: Any) -> Any:
-  """Restore targets from what a checkpoint says of itself."""
-  tree = metadata.tree if hasattr(metadata, "tree") else metadata
+def _targets(ckpt: ocp.AsyncCheckpointer, path: pathlib.Path, sharding: Any) -> Any:
+  """Restore targets of a checkpoint's model, from what it says of itself."""
+  tree = ckpt.metadata(path).item_metadata["model"].tree
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 

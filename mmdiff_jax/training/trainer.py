@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -22,6 +23,7 @@ from mmdiff_jax.frameworks import base
 from mmdiff_jax.frameworks.base import Batch, Framework, Params, Stage
 from mmdiff_jax.training import (
   checkpoints,
+  claims,
   monitoring,
   parallel,
   state as state_lib,
@@ -46,13 +48,15 @@ def train(
 
   A run that was stopped and started again is the same run, bit for bit: the key of step n is folded
   from the seed, the stage's name and n, and the input pipeline's position is in the checkpoint. On
-  SIGTERM it saves and stops. From a damaged checkpoint it falls back to the one before. Where a
-  checkpoint cannot be written, on a full disk, it warns and goes on, but for the last of a stage.
+  SIGTERM it saves and stops. Checkpoints are written while training goes on. From a damaged one it
+  falls back to the one before. Where one cannot be written, on a full disk, it warns and goes on,
+  but for the last of a stage.
 
   Args:
     framework: what to train.
-    config: `seed`, `parallel` (see `parallel.layout_of`) and `monitor.{log_every, report_every,
-      checkpoint_every}` (in steps) are read here; all of it is kept in the workdir.
+    config: `seed`, `parallel` (see `parallel.layout_of`) and `monitor` are read here: `log_every`,
+      `report_every`, `checkpoint_every` in steps, `keep`, how many of the last checkpoints stay,
+      and `best`, the metric of which the lowest one's stays, too; all of it is kept in the workdir.
     workdir: takes the checkpoints, `config.json`, `data.json`, `metrics.jsonl` and TensorBoard's
       files.
     train_data: the training split, arrays or columns whose first axis is the example.
@@ -64,18 +68,22 @@ def train(
 
   Raises:
     UserError: the workdir belongs to another config or other data, a checkpoint is damaged, there
-      is no such stage, one that it needs is not trained, or the layout or a batch size does not fit
-      the devices.
+      is no such stage, one that it needs is not trained, the layout or a batch size does not fit
+      the devices, or no checkpoint is to be kept, or that of a metric that a stage does not have.
     DivergedError: a loss or a gradient is not finite.
   """
   base.check_stages(framework, stages)
   layout = parallel.layout_of(**config.parallel)
+  if config.monitor.keep < 1:
+    raise UserError(
+      f"config.monitor.keep is {config.monitor.keep}: at least the last checkpoint must be kept, 1."
+    )
   for stage in framework.stages:
     if (not stages or stage.name in stages) and not _is_trained(stage, workdir):
       parallel.check_batch_size(layout, stage.settings.batch_size, stage.settings.accumulate)
   names = [name for m in framework.modalities for name in (m.name, f"{m.name}_present")]
   trained_on = {name: train_data[name] for name in names if name in train_data}
-  checkpoints.claim_workdir(workdir, config, trained_on)
+  claims.claim_workdir(workdir, config, trained_on)
   rows = monitoring.report_rows(test_data)
   params: Params = {}
   with monitoring.Monitor(workdir, framework.modalities, config) as monitor:
@@ -146,17 +154,24 @@ def _train_stage(
   start = checkpoints.latest_step(workdir, stage.name) or 0
   for unfinished in checkpoints.discard_unfinished(workdir, stage.name):
     monitor.say(f"{stage.name}: dropped the checkpoint of step {unfinished}, cut off in its saving")
+  keep, best = config.monitor.keep, config.monitor.best
   with contextlib.ExitStack() as stack:
-    ckpt = stack.enter_context(checkpoints.manager(workdir, stage.name))
+    saver = stack.enter_context(checkpoints.Saver(workdir, stage.name, keep=keep, best=best))
     if start:
       copied = parallel.replicated(layout)
-      state, constants = checkpoints.restore(ckpt, start, placed, copied, batches)
+      state, constants = checkpoints.restore(workdir, stage.name, start, placed, copied, batches)
       frozen = {**earlier, **constants}
     else:
       state = create()
     names, train_step = step_lib.make_train_step(
       stage, tx, layout, state.params, frozen, sample_batch
     )
+    if best and best not in names:
+      raise UserError(
+        f"config.monitor.best is {best!r}, which is no metric of the stage {stage.name!r}. It has"
+        f" {', '.join(names)}. Give one of them (`loss` is one of every stage), or none, and start"
+        " again: what is trained stays."
+      )
     monitor.start(stage, start, state.params)
 
     every_log, every_save, every_report = (
@@ -180,19 +195,23 @@ def _train_stage(
         step == settings.steps or step // every > before // every
         for every in (every_log, every_save, every_report)
       )
-      stop = asked_to_stop(step)
+      stop = asked_to_stop()
       if log or save or report or stop:
-        monitor.metrics(step, _read(meter, names, stage.name, workdir))
+        metrics = _read(meter, names, stage.name, workdir, saver)
+        monitor.metrics(step, metrics)
         meter = step_lib.new_meter(layout, names)
+        _finish(saver, monitor, stage, wait=save or stop)
       if save or stop:
         meta = {"config": config.to_dict(), "stage": stage.name, "step": step}
-        try:
-          checkpoints.save(ckpt, state, constants, batches, meta)
-        except checkpoints.SaveError as error:
-          _warn_of_lost_checkpoint(monitor, stage, step, error)
+        # A mean over the few steps before a signal is not held against those of the others.
+        meta["metrics"] = metrics if save else {}
+        saver.save(state, constants, batches, meta)
+      if step == settings.steps or stop:
+        _finish(saver, monitor, stage)
       if stop:
+        saved = checkpoints.latest_step(workdir, stage.name) or 0
         raise PreemptedError(
-          f"Asked to stop: {stage.name} is saved at step {step:,} of {settings.steps:,}. The same"
+          f"Asked to stop: {stage.name} is saved at step {saved:,} of {settings.steps:,}. The same"
           " command goes on from there."
         )
       if report:
@@ -202,45 +221,57 @@ def _train_stage(
         monitor.restart_clock(step)
 
 
+# Not in steps, which begin again with each stage and may go by in groups: where the processes agree
+# to stop is one call after those that they have made.
+_calls = itertools.count(1)
+
+
 @contextlib.contextmanager
-def _sigterm() -> Iterator[Callable[[int], bool]]:
-  """A function `(step) -> whether to stop`, the same in all processes, once SIGTERM has come."""
+def _sigterm() -> Iterator[Callable[[], bool]]:
+  """A function to call after each dispatch: whether to stop, as one, since SIGTERM has come."""
   if jax.process_count() > 1:
-    # JAX heeds the signal itself there, and the processes agree on a step.
-    yield multihost_utils.reached_preemption_sync_point
+    # JAX heeds the signal itself there, and the processes agree on a call.
+    yield lambda: multihost_utils.reached_preemption_sync_point(next(_calls))
     return
   if threading.current_thread() is not threading.main_thread():
-    yield lambda step: False  # Only the main thread can heed a signal.
+    yield lambda: False  # Only the main thread can heed a signal.
     return
   came = threading.Event()
   before = signal.signal(signal.SIGTERM, lambda *_: came.set())
   try:
-    yield lambda step: came.is_set()
+    yield came.is_set
   finally:
     signal.signal(signal.SIGTERM, before)
 
 
-def _warn_of_lost_checkpoint(
-  monitor: monitoring.Monitor, stage: Stage, step: int, error: checkpoints.SaveError
+def _finish(
+  saver: checkpoints.Saver, monitor: monitoring.Monitor, stage: Stage, *, wait: bool = True
 ) -> None:
-  """A stage can do without a checkpoint on its way, but not without its last.
+  """Ends a save; a stage can do without a checkpoint on its way, but not without its last.
 
   Raises:
-    UserError: it was the last.
+    UserError: that of the last step was not saved.
   """
-  if step == stage.settings.steps:
-    raise UserError(
-      f"The last checkpoint of {stage.name} was not saved: {error}. Make room, and start the same"
-      " command again: it goes on from the checkpoint before."
-    ) from error
-  monitor.say(
-    f"WARNING: {stage.name}: NO CHECKPOINT AT STEP {step:,}: {error}. Training goes on; the"
-    " checkpoints before are as they were. Make room before the next one is due."
-  )
+  try:
+    saver.finish(wait=wait)
+  except checkpoints.SaveError as error:
+    if error.step == stage.settings.steps:
+      raise UserError(
+        f"The last checkpoint of {stage.name} was not saved: {error}. Make room, and start the same"
+        " command again: it goes on from the checkpoint before."
+      ) from error
+    monitor.say(
+      f"WARNING: {stage.name}: NO CHECKPOINT AT STEP {error.step:,}: {error}. Training goes on; the"
+      " checkpoints before are as they were. Make room before the next one is due."
+    )
 
 
 def _read(
-  meter: step_lib.Meter, names: tuple[str, ...], stage: str, workdir: str | os.PathLike[str]
+  meter: step_lib.Meter,
+  names: tuple[str, ...],
+  stage: str,
+  workdir: str | os.PathLike[str],
+  saver: checkpoints.Saver,
 ) -> dict[str, float]:
   """The means since the last reading; waits for the device.
 
@@ -253,6 +284,7 @@ def _read(
     parts = [name.removeprefix("loss_") for name in bad if name.startswith("loss_")]
     where = f"of {', '.join(parts)} " if parts else ""
     report = pathlib.Path(workdir) / "diverged.json"
+    saver.wait()
     if jax.process_index() == 0:
       found = {
         "stage": stage,

@@ -53,6 +53,7 @@ def trained(small_data, tmp_path_factory):
   config.sampling.update({"steps": 2, "guidance": 1.0, "order": ()})
   config.evaluation.update({"num": 30, "seeds": 2, "classifier_steps": 3})
   config.evaluation.subsets = (("digit", "tone"), ("digit", "scene"))
+  config.monitor.best = "loss"
   workdir = tmp_path_factory.mktemp("workdir") / "run"
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(sys.modules, "tensorflow", None)  # It takes seconds to load.

@@ -37,6 +37,7 @@ def test_measures_a_run(command, trained):
     "num": 24,
     "seeds": [0, 1],
     "ema": True,
+    "best": "",
     "solver": "dpmpp_2m",
     "steps": 2,
     "guidance": 1.0,
@@ -216,22 +217,37 @@ def test_bad_arguments(command, trained, refused, argument, words):
   refused(command(evaluate, f"--workdir={trained}", argument), *words)
 
 
-def test_raw_parameters_are_those_of_the_last_stage_only(trained, monkeypatch):
-  """Earlier stages were trained upon as running means."""
+def test_raw_and_best_parameters_are_those_of_the_last_stage_only(trained, monkeypatch):
+  """Earlier stages were trained upon as running means of their last steps."""
   asked = {}
 
-  def load_stage(workdir, stage, *, ema):
+  def load_stage(workdir, stage, *, ema, best):
     del workdir
-    asked[stage] = ema
+    asked[stage] = ema, best
     return {}
 
   monkeypatch.setattr(generation.checkpoints, "load_stage", load_stage)
-  with flagsaver.as_parsed(ema="false"):
+  with flagsaver.as_parsed(ema="false", best="true"):
     flags.FLAGS.mark_as_parsed()
-    assert not generation.load(trained).ema
-  assert asked == {f"autoencoder_{n}": True for n in ("digit", "tone", "caption")} | {
-    "score": False
+    loaded = generation.load(trained)
+  assert (loaded.ema, loaded.best) == (False, "loss")
+  assert asked == {f"autoencoder_{n}": (True, "") for n in ("digit", "tone", "caption")} | {
+    "score": (False, "loss")
   }
+
+
+def test_best_of_a_run_that_kept_none_and_of_experts(trained, tmp_path):
+  config = json.loads((trained / "config.json").read_text())
+  del config["monitor"]["best"]  # As of an older version.
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  with flagsaver.as_parsed(best="true"):
+    with pytest.raises(UserError, match="--config.monitor.best=METRIC"):
+      generation.load(tmp_path)
+    with (
+      flagsaver.as_parsed(experts="a,b"),
+      pytest.raises(UserError, match="--best is for one run"),
+    ):
+      generation.load(None)
 
 
 def test_judges_what_is_there_alone(oracle):

@@ -25,7 +25,7 @@ CONFIG = """
       "modalities": ("image", "sound", "words"),
       "data": {"name": dataset, "data_dir": ml_collections.config_dict.placeholder(str)},
       "parallel": {"kind": "jit", "mesh": (-1, 1), "min_shard_size": 65536},
-      "monitor": {"log_every": 2, "report_every": 6, "checkpoint_every": 4},
+      "monitor": {"log_every": 2, "report_every": 6, "checkpoint_every": 4, "keep": 2, "best": ""},
     })
 """
 

@@ -1,38 +1,148 @@
+import dataclasses
+import functools
 import json
 import shutil
 
 import jax
-import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from mmdiff_jax.data import pairing
+from mmdiff_jax.data import pipeline
 from mmdiff_jax.errors import UserError
-from mmdiff_jax.training import checkpoints, trainer
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-  return tmp_path_factory.mktemp("finished")
-
-
-@pytest.fixture
-def workdir(toy, finished, tmp_path):
-  """A finished run, of which the test may break its own copy."""
-  if not (finished / "run").exists():
-    trainer.train(toy.framework(), toy.config(), finished / "run", toy.data(), toy.data(8))
-  shutil.copytree(finished / "run", tmp_path / "run")
-  return tmp_path / "run"
-
-
-def train(toy, workdir, **fields):
-  return trainer.train(toy.framework(), toy.config(**fields), workdir, toy.data(), toy.data(8))
+from mmdiff_jax.training import checkpoints, parallel, trainer
+from mmdiff_jax.training.state import TrainState
 
 
 def test_keeps_the_last_two_and_their_checksums(workdir):
   names = {path.name for path in (workdir / "checkpoints" / "second_stage").iterdir()}
   assert names == {"8", "8.sha256.json", "12", "12.sha256.json"}
+
+
+def losses(toy, workdir, stage):
+  return {row["step"]: row["loss"] for row in toy.rows(workdir) if row["stage"] == stage}
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_keeps_the_last_ones_and_the_best(toy, tmp_path, keep):
+  """The loss rises in the end, by a learning rate that is far too large."""
+  monitor = {**toy.config().monitor, "checkpoint_every": 2, "keep": keep, "best": "loss"}
+  framework = toy.only_first(toy.framework(steps=20, warmup=20, learning_rate=20.0))
+  trainer.train(framework, toy.config(monitor=monitor), tmp_path, toy.data(), toy.data(8))
+  found = losses(toy, tmp_path, "first_stage")
+  best = min(found, key=found.get)
+  last = list(found)[-keep:]
+  assert best not in last
+  folder = checkpoints.stage_dir(tmp_path, "first_stage")
+  names = {f"{step}{end}" for step in (best, *last) for end in ("", ".sha256.json")}
+  assert {path.name for path in folder.iterdir()} == names
+  assert checkpoints.best_step(tmp_path, "first_stage", "loss") == best
+  assert checkpoints.latest_step(tmp_path, "first_stage") == 20
+
+  # The best is that of the log's step, and loads; what is trained goes by the last.
+  params = checkpoints.load_params(framework, tmp_path, ema=False, best="loss")
+  for step in last:
+    shutil.rmtree(folder / str(step))
+  alone = checkpoints.load_stage(tmp_path, "first_stage", ema=False)
+  jax.tree.map(np.testing.assert_array_equal, params, alone)
+
+
+def test_a_resumed_run_goes_on_from_the_last_and_knows_the_best(toy, tmp_path):
+  monitor = {**toy.config().monitor, "checkpoint_every": 2, "keep": 1, "best": "loss"}
+  framework = toy.only_first(toy.framework(steps=20, warmup=20, learning_rate=20.0))
+  stage = framework.stages[0]
+
+  class StoppedError(Exception):
+    pass
+
+  def stop(*_):
+    raise StoppedError
+
+  (tmp_path / "x").mkdir()
+  config = toy.config(monitor={**monitor, "report_every": 16})
+  stopping = dataclasses.replace(framework, stages=(dataclasses.replace(stage, report=stop),))
+  with pytest.raises(StoppedError):
+    trainer.train(stopping, config, tmp_path / "x", toy.data(), toy.data(8))
+  best = checkpoints.best_step(tmp_path / "x", stage.name, "loss")
+  assert best < 14 <= checkpoints.latest_step(tmp_path / "x", stage.name)
+  trainer.train(framework, config, tmp_path / "x", toy.data(), toy.data(8))
+  assert [row["step"] for row in toy.rows(tmp_path / "x")] == list(range(2, 21, 2))
+  steps = {int(p.name) for p in (tmp_path / "x").glob("checkpoints/*/*") if p.name.isdecimal()}
+  assert steps == {best, 20}
+
+
+def test_a_best_that_no_checkpoint_knows(toy, workdir):
+  with pytest.raises(UserError, match="'nothing' was.*monitor.best=nothing"):
+    checkpoints.load_params(toy.framework(), workdir, best="nothing")
+
+
+@pytest.mark.parametrize(
+  ("fields", "words"),
+  [
+    ({"best": "loss_words"}, "'loss_words'.*no metric of the stage 'first_stage'.*loss_sound"),
+    ({"keep": 0}, "monitor.keep is 0.*at least"),
+  ],
+)
+def test_what_cannot_be_kept_is_refused_before_training(toy, tmp_path, fields, words):
+  with pytest.raises(UserError, match=words):
+    toy.train(tmp_path, monitor={**toy.config().monitor, **fields})
+  assert not list(tmp_path.glob("checkpoints/*/*"))
+  assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def pointers(tree):
+  return [x.addressable_data(0).unsafe_buffer_pointer() for x in jax.tree.leaves(tree)]
+
+
+def test_what_is_written_in_the_background_is_of_its_step(toy, tmp_path):
+  """Of many arrays, while steps overwrite the state in place and take further batches."""
+  layout = parallel.layout_of()
+  values = {str(i): np.zeros(2**12, np.float32) for i in range(50)}
+  state = TrainState(np.int32(0), values, values, {"mu": values, "nu": values})
+  state = jax.device_put(state, parallel.shardings(layout, state), may_alias=False)
+  like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+  step = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+  batches = pipeline.batches({"row": np.arange(100)}, 10, seed=0)
+
+  for _ in range(3):
+    old = pointers(state)
+    state = step(state)
+    next(batches)
+  assert pointers(state) == old  # In place.
+  with checkpoints.Saver(tmp_path, "first_stage", keep=2) as saver:
+    saver.save(state, {}, batches, {"stage": "first_stage"})
+    meanwhile = 0
+    while checkpoints.latest_step(tmp_path, "first_stage") is None:
+      state = jax.block_until_ready(step(state))
+      next(batches)
+      saver.finish(wait=False)
+      meanwhile += 1
+    assert meanwhile > 3
+    saver.finish()
+  again = pipeline.batches({"row": np.arange(100)}, 10, seed=0)
+  copied = parallel.replicated(layout)
+  restored, _ = checkpoints.restore(tmp_path, "first_stage", 3, like, copied, again)
+  for x in jax.tree.leaves(restored):
+    np.testing.assert_array_equal(x, 3)
+  expected = pipeline.batches({"row": np.arange(100)}, 10, seed=0)
+  expected = [next(expected)["row"] for _ in range(4)]
+  np.testing.assert_array_equal(next(again)["row"], expected[3])
+
+
+def test_what_is_being_written_when_a_run_ends_by_an_error_counts(toy, tmp_path):
+  """The error comes right after the save of step 4."""
+  framework = toy.only_first(toy.framework())
+
+  def stop(*_):
+    raise KeyboardInterrupt
+
+  stages = (dataclasses.replace(framework.stages[0], report=stop),)
+  config = toy.config(monitor={**toy.config().monitor, "report_every": 4})
+  with pytest.raises(KeyboardInterrupt):
+    trainer.train(
+      dataclasses.replace(framework, stages=stages), config, tmp_path, toy.data(), toy.data(8)
+    )
+  assert checkpoints.latest_step(tmp_path, "first_stage") == 4
 
 
 def test_load_params_merges_stages_and_constants(toy, workdir):
@@ -69,6 +179,27 @@ def test_one_flipped_bit_in_any_file_is_found(workdir):
   checkpoints.verify(step)
 
 
+def test_any_change_of_the_checksums_is_found(workdir):
+  step = workdir / "checkpoints" / "first_stage" / "12"
+  seal = step.with_name("12.sha256.json")
+  seal.write_text(seal.read_text().replace("\n ", "\n\t", 1))
+  with pytest.raises(UserError, match="checksums .* have changed"):
+    checkpoints.verify(step)
+
+
+def test_a_checkpoint_of_an_older_version(toy, workdir):
+  """Its place in the data is in a file for each process, and it has no metrics."""
+  before = checkpoints.load_params(toy.framework(), workdir)
+  folder = workdir / "checkpoints" / "second_stage"
+  shutil.rmtree(folder / "12")
+  (folder / "8" / "data" / "metadata").rename(folder / "8" / "data" / "process_0-of-2.json")
+  meta = folder / "8" / "meta" / "metadata"
+  meta.write_text(json.dumps({"stage": json.loads(meta.read_text())["stage"]}))
+  checkpoints._seal(folder / "8")
+  assert checkpoints.best_step(workdir, "second_stage", "loss") is None
+  jax.tree.map(np.testing.assert_array_equal, before, toy.train(workdir))
+
+
 @pytest.mark.parametrize("damage", ["cut", "missing", "half checksums", "extra"])
 def test_damage_is_named_and_the_checkpoint_before_takes_over(toy, workdir, damage, capsys):
   before = checkpoints.load_params(toy.framework(), workdir)
@@ -91,7 +222,7 @@ def test_damage_is_named_and_the_checkpoint_before_takes_over(toy, workdir, dama
   assert "\n" not in str(error.value)
 
   capsys.readouterr()
-  after = train(toy, workdir)
+  after = toy.train(workdir)
   said = capsys.readouterr().out
   for word in ("WARNING: second_stage", "step 12 is damaged", "from step 8"):
     assert word in said
@@ -109,7 +240,7 @@ def test_with_all_checkpoints_damaged_the_stage_starts_again(toy, workdir, capsy
     file = next(path for path in folder.rglob("d/*"))
     file.write_bytes(bytes(file.stat().st_size))
   capsys.readouterr()
-  jax.tree.map(np.testing.assert_array_equal, before, train(toy, workdir))
+  jax.tree.map(np.testing.assert_array_equal, before, toy.train(workdir))
   said = capsys.readouterr().out
   assert "step 12 is damaged" in said and "step 8 is damaged" in said
   assert "second_stage: 12 steps, " in said
@@ -123,17 +254,34 @@ def test_a_save_that_was_killed_does_not_count(toy, workdir, killed, capsys):
   if killed == "while writing":
     step.rename(step.with_name("12.orbax-checkpoint-tmp"))
   assert checkpoints.latest_step(workdir, "second_stage") == 8
-  jax.tree.map(np.testing.assert_array_equal, before, train(toy, workdir))
+  jax.tree.map(np.testing.assert_array_equal, before, toy.train(workdir))
   assert ("cut off" in capsys.readouterr().out) == (killed == "before the checksums")
   checkpoints.verify(step)
   assert not list(step.parent.glob("*tmp*"))
+
+
+@pytest.mark.parametrize("killed", ["while writing", "before the checksums"])
+def test_a_first_save_that_was_killed_does_not_count(toy, workdir, killed):
+  """There is no other one, and yet it is no damage."""
+  before = checkpoints.load_params(toy.framework(), workdir)
+  folder = workdir / "checkpoints" / "second_stage"
+  shutil.rmtree(folder / "8")
+  for seal in folder.glob("*.json"):
+    seal.unlink()
+  # As a save begins.
+  (folder / "12.sha256.json.tmp").touch()
+  if killed == "while writing":
+    (folder / "12").rename(folder / "12.orbax-checkpoint-tmp")
+  assert checkpoints.latest_step(workdir, "second_stage") is None
+  jax.tree.map(np.testing.assert_array_equal, before, toy.train(workdir))
+  assert not list(folder.glob("*tmp*"))
 
 
 def test_a_copy_without_any_checksums_is_refused_rather_than_dropped(toy, workdir):
   for seal in workdir.rglob("second_stage/*.sha256.json"):
     seal.unlink()
   with pytest.raises(UserError, match=r"12\.sha256\.json are missing"):
-    train(toy, workdir)
+    toy.train(workdir)
   assert (workdir / "checkpoints" / "second_stage" / "12").exists()
 
 
@@ -152,127 +300,16 @@ def test_a_checkpoint_of_another_stage(toy, workdir, complete):
   shutil.copytree(first, second)
   if not complete:
     shutil.rmtree(second / "12")
-  for call in (train, lambda toy, workdir: checkpoints.load_params(toy.framework(), workdir)):
+  for call in (toy.train, functools.partial(checkpoints.load_params, toy.framework())):
     with pytest.raises(UserError, match="not of the stage 'second_stage' but of 'first_stage'"):
-      call(toy, workdir)
+      call(workdir)
 
 
 def test_meta_says_what_was_trained(toy, workdir):
-  with checkpoints.manager(workdir, "second_stage") as ckpt:
-    meta = ckpt.restore(12, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+  path = checkpoints.stage_dir(workdir, "second_stage") / "12"
+  with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as ckpt:
+    meta = ckpt.restore(path, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
   assert meta["stage"] == "second_stage"
   assert meta["step"] == 12
   assert meta["config"]["seed"] == toy.config().seed
-
-
-def test_another_config_is_refused_and_changes_nothing(toy, workdir):
-  before = (workdir / "config.json").read_text()
-  with pytest.raises(UserError) as error:
-    train(toy, workdir, seed=4, extra=1, data={"name": "other", "data_dir": None})
-  for words in ("data.name was \"toy\", now \"other\"", "seed was 3, now 4",
-                "extra was not there, now 1", "--workdir"):  # fmt: skip
-    assert words in str(error.value)
-  assert (workdir / "config.json").read_text() == before
-
-
-def test_fields_that_do_not_change_training_may_differ(tmp_path):
-  def config(value, modalities):
-    fields = {name: {"x": value} for name in ("monitor", "sampling", "evaluation")}
-    return ml_collections.ConfigDict(
-      {**fields, "data": {"name": "toy", "data_dir": value}, "modalities": modalities}
-    )
-
-  data = {"image": np.zeros((3, 2))}
-  checkpoints.claim_workdir(tmp_path, config("a", ("image", "words")), data)
-  checkpoints.claim_workdir(tmp_path, config("b", ("image", "words")), data)
-  # The newest one counts, and tuples come back as tuples.
-  assert checkpoints.load_config(tmp_path) == config("b", ("image", "words"))
-  with pytest.raises(UserError, match="modalities was"):
-    checkpoints.claim_workdir(tmp_path, config("b", ("image",)), data)
-
-
-def test_a_field_that_is_not_set_is_as_none(tmp_path):
-  data = {"image": np.zeros((3, 2))}
-  fields = {"seed": 3, "autoencoder": {"latent": 4}}
-  checkpoints.claim_workdir(tmp_path, ml_collections.ConfigDict(fields), data)
-  fields["autoencoder"]["use"] = None
-  checkpoints.claim_workdir(tmp_path, ml_collections.ConfigDict(fields), data)
-  fields["autoencoder"]["use"] = "theirs:networks"
-  with pytest.raises(UserError, match='autoencoder.use was not there, now "theirs:networks"'):
-    checkpoints.claim_workdir(tmp_path, ml_collections.ConfigDict(fields), data)
-
-
-def _split(**change):
-  """A split of 1,000 examples, one of its modalities made when read and one with gaps."""
-  image = np.random.default_rng(0).uniform(size=(1000, 4, 4)).astype(np.float32)
-  words = np.random.default_rng(1).integers(0, 9, (1000, 3))
-  return {
-    "image": pairing.Column(np.arange(1000), image.__getitem__),
-    "words": words,
-    "words_present": np.arange(1000) != 500,
-    **change,
-  }
-
-
-def _mirrored(rows):
-  return _split()["image"][rows][..., ::-1]
-
-
-@pytest.mark.parametrize(
-  "other, words",
-  [
-    ({name: x[:999] for name, x in _split().items()}, "number of examples was 1000, now 999"),
-    (_split(image=np.zeros((1000, 5), np.float32)), r"shape of image was \[4, 4\], now \[5\]"),
-    (_split(words=_split()["words"].astype(np.int16)), 'type of words was "int64", now "int16"'),
-    (_split(sound=np.zeros((1000, 2))), r"shape of sound was not there, now \[2\]"),
-    (_split(words_present=np.arange(1000) != 501), "checksum of words_present"),
-    (_split(words=_split()["words"][::-1]), "words has other contents"),
-    (_split(image=pairing.Column(np.arange(1000), _mirrored)), ": image has other contents"),
-  ],
-)
-def test_other_data_are_refused_and_change_nothing(toy, tmp_path, other, words):
-  checkpoints.claim_workdir(tmp_path, toy.config(), _split())
-  before = {path: path.read_text() for path in tmp_path.iterdir()}
-  elsewhere = toy.config(data={"name": "toy", "data_dir": "/elsewhere"})
-  with pytest.raises(UserError, match=f"made with other training data.*{words}.*data.json"):
-    checkpoints.claim_workdir(tmp_path, elsewhere, other)
-  assert {path: path.read_text() for path in tmp_path.iterdir()} == before
-
-
-def test_same_data_may_come_from_elsewhere_and_differ_in_the_last_bit(toy, tmp_path):
-  data = _split()
-  checkpoints.claim_workdir(tmp_path, toy.config(), data)
-  image = np.nextafter(data["image"][:], np.float32(1))
-  elsewhere = toy.config(data={"name": "toy", "data_dir": "/elsewhere"})
-  checkpoints.claim_workdir(tmp_path, elsewhere, {**data, "image": image})
-  assert checkpoints.load_config(tmp_path).data.data_dir == "/elsewhere"
-
-
-def test_few_rows_are_read_to_compare_data(toy, tmp_path):
-  read = []
-
-  def rows(index):
-    read.extend(index)
-    return np.zeros((len(index), 2))
-
-  data = {"image": pairing.Column(np.arange(60_000), rows)}
-  checkpoints.claim_workdir(tmp_path, toy.config(), data)
-  assert len(read) < 100 and {0, 59_999} <= set(read)
-
-
-def test_resumed_run_refuses_other_data_and_an_older_one_takes_what_there_is(toy, workdir):
-  other = toy.data(seed=1)
-  with pytest.raises(UserError, match="other training data: image has other contents"):
-    trainer.train(toy.framework(), toy.config(), workdir, other, other)
-  (workdir / "data.json").unlink()
-  trainer.train(toy.framework(), toy.config(), workdir, other, other)
-  with pytest.raises(UserError, match="other training data"):
-    train(toy, workdir)
-
-
-def test_load_config_of_no_run(tmp_path):
-  with pytest.raises(UserError, match="no training run"):
-    checkpoints.load_config(tmp_path)
-  (tmp_path / "config.json").write_text(json.dumps({"a": 1})[:-1])
-  with pytest.raises(UserError, match="cannot be read"):
-    checkpoints.load_config(tmp_path)
+  assert meta["metrics"]["loss"] == toy.rows(workdir)[-1]["loss"]

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 import types
 
 import jax
@@ -14,6 +15,7 @@ import pytest
 
 from mmdiff_jax import modalities as modalities_lib
 from mmdiff_jax.frameworks import base
+from mmdiff_jax.training import trainer
 
 MODALITIES = (
   modalities_lib.Modality("image", "image", (4, 4, 1), show=modalities_lib.image_picture),
@@ -117,7 +119,7 @@ def config(**fields):
       "modalities": ("image", "sound", "words"),
       "data": {"name": "toy", "data_dir": None},
       "parallel": {"kind": "jit", "mesh": (-1, 1), "min_shard_size": 16},
-      "monitor": {"log_every": 2, "report_every": 6, "checkpoint_every": 4},
+      "monitor": {"log_every": 2, "report_every": 6, "checkpoint_every": 4, "keep": 2, "best": ""},
       **fields,
     }
   )
@@ -137,6 +139,23 @@ def compile_once(tmp_path_factory):
   compilation_cache.reset_cache()
 
 
+def train(workdir, **fields):
+  return trainer.train(framework(), config(**fields), workdir, data(), data(8))
+
+
+@pytest.fixture(scope="package")
+def finished(tmp_path_factory, compile_once):
+  workdir = tmp_path_factory.mktemp("finished") / "run"
+  train(workdir)
+  return workdir
+
+
+@pytest.fixture
+def workdir(finished, tmp_path):
+  """A finished run, of which the test may break its own copy."""
+  return shutil.copytree(finished, tmp_path / "run")
+
+
 def rows(workdir):
   return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
@@ -151,4 +170,5 @@ def toy():
     modalities=MODALITIES,
     only_first=only_first,
     rows=rows,
+    train=train,
   )

@@ -136,6 +136,40 @@ def test_four_devices_train_as_one_and_their_checkpoint_loads_on_one(toy, tmp_pa
 
 
 @pytest.mark.slow
+def test_sigterm_stops_two_processes_at_one_step(toy, tmp_path):
+  """Which run two steps a dispatch, and of which one is asked to stop, in the second stage."""
+  code = """
+    import dataclasses, signal, time
+    from mmdiff_jax.errors import PreemptedError
+    process, port, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+    jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
+    framework = toy.framework(steps_per_dispatch=2)
+    first, second = framework.stages
+    settings = dataclasses.replace(second.settings, steps=4000)
+    def report(*_):
+      if process == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+      time.sleep(0.02)
+      return {}
+    second = dataclasses.replace(second, settings=settings, report=report)
+    framework = dataclasses.replace(framework, stages=(first, second))
+    config = toy.config()
+    config.monitor.report_every = 2
+    try:
+      trainer.train(framework, config, folder, toy.data(), toy.data(8))
+      raise AssertionError("not stopped")
+    except PreemptedError as error:
+      assert "second_stage is saved at step" in str(error), error
+  """
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  processes = [start(toy, code, i, port, tmp_path / "run", devices=1) for i in range(2)]
+  assert [process.wait() for process in processes] == [0, 0]
+  assert 0 < checkpoints.latest_step(tmp_path / "run", "second_stage") < 4000
+
+
+@pytest.mark.slow
 def test_two_processes_make_the_batches_of_one_train_as_one_and_resume(toy, tmp_path):
   """Of two devices each: the batches and, of a run resumed by two or by one, the parameters."""
   code = """

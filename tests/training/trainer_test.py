@@ -53,7 +53,7 @@ def stopping(framework, stage, call):
 
 def test_learns_both_stages_and_keeps_what_is_frozen(toy, tmp_path):
   framework = toy.framework(steps=300, learning_rate=0.1, weight_decay=0.0)
-  monitor = {"log_every": 50, "report_every": 1000, "checkpoint_every": 1000}
+  monitor = {"log_every": 50, "report_every": 1000, "checkpoint_every": 1000, "keep": 2, "best": ""}
   params = train(toy, tmp_path, framework, monitor=monitor)
   assert set(params) == {"first", "mean", "second"}
   losses = {(row["stage"], row["step"]): row["loss"] for row in toy.rows(tmp_path)}
@@ -85,14 +85,16 @@ def test_resumed_run_is_the_same_run(toy, tmp_path, group, stage):
 def test_killed_and_resumed_run_is_the_same_run(toy, tmp_path):
   """SIGKILL at step 6, after the checkpoint of step 4 and with batches made ahead."""
   code = """
-    import dataclasses, importlib.util, os, signal, sys
+    import dataclasses, importlib.util, os, signal, sys, time
     sys.modules["tensorflow"] = None
-    from mmdiff_jax.training import trainer
+    from mmdiff_jax.training import checkpoints, trainer
     spec = importlib.util.spec_from_file_location("toy", sys.argv[1])
     toy = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(toy)
     framework = toy.framework()
     def report(*_):
+      while checkpoints.latest_step(sys.argv[2], "first_stage") is None:
+        time.sleep(0.01)
       os.kill(os.getpid(), signal.SIGKILL)
     stages = tuple(dataclasses.replace(stage, report=report) for stage in framework.stages)
     framework = dataclasses.replace(framework, stages=stages)
@@ -134,19 +136,20 @@ def full_disk(monkeypatch, at):
   """Checkpoints of those steps come out cut off, as on a disk that is full."""
   # Whose files would be cut, too.
   monkeypatch.setitem(sys.modules, "tensorflow", None)
-  write = checkpoints._write
+  save = checkpoints.Saver.save
 
-  def cut(ckpt, step, *rest):
+  def cut(saver, state, *rest):
     limit, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     heeded = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200 if step in at else limit, most))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200 if state.step in at else limit, most))
     try:
-      write(ckpt, step, *rest)
+      save(saver, state, *rest)
+      saver.wait()
     finally:
       resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
       signal.signal(signal.SIGXFSZ, heeded)
 
-  monkeypatch.setattr(checkpoints, "_write", cut)
+  monkeypatch.setattr(checkpoints.Saver, "save", cut)
 
 
 def test_full_disk_leaves_training_and_the_old_checkpoint_alone(toy, tmp_path, monkeypatch, capsys):
@@ -177,7 +180,7 @@ def test_last_checkpoint_that_finds_no_room_is_an_error(toy, tmp_path, monkeypat
 
 @pytest.mark.parametrize("group", [5])
 def test_several_steps_a_dispatch_are_the_same_steps(toy, tmp_path, group):
-  monitor = {"log_every": 4, "report_every": 1000, "checkpoint_every": 1000}
+  monitor = {"log_every": 4, "report_every": 1000, "checkpoint_every": 1000, "keep": 2, "best": ""}
   one = train(toy, tmp_path / "one", toy.framework(steps=11), monitor=monitor)
   framework = toy.framework(steps=11, steps_per_dispatch=group)
   many = train(toy, tmp_path / "many", framework, monitor=monitor)

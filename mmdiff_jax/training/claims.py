@@ -1,0 +1,164 @@
+"""What a workdir belongs to: one config, `config.json`, and one training split, `data.json`."""
+
+from collections.abc import Mapping
+import json
+import os
+import pathlib
+from typing import Any
+import zlib
+
+import jax
+import ml_collections
+import numpy as np
+
+from mmdiff_jax.data.pairing import Column
+from mmdiff_jax.errors import UserError
+from mmdiff_jax.training.checkpoints import write_atomically
+
+# Fields that two runs in one workdir need not share: they change what is shown or where it is
+# computed, not the weights. The data, which may lie elsewhere on another machine, are compared
+# themselves.
+_FREE_FIELDS = (
+  "monitor.", "parallel.", "sampling.", "evaluation.", "data.data_dir", "data.manual_dir"
+)  # fmt: skip
+_COMPARED_ROWS = 64  # Rows of the training split that are compared: few, since reading may be slow.
+
+
+def claim_workdir(
+  workdir: str | os.PathLike[str],
+  config: ml_collections.ConfigDict,
+  data: Mapping[str, np.ndarray | Column],
+) -> None:
+  """Writes `config.json` and `data.json`, or checks that those there would train the same weights.
+
+  Of the data, `data.json` keeps the number of examples, names, shapes and types, the masks'
+  checksums, and one number each of 64 rows spread over the split; other data in the same place
+  have others. A workdir without it, of an older version, gets one.
+
+  Args:
+    workdir: the folder of the run.
+    config: how it is trained.
+    data: the training split: the modalities that are trained on, and their masks.
+
+  Raises:
+    UserError: the workdir was made with another config or other data; says what differs.
+  """
+  config_path, data_path = (pathlib.Path(workdir) / name for name in ("config.json", "data.json"))
+  # Through JSON, so that tuples and lists compare as equal.
+  text = json.dumps(config.to_dict(), indent=2)
+  if config_path.exists():
+    old, new = _flat(_read_config(config_path)), _flat(json.loads(text))
+    differing = [
+      words for name, words in _differences(old, new) if not name.startswith(_FREE_FIELDS)
+    ]
+    if differing:
+      raise UserError(
+        f"The workdir {workdir} was made with another config: {'; '.join(differing)}. Give the "
+        "same fields to go on with it, or choose another --workdir."
+      )
+  fingerprint = _fingerprint(data)
+  if data_path.exists():
+    claimed = _read_json(data_path, "Delete it if the data are the same")
+    if differing := _other_data(claimed, fingerprint):
+      raise UserError(
+        f"The workdir {workdir} was made with other training data: {'; '.join(differing)}. Give "
+        "the same data to go on with it (--config.data), or choose another --workdir. To go on "
+        f"with these data nevertheless, delete {data_path}."
+      )
+  config_path.parent.mkdir(parents=True, exist_ok=True)
+  if jax.process_index() == 0:
+    write_atomically(config_path, text)
+    if not data_path.exists():
+      write_atomically(data_path, json.dumps(fingerprint, indent=1))
+
+
+def _fingerprint(data: Mapping[str, np.ndarray | Column]) -> dict[str, dict[str, Any]]:
+  """What tells a split from another one: "facts", and of some rows "contents", by name."""
+  number = len(next(iter(data.values())))
+  index = np.linspace(0, number - 1, min(number, _COMPARED_ROWS)).astype(int)
+  facts: dict[str, Any] = {"number of examples": number}
+  contents = {}
+  for name, array in data.items():
+    if name.endswith("_present"):
+      facts[f"checksum of {name}"] = zlib.crc32(np.packbits(np.asarray(array)).tobytes())
+      continue
+    rows = array[index]
+    facts[f"shape of {name}"], facts[f"type of {name}"] = list(rows.shape[1:]), str(rows.dtype)
+    # Numbers, not checksums: another machine may round a spectrogram otherwise in the last bit.
+    # The weights tell an order of values from another one.
+    weights = np.linspace(1, 2, rows[0].size)
+    contents[name] = [float(np.average(row.ravel(), weights=weights)) for row in rows]
+  return {"facts": facts, "contents": contents}
+
+
+def _other_data(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+  """What differs between two fingerprints."""
+  if differing := _differences(old["facts"], new["facts"]):
+    return [words for _, words in differing]
+  return [
+    f"{name} has other contents"
+    for name, values in new["contents"].items()
+    if not np.allclose(values, old["contents"][name], rtol=1e-5, equal_nan=True)
+  ]
+
+
+def load_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
+  """The config that a workdir was made with.
+
+  Raises:
+    UserError: the folder holds no training run.
+  """
+  path = pathlib.Path(workdir) / "config.json"
+  if not path.exists():
+    raise UserError(
+      f"{workdir} holds no training run: there is no {path}. Train first: python -m "
+      f"experiments.train --config=CONFIG --workdir={workdir}"
+    )
+  return ml_collections.ConfigDict(_tuples(_read_config(path)))
+
+
+def _read_config(path: pathlib.Path) -> dict[str, Any]:
+  return _read_json(path, "Restore it from a checkpoint's meta item")
+
+
+def _read_json(path: pathlib.Path, remedy: str) -> dict[str, Any]:
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    raise UserError(
+      f"{path} cannot be read as JSON ({error}). {remedy}, or choose another --workdir."
+    ) from error
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Nested dicts as one dict with dotted names, without what is not set.
+
+  So a run of a version that did not have a field yet goes on where the field is not set.
+  """
+  flat = {}
+  for name, value in tree.items():
+    if isinstance(value, dict):
+      flat |= _flat(value, f"{prefix}{name}.")
+    elif value is not None:
+      flat[prefix + name] = value
+  return flat
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, str]]:
+  """The names of values that differ, each with words that say how."""
+  return [
+    (name, f"{name} was {_shown(old, name)}, now {_shown(new, name)}")
+    for name in sorted(old.keys() | new.keys())
+    if _shown(old, name) != _shown(new, name)
+  ]
+
+
+def _shown(flat: Mapping[str, Any], name: str) -> str:
+  return json.dumps(flat[name]) if name in flat else "not there"
+
+
+def _tuples(tree: Any) -> Any:
+  """JSON has lists only; configs have tuples only."""
+  if isinstance(tree, dict):
+    return {name: _tuples(value) for name, value in tree.items()}
+  return tuple(_tuples(value) for value in tree) if isinstance(tree, list) else tree

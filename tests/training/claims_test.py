@@ -1,0 +1,122 @@
+import json
+
+import ml_collections
+import numpy as np
+import pytest
+
+from mmdiff_jax.data import pairing
+from mmdiff_jax.errors import UserError
+from mmdiff_jax.training import claims, trainer
+
+
+def test_another_config_is_refused_and_changes_nothing(toy, workdir):
+  before = (workdir / "config.json").read_text()
+  with pytest.raises(UserError) as error:
+    toy.train(workdir, seed=4, extra=1, data={"name": "other", "data_dir": None})
+  for words in ("data.name was \"toy\", now \"other\"", "seed was 3, now 4",
+                "extra was not there, now 1", "--workdir"):  # fmt: skip
+    assert words in str(error.value)
+  assert (workdir / "config.json").read_text() == before
+
+
+def test_fields_that_do_not_change_training_may_differ(tmp_path):
+  def config(value, modalities):
+    fields = {name: {"x": value} for name in ("monitor", "sampling", "evaluation")}
+    return ml_collections.ConfigDict(
+      {**fields, "data": {"name": "toy", "data_dir": value}, "modalities": modalities}
+    )
+
+  data = {"image": np.zeros((3, 2))}
+  claims.claim_workdir(tmp_path, config("a", ("image", "words")), data)
+  claims.claim_workdir(tmp_path, config("b", ("image", "words")), data)
+  # The newest one counts, and tuples come back as tuples.
+  assert claims.load_config(tmp_path) == config("b", ("image", "words"))
+  with pytest.raises(UserError, match="modalities was"):
+    claims.claim_workdir(tmp_path, config("b", ("image",)), data)
+
+
+def test_a_field_that_is_not_set_is_as_none(tmp_path):
+  data = {"image": np.zeros((3, 2))}
+  fields = {"seed": 3, "autoencoder": {"latent": 4}}
+  claims.claim_workdir(tmp_path, ml_collections.ConfigDict(fields), data)
+  fields["autoencoder"]["use"] = None
+  claims.claim_workdir(tmp_path, ml_collections.ConfigDict(fields), data)
+  fields["autoencoder"]["use"] = "theirs:networks"
+  with pytest.raises(UserError, match='autoencoder.use was not there, now "theirs:networks"'):
+    claims.claim_workdir(tmp_path, ml_collections.ConfigDict(fields), data)
+
+
+def _split(**change):
+  """A split of 1,000 examples, one of its modalities made when read and one with gaps."""
+  image = np.random.default_rng(0).uniform(size=(1000, 4, 4)).astype(np.float32)
+  words = np.random.default_rng(1).integers(0, 9, (1000, 3))
+  return {
+    "image": pairing.Column(np.arange(1000), image.__getitem__),
+    "words": words,
+    "words_present": np.arange(1000) != 500,
+    **change,
+  }
+
+
+def _mirrored(rows):
+  return _split()["image"][rows][..., ::-1]
+
+
+@pytest.mark.parametrize(
+  "other, words",
+  [
+    ({name: x[:999] for name, x in _split().items()}, "number of examples was 1000, now 999"),
+    (_split(image=np.zeros((1000, 5), np.float32)), r"shape of image was \[4, 4\], now \[5\]"),
+    (_split(words=_split()["words"].astype(np.int16)), 'type of words was "int64", now "int16"'),
+    (_split(sound=np.zeros((1000, 2))), r"shape of sound was not there, now \[2\]"),
+    (_split(words_present=np.arange(1000) != 501), "checksum of words_present"),
+    (_split(words=_split()["words"][::-1]), "words has other contents"),
+    (_split(image=pairing.Column(np.arange(1000), _mirrored)), ": image has other contents"),
+  ],
+)
+def test_other_data_are_refused_and_change_nothing(toy, tmp_path, other, words):
+  claims.claim_workdir(tmp_path, toy.config(), _split())
+  before = {path: path.read_text() for path in tmp_path.iterdir()}
+  elsewhere = toy.config(data={"name": "toy", "data_dir": "/elsewhere"})
+  with pytest.raises(UserError, match=f"made with other training data.*{words}.*data.json"):
+    claims.claim_workdir(tmp_path, elsewhere, other)
+  assert {path: path.read_text() for path in tmp_path.iterdir()} == before
+
+
+def test_same_data_may_come_from_elsewhere_and_differ_in_the_last_bit(toy, tmp_path):
+  data = _split()
+  claims.claim_workdir(tmp_path, toy.config(), data)
+  image = np.nextafter(data["image"][:], np.float32(1))
+  elsewhere = toy.config(data={"name": "toy", "data_dir": "/elsewhere"})
+  claims.claim_workdir(tmp_path, elsewhere, {**data, "image": image})
+  assert claims.load_config(tmp_path).data.data_dir == "/elsewhere"
+
+
+def test_few_rows_are_read_to_compare_data(toy, tmp_path):
+  read = []
+
+  def rows(index):
+    read.extend(index)
+    return np.zeros((len(index), 2))
+
+  data = {"image": pairing.Column(np.arange(60_000), rows)}
+  claims.claim_workdir(tmp_path, toy.config(), data)
+  assert len(read) < 100 and {0, 59_999} <= set(read)
+
+
+def test_resumed_run_refuses_other_data_and_an_older_one_takes_what_there_is(toy, workdir):
+  other = toy.data(seed=1)
+  with pytest.raises(UserError, match="other training data: image has other contents"):
+    trainer.train(toy.framework(), toy.config(), workdir, other, other)
+  (workdir / "data.json").unlink()
+  trainer.train(toy.framework(), toy.config(), workdir, other, other)
+  with pytest.raises(UserError, match="other training data"):
+    toy.train(workdir)
+
+
+def test_load_config_of_no_run(tmp_path):
+  with pytest.raises(UserError, match="no training run"):
+    claims.load_config(tmp_path)
+  (tmp_path / "config.json").write_text(json.dumps({"a": 1})[:-1])
+  with pytest.raises(UserError, match="cannot be read"):
+    claims.load_config(tmp_path)

@@ -1,0 +1,219 @@
+"""Kills trainings at random moments, and checks that they end as one does that is left alone.
+
+  python tests/training/kill_campaign.py [--frameworks=mld,codi] [--kills=20] [--seed=0]
+
+A training of all stages of a framework, by the command line and with few steps, is killed (SIGKILL)
+after a random time, and started again by the same command, until it ends. What ends before it was
+killed often enough is followed by another. Each must come to the parameters of one that was left
+alone, bit for bit, and to the same lines in its log. No start may train a stage that was finished
+before it, or begin elsewhere than at the last checkpoint.
+"""
+
+import argparse
+from collections import Counter
+import json
+import os
+from pathlib import Path
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from experiments import setup  # noqa: E402
+from mmdiff_jax.training import checkpoints, claims  # noqa: E402
+
+# File and data set, the trainings, and what else makes it small.
+FRAMEWORKS = {
+  "mld": (
+    "configs/mld.py:digits",
+    ("autoencoder.tone", "autoencoder.caption", "score"),
+    (
+      "modalities=('tone', 'caption')",
+      "evaluation.subsets=()",
+      "autoencoder.tone.width=32",
+      "autoencoder.caption.width=32",
+      "score.network.width=32",
+      "score.network.tower_width=32",
+    ),
+  ),
+  "codi": (
+    "configs/codi.py:digits",
+    (
+      *(f"autoencoder.{name}" for name in ("caption", "digit", "speech", "video")),
+      *("bridging", "diffusion", "alignment"),
+    ),
+    (
+      "data.of=digits",
+      *(f"autoencoder.{name}.width=32" for name in ("caption", "digit", "speech", "video")),
+      "bridging.network.width=16",
+      *("diffusion.network.width=32", "diffusion.network.depth=1", "diffusion.network.hidden=32"),
+      "alignment.environment.width=32",
+    ),
+  ),
+}
+STEPS = 60
+
+
+class Start(NamedTuple):
+  """One start of a training.
+
+  Attributes:
+    lines: what it printed.
+    when: at how many seconds it printed them.
+    killed: whether it was killed before it ended.
+  """
+
+  lines: list[str]
+  when: list[float]
+  killed: bool
+
+
+def command(name: str, workdir: Path) -> list[str]:
+  """A training with a checkpoint every 10 steps."""
+  config, trainings, options = FRAMEWORKS[name]
+  changes = [*options, "monitor.log_every=10", "monitor.checkpoint_every=10"]
+  for training in trainings:
+    changes += [f"{training}.training.steps={STEPS}", f"{training}.training.batch_size=32"]
+    changes += [f"{training}.training.steps_per_dispatch=5"]
+  flags = [f"--config={config}", f"--workdir={workdir}", *(f"--config.{x}" for x in changes)]
+  return [sys.executable, "-m", "experiments.train", *flags]
+
+
+def without_tensorflow(folder: Path) -> dict[str, str]:
+  """The environment of a process that does without TensorBoard, which takes as long as the rest."""
+  (folder / "tensorflow.py").write_text("raise ImportError('left out')")
+  return {**os.environ, "PYTHONPATH": str(folder)}
+
+
+def start(name: str, workdir: Path, delay: float | None = None, *, at_once: bool = False) -> Start:
+  """Runs a training, and kills it `delay` seconds after its first line, or after its start."""
+  arguments = command(name, workdir)
+  process = subprocess.Popen(
+    arguments,
+    cwd=ROOT,
+    env=without_tensorflow(workdir.parent),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+  began, lines, when = time.monotonic(), [], []
+  timer = threading.Timer(delay or 0.0, process.kill)
+  if delay and at_once:
+    timer.start()
+  for line in process.stdout:
+    lines.append(line.rstrip())
+    when.append(time.monotonic() - began)
+    if delay and len(lines) == 1 and not at_once:
+      timer.start()
+  code = process.wait()
+  timer.cancel()
+  if code not in (0, -signal.SIGKILL):
+    raise AssertionError("\n".join([f"exit code {code} of {' '.join(arguments)}", *lines]))
+  return Start(lines, when, code != 0)
+
+
+def campaign(name: str, kills: int, seed: int, folder: Path) -> Counter:
+  """Trains a framework until it has been killed so often.
+
+  Args:
+    name: of the framework.
+    kills: how often.
+    seed: of the moments.
+    folder: takes the workdirs.
+
+  Returns:
+    How often it was killed in each stage, and before any ("start").
+
+  Raises:
+    AssertionError: a training is not what it would have been, or has trained something twice.
+  """
+  rng = random.Random(f"{name} {seed}")
+  whole = folder / f"{name}_whole"
+  alone = start(name, whole)
+  framework = setup.build(claims.load_config(whole))
+  expected = outcome(framework, whole)
+  # So that it is killed about twice in a stage.
+  longest = (alone.when[-1] - alone.when[0]) / len(framework.stages)
+  found = Counter()
+  while found.total() < kills:
+    workdir = folder / f"{name}_{found.total()}"
+    killed = True
+    while killed:
+      before = {
+        stage.name: checkpoints.latest_step(workdir, stage.name) or 0 for stage in framework.stages
+      }
+      if found.total() == kills:
+        run = start(name, workdir)
+      elif rng.random() < 0.2:
+        run = start(name, workdir, rng.uniform(0.1, alone.when[0]), at_once=True)
+      else:
+        run = start(name, workdir, rng.uniform(0.01, longest))
+      check(run.lines, before)
+      killed = run.killed
+      if killed:
+        stages = re.findall(r"^(\w+): preparing$", "\n".join(run.lines), re.MULTILINE)
+        found[stages[-1] if stages else "start"] += 1
+        last = run.lines[-1] if run.lines else "no line"
+        print(f"{name}: kill {found.total()}: {last}", flush=True)
+    compare(outcome(framework, workdir), expected)
+    print(f"{name}: {workdir.name} ended as one that was left alone", flush=True)
+  return found
+
+
+def check(lines: list[str], before: dict[str, int]) -> None:
+  """What a start printed, against the last checkpoints before it."""
+  text = "\n".join(lines)
+  for stage, step in before.items():
+    if step == STEPS:
+      assert f"{stage}: preparing" not in lines, f"{stage} was finished\n{text}"
+    since = f" from step {step}" if step else ""
+    begun = re.search(rf"^{stage}: {STEPS} steps(.*), .* parameters", text, re.MULTILINE)
+    assert not begun or begun[1] == since, f"{stage} is not begun{since}\n{text}"
+  assert "WARNING: " not in text, text
+
+
+def outcome(framework, workdir: Path) -> tuple:
+  """The parameters of all stages, as they are and as running means, and the log but for times."""
+  log = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  for row in log:
+    row.pop("ms_per_step", None)
+  stages = [
+    checkpoints.load_stage(workdir, stage.name, ema=ema)
+    for stage in framework.stages
+    for ema in (False, True)
+  ]
+  return stages, log
+
+
+def compare(found: tuple, expected: tuple) -> None:
+  """Raises AssertionError unless both are the same, bit for bit."""
+  jax.tree.map(np.testing.assert_array_equal, found[0], expected[0])
+  assert found[1] == expected[1]
+
+
+def main() -> None:
+  """Runs the campaign that the command line says."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--frameworks", default="mld,codi")
+  parser.add_argument("--kills", type=int, default=20)
+  parser.add_argument("--seed", type=int, default=0)
+  arguments = parser.parse_args()
+  with tempfile.TemporaryDirectory() as folder:
+    for name in arguments.frameworks.split(","):
+      found = campaign(name, arguments.kills, arguments.seed, Path(folder))
+      print(f"{name}: {found.total()} kills: {dict(found)}", flush=True)
+
+
+if __name__ == "__main__":
+  main()
