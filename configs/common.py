@@ -45,6 +45,10 @@ def defaults(framework: str) -> ConfigDict:
   config.monitor.log_every = 100
   config.monitor.report_every = 2000
   config.monitor.checkpoint_every = 2000
+  # Of several processes: seconds without a sign of life after which one is taken for dead, and
+  # seconds that compiling, a report, a checkpoint or `log_every` steps may take. Then all end.
+  config.monitor.peer_timeout = 100
+  config.monitor.stall_timeout = 1800.0
   return config
 
 

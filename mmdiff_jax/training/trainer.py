@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -29,6 +30,9 @@ from mmdiff_jax.training import (
 )
 from mmdiff_jax.training.parallel import Layout
 
+# Over all stages, since a number that has passed never comes again.
+_CALLS = itertools.count()
+
 
 class DivergedError(FloatingPointError):
   """A loss or a gradient is not finite. The last good checkpoint has been kept."""
@@ -51,8 +55,9 @@ def train(
 
   Args:
     framework: what to train.
-    config: `seed`, `parallel` (see `parallel.layout_of`) and `monitor.{log_every, report_every,
-      checkpoint_every}` (in steps) are read here; all of it is kept in the workdir.
+    config: `seed`, `parallel` (see `parallel.layout_of`), `monitor.{log_every, report_every,
+      checkpoint_every}` (in steps) and `monitor.stall_timeout` (see `monitoring.Monitor`) are read
+      here; all of it is kept in the workdir.
     workdir: takes the checkpoints, `config.json`, `data.json`, `metrics.jsonl` and TensorBoard's
       files.
     train_data: the training split, arrays or columns whose first axis is the example.
@@ -206,8 +211,9 @@ def _train_stage(
 def _sigterm() -> Iterator[Callable[[int], bool]]:
   """A function `(step) -> whether to stop`, the same in all processes, once SIGTERM has come."""
   if jax.process_count() > 1:
-    # JAX heeds the signal itself there, and the processes agree on a step.
-    yield multihost_utils.reached_preemption_sync_point
+    # JAX heeds the signal itself there, and the processes agree on a call to come, by its number:
+    # the one after the last that any of them has made.
+    yield lambda step: multihost_utils.reached_preemption_sync_point(next(_CALLS))
     return
   if threading.current_thread() is not threading.main_thread():
     yield lambda step: False  # Only the main thread can heed a signal.
