@@ -210,7 +210,7 @@ def _train_stage(
 @contextlib.contextmanager
 def _sigterm() -> Iterator[Callable[[int], bool]]:
   """A function `(step) -> whether to stop`, the same in all processes, once SIGTERM has come."""
-  if jax.process_count() > 1:
+  if jax.distributed.is_initialized():
     # JAX heeds the signal itself there, and the processes agree on a call to come, by its number:
     # the one after the last that any of them has made.
     yield lambda step: multihost_utils.reached_preemption_sync_point(next(_CALLS))

@@ -83,7 +83,7 @@ def start(tmp_path):
         **(of_slurm(i) if slurm else {}),
       }
       with (tmp_path / f"out{i}").open("w") as out, (tmp_path / f"err{i}").open("w") as err:
-        command = [sys.executable, "-c", MAIN, *of_all, *(told if num > 1 and not slurm else ())]
+        command = [sys.executable, "-c", MAIN, *of_all, *(() if slurm else told)]
         started.append(subprocess.Popen(command, env=environment, stdout=out, stderr=err))
     return started[-num:]
 
@@ -120,7 +120,7 @@ SHORT = ("--config.monitor.peer_timeout=5",)
 
 def check_ended_by_peer(process, said):
   """JAX missed the other's heartbeats and aborted, or a collective failed before that."""
-  assert process.wait(240) in (-signal.SIGABRT, 1)
+  assert process.wait(60) in (-signal.SIGABRT, 1)
   last = "another task died" if process.returncode < 0 else "This process ends by the error above"
   assert last in said.read_text()
 
@@ -153,6 +153,7 @@ def test_one_killed_ends_the_other_and_two_or_one_go_on(start, tmp_path):
 @pytest.mark.slow
 def test_one_stopped_ends_the_other(start, tmp_path):
   first, second = start(tmp_path / "run", *SHORT, "--config.monitor.fault=SIGSTOP")
+  assert os.WIFSTOPPED(os.waitpid(second.pid, os.WUNTRACED)[1])
   check_ended_by_peer(first, tmp_path / "err0")
   second.send_signal(signal.SIGCONT)
   assert second.wait(30) != 0
@@ -172,9 +173,9 @@ def test_one_that_hangs_ends_all(start, tmp_path):
   """Its heartbeats go on, so JAX does not miss it."""
   faulty = ("--config.monitor.fault=hang", "--config.monitor.stall_timeout=15")
   assert ended(start(tmp_path / "run", *faulty)) == [1, 1]
-  waiting, hanging = ((tmp_path / f"err{i}").read_text() for i in range(2))
-  assert "Nothing was finished for 15 s (config.monitor.stall_timeout)" in waiting
-  assert "time.sleep" in hanging or "in report" in hanging
+  said = (tmp_path / "err1").read_text()
+  assert "in report" in said
+  assert "Nothing was finished for 15 s (config.monitor.stall_timeout)" in said
 
 
 @pytest.mark.slow
@@ -183,8 +184,10 @@ def test_sigterm_to_one_of_two_that_slurm_started(start, tmp_path):
   every = (f"--config.monitor.{name}_every={n}" for name, n in (("log", 10), ("report", 10**6)))
   long = ("--config.steps=1000000", "--config.monitor.checkpoint_every=1000000")
   first, second = start(tmp_path / "run", *every, *long, slurm=True)
+  began = time.monotonic()
   while not (tmp_path / "run" / "metrics.jsonl").exists():
     assert (first.poll(), second.poll()) == (None, None)
+    assert time.monotonic() - began < 240
     time.sleep(0.1)
   second.send_signal(signal.SIGTERM)
   # Within 30 s, were the machine this test's alone.
