@@ -49,6 +49,10 @@ def defaults(framework: str) -> ConfigDict:
   config.monitor.keep = 2
   # A metric of the log, such as loss: the checkpoint with its lowest value stays, too. None if "".
   config.monitor.best = ""
+  # Of several processes: seconds without a sign of life after which one is taken for dead, and
+  # seconds that compiling, a report, a checkpoint or `log_every` steps may take. Then all end.
+  config.monitor.peer_timeout = 100
+  config.monitor.stall_timeout = 1800.0
   return config
 
 

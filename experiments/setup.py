@@ -61,6 +61,8 @@ _RULES = {
   "monitor.report_every": rules.whole(),
   "monitor.checkpoint_every": rules.whole(),
   "monitor.keep": rules.whole(),
+  "monitor.peer_timeout": rules.whole(),
+  "monitor.stall_timeout": rules.number(0.0),
 }
 
 

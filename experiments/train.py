@@ -2,11 +2,18 @@
 
 python -m experiments.train --config=configs/mld.py:digits --workdir=DIR [--config.KEY=VALUE ...
   --stages=NAME,NAME]
+
+On several hosts, one process each: the same command on all of them, and where neither Slurm's srun
+nor a TPU pod tells who they are, also
+
+  --coordinator=HOST:PORT --num_processes=N --process_id=I
 """
 
 from collections.abc import Sequence
 
-from experiments import chosen, setup
+import jax
+
+from experiments import chosen, processes, setup
 from mmdiff_jax.data import datasets, missing
 from mmdiff_jax.training import trainer
 
@@ -15,14 +22,16 @@ def main(argv: Sequence[str]) -> None:
   """Builds the framework, loads the data and trains."""
   del argv
   config = chosen.CONFIG.value
-  framework = setup.build(config)
-  data = {s: datasets.load(**config.data.to_dict(), split=s) for s in ("train", "test")}
-  data["train"] = missing.drop(
-    data["train"], config.modalities, config.get("drop_prob", 0.0), config.seed
-  )
-  workdir = setup.WORKDIR.value
-  trainer.train(framework, config, workdir, data["train"], data["test"], chosen.STAGES.value)
-  print(f"Trained: {workdir}")
+  with processes.joined(config.monitor.peer_timeout):
+    framework = setup.build(config)
+    data = {s: datasets.load(**config.data.to_dict(), split=s) for s in ("train", "test")}
+    data["train"] = missing.drop(
+      data["train"], config.modalities, config.get("drop_prob", 0.0), config.seed
+    )
+    workdir = setup.WORKDIR.value
+    trainer.train(framework, config, workdir, data["train"], data["test"], chosen.STAGES.value)
+    if jax.process_index() == 0:
+      print(f"Trained: {workdir}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.frameworks.base import Params, Stage
 from mmdiff_jax.modalities import Modality
 from mmdiff_jax.training.checkpoints import write_atomically
+from mmdiff_jax.training.watchdog import Watchdog
 
 _LINE_EVERY = 5.0  # Seconds between two lines on screen.
 _NUM_ROWS = 32  # Rows of the test split in a report.
@@ -44,7 +45,9 @@ def report_rows(test_data: Mapping[str, np.ndarray | Column]) -> dict[str, np.nd
 class Monitor:
   """Writes down what happens in training; a context manager, to be left when the run ends.
 
-  Only the first process writes. Times a step leave out compilation, checkpoints and reports.
+  Only the first process writes. Times a step leave out compilation, checkpoints and reports. Where
+  there are several processes, each is ended when it gets no further for
+  `config.monitor.stall_timeout` seconds.
   """
 
   def __init__(
@@ -55,6 +58,7 @@ class Monitor:
   ):
     """Opens the files in `workdir` and writes down the config."""
     self._active = jax.process_index() == 0
+    self._watchdog = Watchdog(config.monitor.stall_timeout)
     self._modalities = {modality.name: modality for modality in modalities}
     self._path = pathlib.Path(workdir) / "metrics.jsonl"
     self._writer = self._tensorboard(workdir) if self._active else None
@@ -63,9 +67,12 @@ class Monitor:
       self._writer.write_texts(0, {"config": f"```json\n{text}\n```"})
 
   def __enter__(self) -> "Monitor":
+    if jax.process_count() > 1:
+      self._watchdog.start()
     return self
 
   def __exit__(self, *_: object) -> None:
+    self._watchdog.stop()
     if self._writer:
       self._writer.close()
 
@@ -76,6 +83,7 @@ class Monitor:
 
   def start(self, stage: Stage, step: int, params: Params) -> None:
     """Begins a stage at `step`; drops the metrics that an interrupted run wrote after it."""
+    self._watchdog.alive()
     self._stage, self._steps = stage.name, stage.settings.steps
     self._began = self._last_line = time.monotonic()
     size = sum(x.size for x in jax.tree.leaves(params))
@@ -96,10 +104,12 @@ class Monitor:
 
   def restart_clock(self, step: int) -> None:
     """Leaves all time since the last metrics out of the step time."""
+    self._watchdog.alive()
     self._clock = (step, time.monotonic())
 
   def metrics(self, step: int, values: Mapping[str, float]) -> None:
     """Writes the means since the last call, of the steps up to and without `step`."""
+    self._watchdog.alive()
     if not self._active:
       return
     now, (since, then) = time.monotonic(), self._clock

@@ -56,7 +56,8 @@ def train(
     framework: what to train.
     config: `seed`, `parallel` (see `parallel.layout_of`) and `monitor` are read here: `log_every`,
       `report_every`, `checkpoint_every` in steps, `keep`, how many of the last checkpoints stay,
-      and `best`, the metric of which the lowest one's stays, too; all of it is kept in the workdir.
+      `best`, the metric of which the lowest one's stays, too, and `stall_timeout` (see
+      `monitoring.Monitor`); all of it is kept in the workdir.
     workdir: takes the checkpoints, `config.json`, `data.json`, `metrics.jsonl` and TensorBoard's
       files.
     train_data: the training split, arrays or columns whose first axis is the example.
@@ -229,7 +230,7 @@ _calls = itertools.count(1)
 @contextlib.contextmanager
 def _sigterm() -> Iterator[Callable[[], bool]]:
   """A function to call after each dispatch: whether to stop, as one, since SIGTERM has come."""
-  if jax.process_count() > 1:
+  if jax.distributed.is_initialized():
     # JAX heeds the signal itself there, and the processes agree on a call.
     yield lambda: multihost_utils.reached_preemption_sync_point(next(_calls))
     return

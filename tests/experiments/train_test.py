@@ -1,5 +1,6 @@
 """The entry point as a user meets it: a process, its exit code and what it says."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -25,7 +26,8 @@ CONFIG = """
       "modalities": ("image", "sound", "words"),
       "data": {"name": dataset, "data_dir": ml_collections.config_dict.placeholder(str)},
       "parallel": {"kind": "jit", "mesh": (-1, 1), "min_shard_size": 65536},
-      "monitor": {"log_every": 2, "report_every": 6, "checkpoint_every": 4, "keep": 2, "best": ""},
+      "monitor": {"log_every": 2, "report_every": 6, "checkpoint_every": 4, "keep": 2, "best": "",
+                  "peer_timeout": 100, "stall_timeout": 1800.0},
     })
 """
 
@@ -122,6 +124,7 @@ def test_drops_modalities_on_purpose(tmp_path, monkeypatch):
   config = mld_config.get_config("digits")
   config.drop_prob = 0.5
   seen = {}
+  monkeypatch.setattr(train.processes, "joined", contextlib.nullcontext)
   monkeypatch.setattr(train.chosen, "CONFIG", types.SimpleNamespace(value=config))
   monkeypatch.setattr(train.chosen, "STAGES", types.SimpleNamespace(value=[]))
   monkeypatch.setattr(train.setup, "WORKDIR", types.SimpleNamespace(value=tmp_path))

@@ -119,7 +119,15 @@ def config(**fields):
       "modalities": ("image", "sound", "words"),
       "data": {"name": "toy", "data_dir": None},
       "parallel": {"kind": "jit", "mesh": (-1, 1), "min_shard_size": 16},
-      "monitor": {"log_every": 2, "report_every": 6, "checkpoint_every": 4, "keep": 2, "best": ""},
+      "monitor": {
+        "log_every": 2,
+        "report_every": 6,
+        "checkpoint_every": 4,
+        "keep": 2,
+        "best": "",
+        "peer_timeout": 100,
+        "stall_timeout": 1800.0,
+      },
       **fields,
     }
   )

@@ -1,0 +1,49 @@
+"""Ends a process that gets no further, so that several never wait for one without end.
+
+One of several that died or was stopped is missed by its heartbeats. One whose main thread hangs,
+say in a read from a file server, still sends them, while all others wait for its part of a sum.
+Only a limit on how long anything may take ends that, and it ends the one that hangs, too.
+"""
+
+import os
+import sys
+import threading
+import time
+import traceback
+
+
+class Watchdog:
+  """Ends the process, with exit code 1, when `alive` has not been called for `limit` seconds."""
+
+  def __init__(self, limit: float):
+    self._limit = limit
+    self._stopped = threading.Event()
+
+  def start(self) -> None:
+    """Begins to watch, until `stop`."""
+    self.alive()
+    threading.Thread(target=self._watch, daemon=True).start()
+
+  def stop(self) -> None:
+    """Ends watching."""
+    self._stopped.set()
+
+  def alive(self) -> None:
+    """Says that something was done; time counts from here."""
+    self._last = time.monotonic()
+
+  def _watch(self) -> None:
+    while (left := self._last + self._limit - time.monotonic()) > 0:
+      if self._stopped.wait(left):
+        return
+    print("This process is at:", file=sys.stderr)
+    traceback.print_stack(sys._current_frames()[threading.main_thread().ident])
+    print(
+      f"Nothing was finished for {self._limit:g} s (config.monitor.stall_timeout): one of the"
+      " processes hangs, or compiling, a report, a checkpoint, or config.monitor.log_every steps"
+      " take longer than that. Start the same commands again: they go on from the last checkpoint.",
+      file=sys.stderr,
+      flush=True,
+    )
+    # Not `sys.exit`: the main thread cannot be made to return, nor can peers be told.
+    os._exit(1)
