@@ -82,7 +82,7 @@ def _defaults() -> ConfigDict:
   config.prediction = "v"
   # Guidance is of one expert that was trained with its conditions absent, too; experts that are
   # composed have --weights. There is no order.
-  common.small_images(config, steps=4000)
+  common.small_images(config, steps=3000)
   config.network.text_width = 64
   # After each step so many corrections, each of so many leapfrog steps of that size: num * leapfrog
   # evaluations of every model more a step. 0 leaves them out. Keep snr below sqrt(2 / sum of the

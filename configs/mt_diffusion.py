@@ -101,7 +101,7 @@ def _transition_digits(config):
 
 def _camvid_classes(config):
   """Image transition: streets and their label maps in your folder `config.data.manual_dir`."""
-  _files(config, layouts.camvid_classes(size=(48, 64)))
+  _files(config, layouts.camvid_classes(size=(24, 32)))
 
 
 def _cityscapes(config):
@@ -124,7 +124,8 @@ def _files(config, columns):
   encoder = "embedding" if columns[other]["read"] == "mask" else "identity"
   _parts(config, **{main: _part("identity"), other: _part(encoder, omega=0.5, weight=0.5)})
   height, _ = columns[main]["size"]
-  _network(config, width=48, patch=4, attention=(height // 8, height // 16))
+  # With patches of 4 x 4 the noise of a colour image would fill all of the width.
+  _network(config, width=48, attention=(height // 4, height // 8))
   config.training.batch_size = 32
 
 
@@ -192,10 +193,9 @@ def _network_of_16(config):
   _network(config, width=48, attention=(8, 4))
 
 
-def _network(config, *, width, attention, patch=2):
+def _network(config, *, width, attention):
   """A network for images of another size, whose levels have other heights to attend at."""
-  network = {"width": width, "head_channels": width, "attention": attention, "patch": patch}
-  config.network.update(network)
+  config.network.update({"width": width, "head_channels": width, "attention": attention})
 
 
 def _parts(config, **parts):
