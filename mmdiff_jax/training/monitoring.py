@@ -58,7 +58,8 @@ class Monitor:
   ):
     """Opens the files in `workdir` and writes down the config."""
     self._active = jax.process_index() == 0
-    self._watchdog = Watchdog(config.monitor.stall_timeout)
+    self._several = jax.process_count() > 1
+    self._watchdog = Watchdog(config.monitor.stall_timeout if self._several else None)
     self._modalities = {modality.name: modality for modality in modalities}
     self._path = pathlib.Path(workdir) / "metrics.jsonl"
     self._writer = self._tensorboard(workdir) if self._active else None
@@ -67,7 +68,7 @@ class Monitor:
       self._writer.write_texts(0, {"config": f"```json\n{text}\n```"})
 
   def __enter__(self) -> "Monitor":
-    if jax.process_count() > 1:
+    if self._several:
       self._watchdog.start()
     return self
 

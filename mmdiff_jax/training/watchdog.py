@@ -8,33 +8,34 @@ Only a limit on how long anything may take ends that, and it ends the one that h
 import os
 import sys
 import threading
-import time
 import traceback
 
 
 class Watchdog:
   """Ends the process, with exit code 1, when `alive` has not been called for `limit` seconds."""
 
-  def __init__(self, limit: float):
+  def __init__(self, limit: float | None):
     self._limit = limit
-    self._stopped = threading.Event()
+    self._sign = threading.Event()
+    self._stopped = False
 
   def start(self) -> None:
     """Begins to watch, until `stop`."""
-    self.alive()
     threading.Thread(target=self._watch, daemon=True).start()
 
   def stop(self) -> None:
     """Ends watching."""
-    self._stopped.set()
+    self._stopped = True
+    self._sign.set()
 
   def alive(self) -> None:
     """Says that something was done; time counts from here."""
-    self._last = time.monotonic()
+    self._sign.set()
 
   def _watch(self) -> None:
-    while (left := self._last + self._limit - time.monotonic()) > 0:
-      if self._stopped.wait(left):
+    while self._sign.wait(self._limit):
+      self._sign.clear()  # Before the look at what `stop` writes first.
+      if self._stopped:
         return
     print("This process is at:", file=sys.stderr)
     traceback.print_stack(sys._current_frames()[threading.main_thread().ident])
