@@ -217,7 +217,7 @@ def sampling_of(config: Any) -> Sampling:
 UNET = {
   "width": rules.SIZE,
   "multipliers": rules.tuple_of(rules.whole(most=1000), 1),
-  "blocks": rules.DEPTH,
+  "blocks": rules.whole(1, 1000),
   "attention": rules.tuple_of(rules.SIZE),
   "head_channels": rules.SIZE,
   "text_width": rules.SIZE,
