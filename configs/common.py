@@ -149,6 +149,20 @@ def pairs_of_digits(config: ConfigDict) -> None:
     "speech": autoencoder("gaussian", latent=32, width=512, penalty=0.01, steps=4000),
     "video": autoencoder("bernoulli", latent=16, width=256, penalty=0.1),
   }
+  # What is given, and what of it is generated: single pairs first.
+  config.evaluation.tasks = (
+    (("caption",), ("digit",)),
+    (("digit",), ("caption",)),
+    (("caption",), ("speech",)),
+    (("speech",), ("caption",)),
+    (("digit",), ("speech",)),
+    (("speech",), ("digit",)),
+    (("caption",), ("video",)),
+    (("video",), ("caption",)),
+    (("caption",), ("speech", "video")),
+    # Of digit and speech no example has both.
+    (("caption",), ("digit", "speech")),
+  )
 
 
 def folder(config: ConfigDict, columns: Mapping[str, Any]) -> None:
