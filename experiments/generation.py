@@ -182,8 +182,9 @@ def generator(
 ) -> Generator:
   """Compiles one way to sample, once for all seeds, in equal parts of at most 1,000 rows.
 
-  The rows of a part are split over all devices, whose number changes no row's noise: where it does
-  not divide them, some more rows are made and left out.
+  The rows of a part are split over all devices, by jit or pmap as in training, and the number of
+  devices changes no row's noise: where it does not divide them, some more rows are made and left
+  out.
 
   Args:
     trained: from `load`.
@@ -199,30 +200,25 @@ def generator(
   began = time.monotonic()
   parts = -(-num // _ROWS)
   size = -(-num // parts)
-  layout = parallel.layout_of()
+  layout = parallel.layout_of(trained.config.parallel.kind)
   made = -(-size // layout.mesh.size) * layout.mesh.size
   like = {
     name: jax.ShapeDtypeStruct((made, *data[name].shape[1:]), data[name].dtype) for name in given
   }
-  copied, rows = parallel.replicated(layout), parallel.batch_sharding(layout)
-  sample = jax.jit(
-    trained.framework.shuffled if shuffled else trained.framework.sample,
-    static_argnums=(3, 4, 5),
-    in_shardings=(copied, copied, rows),
-    out_shardings=rows,
-  )
-  lowered = sample.lower(trained.params, jax.random.key(0), like, targets, made, trained.sampling)
-  program = lowered.compile()
-  params = jax.device_put(trained.params, copied)
+  function = trained.framework.shuffled if shuffled else trained.framework.sample
+
+  def sample(params, key, given, rows):
+    return function(params, key, given, targets, rows, trained.sampling)
+
+  program = parallel.compile_sampler(layout, sample, trained.params, like, made)
 
   def generate(key, values):
     found = []
     for part in range(parts):
       # What is too many repeats the last row.
       index = np.minimum(part * size + np.arange(made), num - 1)
-      own = jax.device_put({name: values[name][index] for name in like}, rows)
-      key_of_part = jax.device_put(jax.random.fold_in(key, part), copied)
-      found.append(program(params, key_of_part, own))
+      own = {name: values[name][index] for name in like}
+      found.append(program(jax.random.fold_in(key, part), own))
     return {
       name: np.concatenate([np.asarray(part[name])[:size] for part in found])[:num]
       for name in targets

@@ -237,3 +237,60 @@ def compile_step(
     in_shardings=(of_state, copied, copied, copied, batch_sharding(layout, grouped=grouped)),
     out_shardings=(of_state, copied),
   )
+
+
+# ---------------------------------------------------------------------------- generation
+
+
+def compile_sampler(
+  layout: Layout,
+  sample: Callable[..., Any],
+  params: Any,
+  given: Mapping[str, jax.ShapeDtypeStruct],
+  rows: int,
+) -> Callable[..., Any]:
+  """Compiles `(key, given) -> samples`, whose rows are split over the devices of one process.
+
+  Args:
+    layout: from `layout_of`; parameters are copied.
+    sample: `(params, key, given, rows) -> samples`, arrays [rows, ...]; which rows there are beside
+      one must not change it.
+    params: what it is called with.
+    given: the shapes of what will be given, [rows, ...].
+    rows: how many are made at once, a multiple of the number of devices.
+  """
+  copied, key = replicated(layout), jax.random.key(0)
+  params = jax.device_put(params, copied)
+  if layout.kind == "jit":
+    split_rows = batch_sharding(layout)
+    program = jax.jit(
+      lambda params, key, given: sample(params, key, given, rows),
+      in_shardings=(copied, copied, split_rows),
+      out_shardings=split_rows,
+    )
+    program = program.lower(params, key, dict(given)).compile()
+    return lambda key, given: program(params, *jax.device_put((key, given), (copied, split_rows)))
+
+  each = rows // layout.mesh.size
+
+  def part(params, key, first, given):
+    return sample(params, multitime.key_of_rows(key, first), given, each)
+
+  def parts(given):
+    return {n: x.reshape(layout.mesh.size, each, *x.shape[1:]) for n, x in given.items()}
+
+  program = jax.pmap(
+    part,
+    multitime.PARTS,
+    in_axes=(None, None, 0, 0),
+    devices=layout.mesh.devices.ravel().tolist(),
+  )
+  firsts = np.arange(0, rows, each)
+  like = jax.eval_shape(parts, dict(given))
+  program = program.lower(params, key, firsts, like).compile()
+
+  def run(key, given):
+    made = program(params, key, firsts, parts(given))
+    return {n: x.reshape(rows, *x.shape[2:]) for n, x in made.items()}
+
+  return run

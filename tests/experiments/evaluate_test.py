@@ -103,6 +103,7 @@ def oracle():
   config = ml_collections.ConfigDict(
     {
       "data": {"name": "oracle"},
+      "parallel": {"kind": "jit"},
       "sampling": {"solver": "heun"},
       "evaluation": {"subsets": (("a", "b"),)},
     }
@@ -279,6 +280,7 @@ def known(modalities, sample, *, draws=1, **fields):
   """A run of a framework that is nothing but how it samples."""
   config = {
     "data": {"name": "known"},
+    "parallel": {"kind": "jit"},
     "sampling": {"solver": "heun"},
     "evaluation": {"subsets": (), "draws": draws},
   }

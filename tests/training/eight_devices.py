@@ -11,6 +11,7 @@ import re
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
+import ml_collections
 import numpy as np
 import optax
 import pytest
@@ -345,9 +346,10 @@ def test_checkpoints_move_between_layouts(toy, tmp_path):
 # --- sampling
 
 
-def check_samples_alike(framework, params, sampling, data, given, targets, num):
+def check_samples_alike(framework, params, sampling, data, given, targets, num, *, kind="jit"):
   """`generation.generator` makes on eight devices what it makes on one."""
-  run = generation.Trained(None, framework, params, sampling, True)
+  config = ml_collections.ConfigDict({"parallel": {"kind": kind}})
+  run = generation.Trained(config, framework, params, sampling, True)
   rows = {name: data[name][:num] for name in given}
 
   def generate():
@@ -356,7 +358,7 @@ def check_samples_alike(framework, params, sampling, data, given, targets, num):
 
   found = generate()
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(parallel, "layout_of", lambda: layout_of("one"))
+    patch.setattr(parallel, "layout_of", lambda _: layout_of("one"))
     expected = generate()
   for name in targets:
     assert len(found[name]) == num
@@ -364,7 +366,8 @@ def check_samples_alike(framework, params, sampling, data, given, targets, num):
     np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5)
 
 
-def test_sampling_uses_all_devices_and_makes_what_one_makes(toy, monkeypatch):
+@pytest.mark.parametrize("kind", ["jit", "pmap"])
+def test_sampling_uses_all_devices_and_makes_what_one_makes(toy, monkeypatch, kind):
   """In two parts of 7 rows, of which 8 are made; of the last part 6 are wanted."""
   monkeypatch.setattr(generation, "_ROWS", 7)
   devices = []
@@ -373,20 +376,25 @@ def test_sampling_uses_all_devices_and_makes_what_one_makes(toy, monkeypatch):
     del targets, sampling
     noise = multitime.normal_like(key, "sound", jnp.zeros((num, 2, 4)))
     x = given["image"].reshape(num, 16) @ params["w"]
-    jax.debug.inspect_array_sharding(
-      x, callback=lambda sharding: devices.append(sharding.shard_shape(x.shape)[0])
-    )
+    if kind == "jit":
+      jax.debug.inspect_array_sharding(
+        x, callback=lambda sharding: devices.append(sharding.shard_shape(x.shape)[0])
+      )
+    else:
+      devices.append(num)
     return {"sound": x.reshape(num, 2, 4) + noise}
 
   framework = dataclasses.replace(toy.framework(), sample=sample)
   params = {"w": np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)}
   sampling = base.Sampling(solvers.heun, 1)
-  check_samples_alike(framework, params, sampling, toy.data(), ("image",), ("sound",), 13)
+  wanted = ("image",), ("sound",), 13
+  check_samples_alike(framework, params, sampling, toy.data(), *wanted, kind=kind)
   assert devices == [1, 7]
 
 
 @pytest.mark.slow
-def test_mld_samples_alike():
+@pytest.mark.parametrize("kind", ["jit", "pmap"])
+def test_mld_samples_alike(kind):
   framework, data = of_framework("mld")
   params = {}
   for stage in framework.stages:
@@ -401,4 +409,4 @@ def test_mld_samples_alike():
   )
   sampling = base.Sampling(solvers.dpmpp_2m, 4, guidance=2.0)
   for given, targets in (((), ("a", "b")), (("b",), ("a",))):
-    check_samples_alike(framework, params, sampling, data, given, targets, 13)
+    check_samples_alike(framework, params, sampling, data, given, targets, 13, kind=kind)
