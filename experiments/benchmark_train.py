@@ -3,7 +3,9 @@
 Of each stage: how long its step takes to compile and to run, fed from the host's memory and with
 one batch that stays on the devices (the difference is what a step waits for its input, without
 reading files); examples a second; the FLOPs of loss and gradient, as the compiler counts them
-before it optimises, and their share of the devices' peak; and the memory that a device needs.
+before it optimises, and their share of the devices' peak; and the memory that a device needs. The
+peak is that of the data sheet, or where there is none, as for a CPU, what a product of large
+matrices reaches in float32.
 
 The step is the trainer's own, in the layout that `config.parallel` says, and nothing here needs
 TensorFlow, tfds, Grain, Orbax or clu. Values are random, so that the losses mean nothing.
@@ -38,6 +40,7 @@ PEAKS = {
   "TPU v6 lite": 918e12,
 }
 _BURST = 10  # Steps that are timed at once, at least.
+_PRODUCT = 4096  # Rows and columns of the matrices whose product shows what a device can do.
 
 
 def run(
@@ -66,15 +69,17 @@ def run(
     datasets.modalities(**config.data.to_dict()),
     max(stage.settings.batch_size for stage in framework.stages),
   )
+  peak, source = _peak(rounds)
   results = {
     "conditions": timing.conditions(rounds)
-    | {"devices": jax.device_count(), "config": config.to_dict()},
+    | {"devices": jax.device_count(), "peak_gflop_per_second": peak / 1e9, "peak_from": source}
+    | {"config": config.to_dict()},
     "stages": {},
   }
   for stage, frozen, examples in each_stage(framework, data):
     if stage in wanted:
       frozen = parallel.replicate(layout, frozen)
-      results["stages"][stage.name] = _measure(stage, layout, frozen, examples, rounds)
+      results["stages"][stage.name] = _measure(stage, layout, frozen, examples, rounds, peak)
     if stage is wanted[-1]:
       break
   return results
@@ -95,7 +100,11 @@ def each_stage(framework: Framework, data: Batch) -> Iterator[tuple[Stage, Param
 
 def table(results: Mapping[str, Any]) -> str:
   """The results for a person to read."""
-  conditions = {name: x for name, x in results["conditions"].items() if name != "config"}
+  conditions = [
+    f"{name} {x:,.1f}" if isinstance(x, float) else f"{name} {x}"
+    for name, x in results["conditions"].items()
+    if name != "config"
+  ]
   columns = (
     ("parameters", "parameters", "{:,.0f}"),
     ("batch", "batch", "{:,.0f}"),
@@ -110,11 +119,15 @@ def table(results: Mapping[str, Any]) -> str:
   )
   header = ["stage", *(title for _, title, _ in columns)]
   rows = [
-    [name, *("-" if found[key] is None else form.format(found[key]) for key, _, form in columns)]
+    [name, *(form.format(found[key]) for key, _, form in columns)]
     for name, found in results["stages"].items()
   ]
-  lines = [", ".join(f"{name} {value}" for name, value in conditions.items() if value is not None)]
-  lines += ["", "| " + " | ".join(header) + " |", "|---" + "|---:" * len(columns) + "|"]
+  lines = [
+    ", ".join(conditions),
+    "",
+    "| " + " | ".join(header) + " |",
+    "|---" + "|---:" * len(columns) + "|",
+  ]
   return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
@@ -129,8 +142,27 @@ def _made_up(modalities: Sequence[Modality], rows: int) -> dict[str, np.ndarray]
   }
 
 
+def _peak(rounds: int) -> tuple[float, str]:
+  """FLOP/s of all devices together, and where the number is from."""
+  device = jax.devices()[0]
+  for part, flops in PEAKS.items():
+    if part in device.device_kind:
+      return flops * jax.device_count(), "data sheet"
+  x = jnp.ones((_PRODUCT, _PRODUCT))
+  product = jax.jit(jnp.matmul)
+  once = {"product": (lambda: product(x, x).block_until_ready(), 1)}
+  flops = 2e3 * _PRODUCT**3 / timing.measure(once, rounds)["median_ms"]["product"]
+  # Simulated devices share the cores, all of which one uses.
+  return flops * (1 if device.platform == "cpu" else jax.device_count()), "product of matrices"
+
+
 def _measure(
-  stage: Stage, layout: Layout, frozen: Params, examples: Mapping[str, Any], rounds: int
+  stage: Stage,
+  layout: Layout,
+  frozen: Params,
+  examples: Mapping[str, Any],
+  rounds: int,
+  peak: float,
 ) -> dict[str, float]:
   settings = stage.settings
   group, grouped = settings.steps_per_dispatch, settings.steps_per_dispatch > 1
@@ -167,7 +199,6 @@ def _measure(
     {"fed": (lambda: steps(host), count), "kept": (lambda: steps(kept), count)}, rounds
   )
   ms = found["median_ms"]["fed"]
-  peak = next((f for part, f in PEAKS.items() if part in jax.devices()[0].device_kind), None)
   return {
     "parameters": size,
     "batch": settings.batch_size,
@@ -178,7 +209,7 @@ def _measure(
     "examples_per_second": 1e3 * settings.batch_size / ms,
     "gflop_per_step": flops / 1e9,
     "gflop_per_second": flops / 1e6 / ms,
-    "share_of_peak": flops * 1e3 / ms / (peak * jax.device_count()) if peak else None,
+    "share_of_peak": flops * 1e3 / ms / peak,
     "memory_gb": _memory(needed) / 1e9,
   }
 

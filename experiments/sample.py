@@ -17,6 +17,7 @@ python -m experiments.sample --unconditional=DIR --experts=DIR,DIR --out=DIR [--
 from collections.abc import Mapping, Sequence
 import os
 import pathlib
+import time
 
 from absl import flags
 import jax
@@ -58,7 +59,12 @@ def main(argv: Sequence[str]) -> None:
     num = generation.NUM.value or 16
     values = _from_test_split(trained.config.data, given, num, _SEED.value) if given else {}
   generator = generation.generator(trained, values, given, targets, num)
+  began = time.monotonic()
   samples = generator.generate(jax.random.key(_SEED.value), values)
+  print(
+    f"{num:,} samples in {time.monotonic() - began:.2f} s, after {generator.seconds:.1f} s of"
+    " compiling"
+  )
   stem = "joint" if set(targets) == set(modalities) else "_".join(targets)
   stem += "_from_" + "_".join(given) if given else ""
   for path in write(out, stem, list(modalities.values()), values, samples):

@@ -25,6 +25,9 @@ def test_measures_the_stages_named():
     rate = 1e3 * found["batch"] / found["ms_per_step"]
     assert found["examples_per_second"] == pytest.approx(rate)
     assert found["seconds_compiling"] >= 0
+    peak = results["conditions"]["peak_gflop_per_second"]
+    assert found["share_of_peak"] == pytest.approx(found["gflop_per_second"] / peak)
+    assert 0 < found["share_of_peak"] < 1
     # Through dense layers and back: 6 FLOPs a parameter and an example, and little more.
     ratio = 1e9 * found["gflop_per_step"] / (6 * found["batch"] * found["parameters"])
     assert 0.5 < ratio < 2
