@@ -105,7 +105,7 @@ def _pairs_of_digits(config):
   config.autoencoder.video = common.autoencoder(
     "bernoulli", latent=48, width=512, penalty=0.1, steps=4000
   )
-  config.score.training.steps = 30000
+  config.score.training.steps = 50000
   config.evaluation.tasks += ((("caption",), ("digit", "speech", "video")),)
 
 

@@ -30,6 +30,8 @@ CODE = """
 
   setup.run(main, required=("config", "workdir"))
 """
+# What `tests/conftest.py` sets.
+QUICKLY_COMPILED = ("JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS")
 SHORT = {"steps": 4, "batch_size": 16, "steps_per_dispatch": 2}
 SMALL = {
   "configs/mld.py:digits": {
@@ -57,7 +59,7 @@ def start(config, workdir, cache, *, least):
     ],
     # Compiled as a user's are.
     env={
-      **{k: v for k, v in os.environ.items() if k != "JAX_DISABLE_MOST_OPTIMIZATIONS"},
+      **{k: v for k, v in os.environ.items() if k not in QUICKLY_COMPILED},
       "JAX_PLATFORMS": "cpu",
       "JAX_COMPILATION_CACHE_DIR": str(cache),
       "LEAST": str(least),
