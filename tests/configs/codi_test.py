@@ -6,9 +6,9 @@ from configs import codi
 from experiments import setup
 
 
-@pytest.mark.parametrize("of", ["mnist", "digits"])
-def test_every_stage_builds_and_its_networks_run(of):
-  config = codi.get_config("digits")
+@pytest.mark.parametrize(("name", "of"), [("digits", "mnist"), ("digits_long", "digits")])
+def test_every_stage_builds_and_its_networks_run(name, of):
+  config = codi.get_config(name)
   config.data.of = of
   framework = setup.build(config)
   assert [m.name for m in framework.modalities] == list(config.modalities)
