@@ -1,9 +1,9 @@
 """Classifiers that judge what was generated, one a modality, trained on the training split.
 
 They share nothing with what they judge: generators are residual MLPs with LayerNorm and SiLU,
-trained from the run's seed; these are a small convolutional network for images and a plain MLP for
-all else, with ReLU and dropout, trained from a seed of their own. So what a modality's classifier
-is depends on the data alone, and not on the run or the framework.
+trained from the run's seed; these are a small convolutional network for images, one of single frames
+for videos, and a plain MLP for all else, with ReLU and dropout, trained from a seed of their own. So
+what a modality's classifier is depends on the data alone, and not on the run or the framework.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -49,6 +49,24 @@ class _Images(nn.Module):
     return nn.Dense(self.num_classes)(x), features
 
 
+class _Videos(nn.Module):
+  """Three convolutions of each frame, the most of each channel wherever it is, the mean of frames."""
+
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x, train):
+    frames = 2.0 * x.reshape(-1, *x.shape[2:]) - 1.0
+    frames = nn.relu(nn.Conv(32, (4, 4), strides=2)(frames))
+    frames = nn.relu(nn.Conv(64, (3, 3), strides=2)(frames))
+    frames = nn.relu(nn.Conv(64, (3, 3))(frames))
+    x = frames.max(axis=(1, 2)).reshape(*x.shape[:2], -1).mean(axis=1)
+    x = nn.Dropout(0.1, deterministic=not train)(x)
+    features = nn.relu(nn.Dense(256)(x))
+    x = nn.Dropout(0.3, deterministic=not train)(features)
+    return nn.Dense(self.num_classes)(x), features
+
+
 class _Vectors(nn.Module):
   """Two hidden layers over everything at once; `vocabulary` > 0 says that the input is tokens."""
 
@@ -80,15 +98,15 @@ class Classifier(NamedTuple):
 
 
 def _network(modality: Modality, num_classes: int) -> nn.Module:
-  if modality.kind == "image":
-    return _Images(num_classes)
+  if modality.kind in ("image", "video"):
+    return (_Images if modality.kind == "image" else _Videos)(num_classes)
   return _Vectors(num_classes, modality.num_classes)
 
 
 def _num_steps(modality: Modality) -> int:
   """Images are harder than spectrograms and texts of this size, and colour harder than ink."""
   if modality.kind != "image":
-    return 400
+    return 1000 if modality.kind == "video" else 400
   return 1500 if modality.shape[-1] == 1 else 3000
 
 

@@ -9,6 +9,10 @@ from mmdiff_jax.modalities import Modality
 IMAGE = Modality("image", "image", (8, 8, 1), str)
 TEXT = Modality("text", "text", (4,), str, num_classes=6)
 SOUND = Modality("sound", "audio", (4, 5), str, sample_rate=100)
+VIDEO = Modality("video", "video", (2, 8, 8, 1), str)
+# A beam that lies, one that stands, and a block.
+FIGURES = np.zeros((3, 3, 3, 1), np.float32)
+FIGURES[0, 1], FIGURES[1, :, 1], FIGURES[2] = 1, 1, 1
 
 
 def examples(modality, size, seed=0):
@@ -20,19 +24,26 @@ def examples(modality, size, seed=0):
     x[:, 1] = labels
     return x, labels
   x = rng.uniform(0, 0.5, (size, *modality.shape)).astype(np.float32)
+  if modality.kind == "video":
+    # Anywhere, and elsewhere in each frame.
+    x *= 0.2
+    for i, frame in np.ndindex(size, 2):
+      row, column = rng.integers(0, 6, 2)
+      x[i, frame, row : row + 3, column : column + 3] += 0.9 * FIGURES[labels[i]]
+    return x, labels
   for i, c in enumerate(labels):
     x[i, c] += 0.5
   return x, labels
 
 
-@pytest.mark.parametrize("modality", [IMAGE, TEXT, SOUND], ids=lambda m: m.name)
-def test_learns_what_is_easy(modality):
-  lines = []
+@pytest.mark.parametrize(("modality", "steps"), [(IMAGE, 40), (TEXT, 40), (SOUND, 40), (VIDEO, 70)])
+def test_learns_what_is_easy(modality, steps):
+  lines, key = [], jax.random.key(0)
   x, labels = examples(modality, 500)
-  found = classifiers.fit(modality, x, labels, jax.random.key(0), num_steps=40, say=lines.append)
+  found = classifiers.fit(modality, x, labels, key, num_steps=steps, say=lines.append)
   test, truth = examples(modality, 200, seed=1)
   assert classifiers.accuracy({"it": found}, {"it": test}, truth)["it"] > 0.95
-  assert "40/40" in lines[-1]
+  assert f"{steps}/{steps}" in lines[-1]
   logits, features = found.apply(found.params, test)
   assert logits.shape == (200, 3)
   assert features.shape == (200, 256)
