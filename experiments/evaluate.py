@@ -25,18 +25,18 @@ from collections.abc import Callable, Mapping, Sequence
 import functools
 import itertools
 import json
-import pathlib
 import time
 import types
 from typing import Any
 
 from absl import flags
+from etils import epath
 import jax
 import ml_collections
 import numpy as np
 
 from experiments import generation, setup
-from mmdiff_jax import multitime
+from mmdiff_jax import multitime, storage
 from mmdiff_jax.data import datasets, missing
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.evaluation import (
@@ -49,7 +49,6 @@ from mmdiff_jax.evaluation import (
 )
 from mmdiff_jax.evaluation.classifiers import Classifier
 from mmdiff_jax.modalities import Modality
-from mmdiff_jax.training import checkpoints
 
 _SEEDS = flags.DEFINE_integer("seeds", None, "How many sampling seeds.", lower_bound=1)
 _JOINT_ONLY = flags.DEFINE_bool("joint_only", False, "Judge joint samples only, write nothing.")
@@ -185,11 +184,11 @@ def _bound(trained: generation.Trained, data: Mapping[str, Data]) -> dict[str, f
   return found
 
 
-def _write(folder, trained, tasks, results, panels) -> pathlib.Path:
+def _write(folder, trained, tasks, results, panels) -> epath.Path:
   modalities = trained.framework.modalities
   folder.mkdir(parents=True, exist_ok=True)
-  checkpoints.write_atomically(folder / "results.json", json.dumps(results, indent=1))
-  checkpoints.write_atomically(folder / "results.md", tables.markdown(results) + "\n")
+  storage.write_atomically(folder / "results.json", json.dumps(results, indent=1))
+  storage.write_atomically(folder / "results.md", tables.markdown(results) + "\n")
   few = [panel for panel in panels if len(panel.given) <= 1]
   pictures.draw(folder / "samples.png", modalities, few)
   if trained.config.evaluation.get("tasks"):

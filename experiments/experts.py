@@ -10,6 +10,7 @@ import jax
 import ml_collections
 
 from experiments import setup
+from mmdiff_jax import storage
 from mmdiff_jax.data import datasets
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import mcdm
@@ -59,7 +60,7 @@ def load(ema: bool) -> tuple[ml_collections.ConfigDict, Framework, Params]:
       f"--weights has {len(weights)} ({', '.join(weights)}) for {len(chosen)} experts"
       f" ({', '.join(run for run, _ in chosen) or 'none'}): give each one its own, in that order."
     )
-  unconditional = [os.path.normpath(run) for run in _UNCONDITIONAL.value]
+  unconditional = [_run(run) for run in _UNCONDITIONAL.value]
   if len(set(unconditional)) < len(unconditional):
     raise UserError(f"--unconditional names a run twice: {', '.join(unconditional)}.")
   shares = _SHARES.value or [1 / len(unconditional) for _ in unconditional]
@@ -124,9 +125,14 @@ def _data(sets: Sequence[ml_collections.ConfigDict], framework: Framework):
 def _term(text: str) -> tuple[str, tuple[str, ...]]:
   """The run and the conditions named, none if all are meant."""
   run, colon, names = text.rpartition(":")
-  if not colon or os.path.isdir(text):
-    return os.path.normpath(text), ()
-  return os.path.normpath(run), tuple(names.split("+"))
+  if not colon or names.startswith("//") or os.path.isdir(text):
+    return _run(text), ()
+  return _run(run), tuple(names.split("+"))
+
+
+def _run(name: str) -> str:
+  """One name for each run, so that naming one twice is seen."""
+  return str(storage.path(name)) if storage.in_bucket(name) else os.path.normpath(name)
 
 
 def _weight(text: str) -> Any:

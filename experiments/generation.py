@@ -1,16 +1,17 @@
 """What sampling and evaluation share: a trained run, and how to generate with it."""
 
 from collections.abc import Callable, Mapping, Sequence
-import pathlib
 import time
 from typing import Any, NamedTuple
 
 from absl import flags
+from etils import epath
 import jax
 import ml_collections
 import numpy as np
 
 from experiments import experts, setup
+from mmdiff_jax import storage
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import base
 from mmdiff_jax.frameworks.base import Framework, Params, Sampling
@@ -148,7 +149,7 @@ def _corrector(text: str) -> dict[str, float]:
   return found
 
 
-def folder(out: str | None) -> pathlib.Path:
+def folder(out: str | None) -> epath.Path:
   """Where results go: that folder, or the workdir.
 
   Raises:
@@ -156,7 +157,7 @@ def folder(out: str | None) -> pathlib.Path:
   """
   if not (out or setup.WORKDIR.value):
     raise UserError("Say where the results go: --out=DIR. A composition has no workdir of its own.")
-  return pathlib.Path(out or setup.WORKDIR.value)
+  return storage.path(out or setup.WORKDIR.value)
 
 
 class Generator(NamedTuple):

@@ -21,6 +21,7 @@ import numpy as np
 
 from configs import mld, mt_diffusion
 from experiments import setup
+from mmdiff_jax import storage
 from mmdiff_jax.data import datasets, pairing
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.modalities import grid, Modality, picture
@@ -69,6 +70,7 @@ def main(argv: Sequence[str]) -> None:
   name = _DATASET.value
   data = options(name) | {"data_dir": _DATA_DIR.value, "manual_dir": _MANUAL_DIR.value}
   modalities = datasets.modalities(**data)
+  storage.check_on_disk(_OUT.value, "The folder for the contact sheets (--out)")
   out = pathlib.Path(_OUT.value or pathlib.Path("contact_sheets") / name)
   files = {file for modality in modalities for file in _files(modality)} | {REPORT}
   _check_own(out, name, files)

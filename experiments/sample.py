@@ -15,15 +15,17 @@ python -m experiments.sample --unconditional=DIR --experts=DIR,DIR --out=DIR [--
 """
 
 from collections.abc import Mapping, Sequence
+import io
 import os
-import pathlib
 import time
 
 from absl import flags
+from etils import epath
 import jax
 import numpy as np
 
 from experiments import generation, setup
+from mmdiff_jax import storage
 from mmdiff_jax.data import datasets, missing, readers
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.evaluation import pictures
@@ -49,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
   """Generates and writes."""
   del argv
   trained = generation.load(setup.WORKDIR.value)
-  out = pathlib.Path(_OUT.value or generation.folder(None) / "samples")
+  out = storage.path(_OUT.value or generation.folder(None) / "samples")
   modalities = {modality.name: modality for modality in trained.framework.modalities}
   given, targets = check_names(trained.framework, _GIVEN.value, _TARGETS.value)
   if _GIVEN_NPZ.value:
@@ -166,7 +168,7 @@ def write(
   modalities: Sequence[Modality],
   given: Mapping[str, np.ndarray],
   samples: Mapping[str, np.ndarray],
-) -> list[pathlib.Path]:
+) -> list[epath.Path]:
   """Writes samples for a person and as arrays.
 
   Args:
@@ -185,7 +187,7 @@ def write(
   # SciPy takes its time to import.
   from scipy.io import wavfile
 
-  out = pathlib.Path(out)
+  out = storage.path(out)
   out.mkdir(parents=True, exist_ok=True)
   shown, seen = (
     {name: x[:_MAX_SHOWN] for name, x in arrays.items()} for arrays in (samples, given)
@@ -193,7 +195,9 @@ def write(
   sheet = pictures.Panel(stem.replace("_", " "), shown, seen)
   pictures.draw(out / f"{stem}.png", modalities, pictures.panels(sheet, _COLUMNS))
   remade = {f"given_{name}" if name in samples else name: x for name, x in given.items()}
-  np.savez(out / f"{stem}.npz", **remade, **samples)
+  file = io.BytesIO()  # What cannot be written to a bucket by parts.
+  np.savez(file, **remade, **samples)
+  (out / f"{stem}.npz").write_bytes(file.getvalue())
   paths = [out / f"{stem}.png", out / f"{stem}.npz"]
   for modality in modalities:
     if modality.name not in samples:
@@ -204,7 +208,9 @@ def write(
       sound = np.concatenate([part for x in views for part in (modality.show(x), pause)])
       paths.append(out / f"{stem}_{modality.name}.wav")
       whole = np.round(np.clip(sound, -1.0, 1.0) * 32767).astype(np.int16)
-      wavfile.write(paths[-1], modality.sample_rate, whole)
+      file = io.BytesIO()
+      wavfile.write(file, modality.sample_rate, whole)
+      paths[-1].write_bytes(file.getvalue())
     elif modality.kind == "video":
       paths.append(out / f"{stem}_{modality.name}.gif")
       paths[-1].write_bytes(film(shown[modality.name], _COLUMNS))

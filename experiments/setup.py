@@ -22,7 +22,10 @@ from mmdiff_jax.modalities import Modality
 
 # Here, since flags have one name space and every entry point has this one.
 WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Folder of a training run: its config, checkpoints, metrics and results."
+  "workdir",
+  None,
+  "Folder of a training run: its config, checkpoints, metrics and results. May be gs://BUCKET/FOLDER"
+  " where TensorFlow is installed.",
 )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdiff_jax import data
+from mmdiff_jax import data, storage
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.modalities import Modality
@@ -127,10 +127,13 @@ def load(
     `NAME_present`, bool [n].
 
   Raises:
-    UserError: there is no such data set, option or folder.
+    UserError: there is no such data set, option or folder, or the folder lies in a bucket.
   """
   module = _module(name)
   _check_options(name, module, options)
+  own = "The folder for prepared data (data_dir, or TFDS_DATA_DIR)"
+  storage.check_on_disk(data_dir or os.environ.get("TFDS_DATA_DIR"), own)
+  storage.check_on_disk(manual_dir, "The folder of your own files (manual_dir)")
   # `~` is no matter of the shell where it stands in a config or after `--data_dir=`.
   data_dir, manual_dir = (path and os.path.expanduser(path) for path in (data_dir, manual_dir))
   if data_dir is not None and not os.path.isdir(data_dir):

@@ -9,6 +9,7 @@ that was altered may pass.
 from collections.abc import Iterator, Sequence
 import contextlib
 import csv
+import io
 import math
 import os
 import pathlib
@@ -21,6 +22,7 @@ from jaxtyping import Float, Int, UInt8
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence
 
+from mmdiff_jax import storage
 from mmdiff_jax.data import audio
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.modalities import Modality
@@ -363,8 +365,16 @@ def npz(
 
 
 def write_npz(path: str | os.PathLike[str], **arrays: np.ndarray) -> None:
-  """Writes an NPZ file so that nobody ever sees a part of it; raises OSError and leaves nothing."""
-  path = pathlib.Path(path)
+  """Writes an NPZ file so that nobody ever sees a part of it; raises OSError and leaves nothing.
+
+  It may lie in a bucket, see `storage.path`.
+  """
+  path = storage.path(path)
+  if storage.in_bucket(path):
+    whole = io.BytesIO()
+    np.savez(whole, **arrays)
+    path.write_bytes(whole.getvalue())
+    return
   # A name of its own, since several processes may write the same.
   part = path.with_name(f"{path.name}.{os.getpid()}.part")
   try:
@@ -379,9 +389,13 @@ def write_npz(path: str | os.PathLike[str], **arrays: np.ndarray) -> None:
 
 
 def kept_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray] | None:
-  """The arrays of an NPZ file, or None when it is not there or cannot be read."""
+  """The arrays of an NPZ file, or None when it is not there or cannot be read.
+
+  It may lie in a bucket, see `storage.path`.
+  """
   try:
-    with np.load(path, allow_pickle=False) as file:  # What is in a ZIP has a checksum.
+    whole = io.BytesIO(storage.path(path).read_bytes()) if storage.in_bucket(path) else path
+    with np.load(whole, allow_pickle=False) as file:  # What is in a ZIP has a checksum.
       return dict(file)
   except (OSError, ValueError, EOFError, zipfile.BadZipFile):
     return None

@@ -9,7 +9,6 @@ what a modality's classifier is depends on the data alone, and not on the run or
 from collections.abc import Callable, Iterator, Mapping
 import functools
 import os
-import pathlib
 import time
 from typing import Any, NamedTuple
 import zlib
@@ -22,7 +21,7 @@ import numpy as np
 import optax
 from scipy import special
 
-from mmdiff_jax import multitime
+from mmdiff_jax import multitime, storage
 from mmdiff_jax.data import readers
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.modalities import Modality
@@ -228,7 +227,7 @@ def load_or_fit(
   if modality.name == "label":
     one_hot = functools.partial(jax.nn.one_hot, num_classes=modality.num_classes)
     return Classifier({}, lambda params, x: (jnp.log(one_hot(x)), jnp.zeros((len(x), 0))))
-  path = pathlib.Path(folder) / f"{modality.name}.npz"
+  path = storage.path(folder) / f"{modality.name}.npz"
   # What the classifier is made of: its recipe and every byte of its data.
   made_of = f"{_SEED} {num_steps or _num_steps(modality)}".encode()
   for array in (x, labels):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmdiff_jax import modalities as modalities_lib
+from mmdiff_jax import modalities as modalities_lib, storage
 from mmdiff_jax.modalities import Modality
 
 _INCH = 0.8  # A column's width.
@@ -95,7 +95,8 @@ def draw(path: str | os.PathLike[str], modalities: Sequence[Modality], sheet: Se
         left = (1.0 + (column + 0.5) * _INCH) / width
         figure.text(left, middle, text, ha="center", va="center", size=7, color=colour)
     top = bottom
-  FigureCanvasAgg(figure).print_png(os.fspath(path))
+  with storage.path(path).open("wb") as file:
+    FigureCanvasAgg(figure).print_png(file)
 
 
 def _grid(modality: Modality, rows: np.ndarray) -> np.ndarray | None:

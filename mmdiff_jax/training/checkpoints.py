@@ -24,14 +24,18 @@ import shutil
 import time
 from typing import Any
 
+from etils import epath
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
+from mmdiff_jax import storage
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks.base import Framework, Params
 from mmdiff_jax.training.state import TrainState
+
+_PART = 2**20  # Bytes of a file that are read at once.
 
 
 class SaveError(Exception):
@@ -46,9 +50,11 @@ class SaveError(Exception):
     self.step = step
 
 
-def stage_dir(workdir: str | os.PathLike[str], stage: str) -> pathlib.Path:
+def stage_dir(workdir: str | os.PathLike[str], stage: str) -> epath.Path:
   """The folder of one stage's checkpoints."""
-  return pathlib.Path(workdir).absolute() / "checkpoints" / stage
+  if not storage.in_bucket(workdir):
+    workdir = os.path.join(os.getcwd(), workdir)  # Orbax wants to know all of it.
+  return storage.path(workdir) / "checkpoints" / stage
 
 
 def latest_step(workdir: str | os.PathLike[str], stage: str) -> int | None:
@@ -84,7 +90,7 @@ def discard_unfinished(workdir: str | os.PathLike[str], stage: str) -> list[int]
   directory = stage_dir(workdir, stage)
   unfinished = [step for step in _steps(workdir, stage) if not _seal_path(step).exists()]
   multihost_utils.sync_global_devices(f"unfinished checkpoints of {stage}")
-  _clear([*unfinished, *directory.glob("*.orbax-checkpoint-tmp"), *directory.glob("*.json.tmp")])
+  _clear([*unfinished, *_ending(directory, ".orbax-checkpoint-tmp", ".json.tmp")])
   return [int(step.name) for step in unfinished]
 
 
@@ -102,7 +108,7 @@ def set_damaged_aside(workdir: str | os.PathLike[str], stage: str) -> list[str]:
       fault = _fault(step)
       if not fault:
         break
-      aside = pathlib.Path(workdir) / "damaged" / f"{stage}-{step.name}-{time.time_ns()}"
+      aside = storage.path(workdir) / "damaged" / f"{stage}-{step.name}-{time.time_ns()}"
       aside.mkdir(parents=True)
       # The checksums first: a step that has lost them is dropped.
       for path in (_seal_path(step), step):
@@ -112,10 +118,19 @@ def set_damaged_aside(workdir: str | os.PathLike[str], stage: str) -> list[str]:
   return said
 
 
-def _steps(workdir: str | os.PathLike[str], stage: str) -> list[pathlib.Path]:
+def _steps(workdir: str | os.PathLike[str], stage: str) -> list[epath.Path]:
   """The folders of a stage's steps, in order, complete or not."""
-  found = stage_dir(workdir, stage).glob("*")
-  return sorted((path for path in found if path.name.isdecimal()), key=lambda path: int(path.name))
+  found = (path for path in _ending(stage_dir(workdir, stage), "") if path.name.isdecimal())
+  return sorted(found, key=lambda path: int(path.name))
+
+
+def _ending(directory: epath.Path, *ends: str) -> list[epath.Path]:
+  """What lies in a folder, if it is there, under names that end so.
+
+  Not by `glob`, which would take brackets in the folder's own name for a pattern.
+  """
+  there = directory.iterdir() if directory.is_dir() else ()
+  return [path for path in there if path.name.endswith(ends)]
 
 
 class Saver:
@@ -155,7 +170,7 @@ class Saver:
     step = int(state.step)
     path = stage_dir(self._workdir, self._stage) / str(step)
     # Threads of a save that failed may have written on after it was cleared away.
-    _clear(path.parent.glob("*.orbax-checkpoint-tmp"))
+    _clear(_ending(path.parent, ".orbax-checkpoint-tmp"))
     try:
       path.parent.mkdir(parents=True, exist_ok=True)
       if jax.process_index() == 0:
@@ -178,7 +193,7 @@ class Saver:
       sealed = self._thread.submit(self._seal_when_written, path)
     self._pending = step, sealed
 
-  def _seal_when_written(self, path: pathlib.Path) -> None:
+  def _seal_when_written(self, path: epath.Path) -> None:
     self._ckpt.wait_until_finished()
     if jax.process_index() == 0:
       _seal(path)
@@ -208,7 +223,8 @@ class Saver:
     directory = stage_dir(self._workdir, self._stage)
     path = directory / str(step)
     if not _everywhere(error is None):
-      _clear([_seal_path(path), path, *directory.glob("*.orbax-checkpoint-tmp"), _begun_path(path)])
+      unfinished = _ending(directory, ".orbax-checkpoint-tmp")
+      _clear([_seal_path(path), path, *unfinished, _begun_path(path)])
       raise SaveError(
         step, f"{path} could not be written: {error or 'another process failed'}"
       ) from error
@@ -224,14 +240,16 @@ def _everywhere(holds: bool) -> bool:
   return bool(np.all(multihost_utils.process_allgather(np.asarray(holds))))
 
 
-def _clear(paths: Iterable[pathlib.Path]) -> None:
+def _clear(paths: Iterable[epath.Path]) -> None:
   """Deletes files and folders, in the first process; those that are not there do not matter."""
   if jax.process_index() == 0:
     for path in paths:
-      if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-      else:
+      if not path.is_dir():
         path.unlink(missing_ok=True)
+      elif storage.in_bucket(path):
+        path.rmtree()
+      else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _checkpointer() -> ocp.AsyncCheckpointer:
@@ -347,7 +365,7 @@ def load_stage(
   return {**model["ema" if ema else "params"], **model["constants"]}
 
 
-def _check(path: pathlib.Path) -> None:
+def _check(path: epath.Path) -> None:
   """Checks that a checkpoint is whole, and no copy of one of another stage.
 
   Raises:
@@ -362,9 +380,10 @@ def _check(path: pathlib.Path) -> None:
     )
 
 
-def _read_json(item: pathlib.Path) -> Any:
+def _read_json(item: epath.Path) -> Any:
   """An item of a checkpoint; older ones have `data` in a file for each process, all alike."""
-  return json.loads(next(item.glob("process_*.json"), item / "metadata").read_text())
+  older = [path for path in _ending(item, ".json") if path.name.startswith("process_")]
+  return json.loads((older or [item / "metadata"])[0].read_text())
 
 
 def load_params(
@@ -392,7 +411,7 @@ def load_params(
   return params
 
 
-def verify(directory: pathlib.Path) -> None:
+def verify(directory: epath.Path) -> None:
   """Checks every file of a checkpoint against its checksum.
 
   Raises:
@@ -407,7 +426,7 @@ def verify(directory: pathlib.Path) -> None:
     )
 
 
-def _fault(directory: pathlib.Path) -> str | None:
+def _fault(directory: epath.Path) -> str | None:
   """What is wrong with a checkpoint, or None."""
   seal = _seal_path(directory)
   if not seal.exists():
@@ -419,8 +438,7 @@ def _fault(directory: pathlib.Path) -> str | None:
     return f"its checksums {seal} cannot be read"
   if text != _seal_text(expected):
     return f"its checksums {seal} have changed since they were written"
-  found = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
-  for name in sorted(found ^ set(expected)):
+  for name in sorted(_files(directory) ^ set(expected)):
     return f"{directory / name} is " + ("missing" if name in expected else "not part of it")
   for name, digest in expected.items():
     if _sha256(directory / name) != digest:
@@ -428,22 +446,34 @@ def _fault(directory: pathlib.Path) -> str | None:
   return None
 
 
-def _seal(directory: pathlib.Path) -> None:
+def _seal(directory: epath.Path) -> None:
   """Writes the checksums of a complete step."""
-  files = sorted(path for path in directory.rglob("*") if path.is_file())
-  sums = {str(path.relative_to(directory)): _sha256(path) for path in files}
-  write_atomically(_seal_path(directory), _seal_text(sums))
+  sums = {name: _sha256(directory / name) for name in sorted(_files(directory))}
+  storage.write_atomically(_seal_path(directory), _seal_text(sums))
+  _begun_path(directory).unlink(missing_ok=True)  # In a bucket nothing has taken its place.
+
+
+def _files(directory: epath.Path) -> set[str]:
+  """The names of all files of a checkpoint, relative to its folder."""
+  if not storage.in_bucket(directory):
+    found = pathlib.Path(directory).rglob("*")
+    return {str(path.relative_to(directory)) for path in found if path.is_file()}
+  return {
+    str((folder / name).relative_to(directory))
+    for folder, _, names in directory.walk()
+    for name in names
+  }
 
 
 def _seal_text(sums: Mapping[str, str]) -> str:
   return json.dumps(sums, indent=1)
 
 
-def _seal_path(directory: pathlib.Path) -> pathlib.Path:
+def _seal_path(directory: epath.Path) -> epath.Path:
   return directory.parent / f"{directory.name}.sha256.json"
 
 
-def _begun_path(directory: pathlib.Path) -> pathlib.Path:
+def _begun_path(directory: epath.Path) -> epath.Path:
   """There from the start of a save until its checksums, by `write_atomically`, take its place.
 
   So a first save that was cut off is told from a copy that has lost its checksums.
@@ -452,22 +482,15 @@ def _begun_path(directory: pathlib.Path) -> pathlib.Path:
   return seal.with_name(seal.name + ".tmp")
 
 
-def _sha256(path: pathlib.Path) -> str:
+def _sha256(path: epath.Path) -> str:
+  digest = hashlib.sha256()
   with path.open("rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
+    while part := file.read(_PART):
+      digest.update(part)
+  return digest.hexdigest()
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-  """Writes a file so that a reader sees the old text or the new, never a part."""
-  temporary = path.with_name(path.name + ".tmp")
-  with temporary.open("w") as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  temporary.replace(path)
-
-
-def _targets(ckpt: ocp.AsyncCheckpointer, path: pathlib.Path, sharding: Any) -> Any:
+def _targets(ckpt: ocp.AsyncCheckpointer, path: epath.Path, sharding: Any) -> Any:
   """Restore targets of a checkpoint's model, from what it says of itself."""
   tree = ckpt.metadata(path).item_metadata["model"].tree
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)

@@ -3,17 +3,17 @@
 from collections.abc import Mapping
 import json
 import os
-import pathlib
 from typing import Any
 import zlib
 
+from etils import epath
 import jax
 import ml_collections
 import numpy as np
 
+from mmdiff_jax import storage
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.errors import UserError
-from mmdiff_jax.training.checkpoints import write_atomically
 
 # Fields that two runs in one workdir need not share: they change what is shown or where it is
 # computed, not the weights. The data, which may lie elsewhere on another machine, are compared
@@ -43,7 +43,7 @@ def claim_workdir(
   Raises:
     UserError: the workdir was made with another config or other data; says what differs.
   """
-  config_path, data_path = (pathlib.Path(workdir) / name for name in ("config.json", "data.json"))
+  config_path, data_path = (storage.path(workdir) / name for name in ("config.json", "data.json"))
   # Through JSON, so that tuples and lists compare as equal.
   text = json.dumps(config.to_dict(), indent=2)
   if config_path.exists():
@@ -67,9 +67,9 @@ def claim_workdir(
       )
   config_path.parent.mkdir(parents=True, exist_ok=True)
   if jax.process_index() == 0:
-    write_atomically(config_path, text)
+    storage.write_atomically(config_path, text)
     if not data_path.exists():
-      write_atomically(data_path, json.dumps(fingerprint, indent=1))
+      storage.write_atomically(data_path, json.dumps(fingerprint, indent=1))
 
 
 def _fingerprint(data: Mapping[str, np.ndarray | Column]) -> dict[str, dict[str, Any]]:
@@ -108,7 +108,7 @@ def load_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
   Raises:
     UserError: the folder holds no training run.
   """
-  path = pathlib.Path(workdir) / "config.json"
+  path = storage.path(workdir) / "config.json"
   if not path.exists():
     raise UserError(
       f"{workdir} holds no training run: there is no {path}. Train first: python -m "
@@ -117,11 +117,11 @@ def load_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(_tuples(_read_config(path)))
 
 
-def _read_config(path: pathlib.Path) -> dict[str, Any]:
+def _read_config(path: epath.Path) -> dict[str, Any]:
   return _read_json(path, "Restore it from a checkpoint's meta item")
 
 
-def _read_json(path: pathlib.Path, remedy: str) -> dict[str, Any]:
+def _read_json(path: epath.Path, remedy: str) -> dict[str, Any]:
   try:
     return json.loads(path.read_text())
   except ValueError as error:

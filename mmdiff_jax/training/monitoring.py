@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import json
 import math
 import os
-import pathlib
 import time
 from typing import Any
 
@@ -16,14 +15,14 @@ import jax
 import ml_collections
 import numpy as np
 
-from mmdiff_jax import modalities as modalities_lib
+from mmdiff_jax import modalities as modalities_lib, storage
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.frameworks.base import Params, Stage
 from mmdiff_jax.modalities import Modality
-from mmdiff_jax.training.checkpoints import write_atomically
 from mmdiff_jax.training.watchdog import Watchdog
 
 _LINE_EVERY = 5.0  # Seconds between two lines on screen.
+_BUCKET_EVERY = 30.0  # Seconds between two writes to a bucket, each of which is of the whole file.
 _NUM_ROWS = 32  # Rows of the test split in a report.
 _COLUMNS = 8  # Pictures in a row of a report.
 _NUM_CLIPS = 8  # Of these, how many are turned into sound.
@@ -61,7 +60,8 @@ class Monitor:
     self._several = jax.process_count() > 1
     self._watchdog = Watchdog(config.monitor.stall_timeout if self._several else None)
     self._modalities = {modality.name: modality for modality in modalities}
-    self._path = pathlib.Path(workdir) / "metrics.jsonl"
+    self._path = storage.path(workdir) / "metrics.jsonl"
+    self._unwritten, self._last_write = "", time.monotonic()
     self._writer = self._tensorboard(workdir) if self._active else None
     if self._writer:
       text = json.dumps(config.to_dict(), indent=2)
@@ -74,6 +74,7 @@ class Monitor:
 
   def __exit__(self, *_: object) -> None:
     self._watchdog.stop()
+    self.flush()
     if self._writer:
       self._writer.close()
 
@@ -119,13 +120,21 @@ class Monitor:
     values = dict(values)
     if step > since:
       values["ms_per_step"] = 1e3 * seconds
-    with self._path.open("a") as file:
-      file.write(json.dumps({"stage": self._stage, "step": step, **values}) + "\n")
+    self._unwritten += json.dumps({"stage": self._stage, "step": step, **values}) + "\n"
+    if not storage.in_bucket(self._path) or now - self._last_write > _BUCKET_EVERY:
+      self.flush()
     if self._writer:
       self._writer.write_scalars(step, {f"{self._stage}/{name}": x for name, x in values.items()})
     if now - self._last_line > _LINE_EVERY or step == self._steps:
       self._last_line = now
       self.say(self._line(step, values, seconds))
+
+  def flush(self) -> None:
+    """Writes the metrics that still wait for it: call it before a step is saved."""
+    lines, self._unwritten, self._last_write = self._unwritten, "", time.monotonic()
+    if lines:
+      with self._path.open("a") as file:
+        file.write(lines)
 
   def report(self, step: int, media: Mapping[str, Mapping[str, Any]]) -> None:
     """Shows model views to a person.
@@ -181,13 +190,11 @@ class Monitor:
         continue
       if row["stage"] != self._stage or row["step"] <= step:
         kept.append(line)
-    write_atomically(self._path, "".join(kept))
+    storage.write_atomically(self._path, "".join(kept))
 
   def _tensorboard(self, workdir: str | os.PathLike[str]) -> Any:
     """A writer that works in a thread of its own, or None where TensorFlow is missing."""
-    # TensorFlow only writes files here; its own lines on screen would bury ours.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    storage.quieten_tensorflow()
     try:
       from clu import metric_writers
       import tensorflow as tf
@@ -211,5 +218,5 @@ class Monitor:
             size = [b"%d" % int.from_bytes(film[i : i + 2], "little") for i in (6, 8)]
             tf.summary.write(tag, tf.constant([*size, film]), step=step, metadata=metadata)
 
-    logdir = pathlib.Path(workdir) / "tensorboard"
+    logdir = storage.path(workdir) / "tensorboard"
     return metric_writers.AsyncWriter(Writer(os.fspath(logdir)))

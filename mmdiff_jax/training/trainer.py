@@ -5,7 +5,6 @@ import contextlib
 import itertools
 import json
 import os
-import pathlib
 import signal
 import threading
 import zlib
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from mmdiff_jax import storage
 from mmdiff_jax.data import pipeline
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.errors import PreemptedError, UserError
@@ -59,7 +59,7 @@ def train(
       `best`, the metric of which the lowest one's stays, too, and `stall_timeout` (see
       `monitoring.Monitor`); all of it is kept in the workdir.
     workdir: takes the checkpoints, `config.json`, `data.json`, `metrics.jsonl` and TensorBoard's
-      files.
+      files; a folder or `gs://BUCKET/FOLDER`.
     train_data: the training split, arrays or columns whose first axis is the example.
     test_data: the test split; some of its rows are shown in reports.
     stages: names of those to train; all if empty.
@@ -206,6 +206,7 @@ def _train_stage(
         meta = {"config": config.to_dict(), "stage": stage.name, "step": step}
         # A mean over the few steps before a signal is not held against those of the others.
         meta["metrics"] = metrics if save else {}
+        monitor.flush()
         saver.save(state, constants, batches, meta)
       if step == settings.steps or stop:
         _finish(saver, monitor, stage)
@@ -284,7 +285,7 @@ def _read(
     bad = [name for name, is_bad in zip(names, meter.bad, strict=True) if is_bad]
     parts = [name.removeprefix("loss_") for name in bad if name.startswith("loss_")]
     where = f"of {', '.join(parts)} " if parts else ""
-    report = pathlib.Path(workdir) / "diverged.json"
+    report = storage.path(workdir) / "diverged.json"
     saver.wait()
     if jax.process_index() == 0:
       found = {
@@ -295,7 +296,7 @@ def _read(
         "devices": [device.device_kind for device in jax.devices()],
         "jax": jax.__version__,
       }
-      checkpoints.write_atomically(report, json.dumps(found, indent=1))
+      storage.write_atomically(report, json.dumps(found, indent=1))
     raise DivergedError(
       f"Training stopped in stage {stage!r} at step {meter.bad_step}: the loss or gradient {where}"
       f"is not finite (not finite: {', '.join(bad)}). The last good checkpoint in "

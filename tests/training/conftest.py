@@ -179,4 +179,5 @@ def toy():
     only_first=only_first,
     rows=rows,
     train=train,
+    trainer=trainer,
   )
