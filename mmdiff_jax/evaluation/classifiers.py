@@ -1,9 +1,10 @@
 """Classifiers that judge what was generated, one a modality, trained on the training split.
 
 They share nothing with what they judge: generators are residual MLPs with LayerNorm and SiLU,
-trained from the run's seed; these are a small convolutional network for images, one of single frames
-for videos, and a plain MLP for all else, with ReLU and dropout, trained from a seed of their own. So
-what a modality's classifier is depends on the data alone, and not on the run or the framework.
+trained from the run's seed; these are a small convolutional network for images, one of single
+frames for videos, and a plain MLP for all else, with ReLU and dropout, trained from a seed of their
+own. So what a modality's classifier is depends on the data alone, and not on the run or the
+framework.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -49,7 +50,7 @@ class _Images(nn.Module):
 
 
 class _Videos(nn.Module):
-  """Three convolutions of each frame, the most of each channel wherever it is, the mean of frames."""
+  """Three convolutions of a frame, the most of each channel wherever it is, the mean of frames."""
 
   num_classes: int
 
