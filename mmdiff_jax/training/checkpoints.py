@@ -411,12 +411,13 @@ def load_params(
   return params
 
 
-def verify(directory: epath.Path) -> None:
+def verify(directory: str | os.PathLike[str]) -> None:
   """Checks every file of a checkpoint against its checksum.
 
   Raises:
     UserError: a file is missing, too many or altered, or the checksums themselves are unreadable.
   """
+  directory = storage.path(directory)
   fault = _fault(directory)
   if fault:
     raise UserError(

@@ -61,7 +61,7 @@ class Monitor:
     self._watchdog = Watchdog(config.monitor.stall_timeout if self._several else None)
     self._modalities = {modality.name: modality for modality in modalities}
     self._path = storage.path(workdir) / "metrics.jsonl"
-    self._unwritten, self._last_write = "", time.monotonic()
+    self._unwritten, self._last_write = "", 0.0
     self._writer = self._tensorboard(workdir) if self._active else None
     if self._writer:
       text = json.dumps(config.to_dict(), indent=2)
@@ -122,6 +122,7 @@ class Monitor:
       values["ms_per_step"] = 1e3 * seconds
     self._unwritten += json.dumps({"stage": self._stage, "step": step, **values}) + "\n"
     if not storage.in_bucket(self._path) or now - self._last_write > _BUCKET_EVERY:
+      self._last_write = now
       self.flush()
     if self._writer:
       self._writer.write_scalars(step, {f"{self._stage}/{name}": x for name, x in values.items()})
@@ -131,7 +132,7 @@ class Monitor:
 
   def flush(self) -> None:
     """Writes the metrics that still wait for it: call it before a step is saved."""
-    lines, self._unwritten, self._last_write = self._unwritten, "", time.monotonic()
+    lines, self._unwritten = self._unwritten, ""
     if lines:
       with self._path.open("a") as file:
         file.write(lines)

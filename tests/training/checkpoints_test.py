@@ -3,6 +3,7 @@ import functools
 import json
 import shutil
 
+from etils import epath
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -195,7 +196,7 @@ def test_a_checkpoint_of_an_older_version(toy, workdir):
   (folder / "8" / "data" / "metadata").rename(folder / "8" / "data" / "process_0-of-2.json")
   meta = folder / "8" / "meta" / "metadata"
   meta.write_text(json.dumps({"stage": json.loads(meta.read_text())["stage"]}))
-  checkpoints._seal(folder / "8")
+  checkpoints._seal(epath.Path(folder / "8"))
   assert checkpoints.best_step(workdir, "second_stage", "loss") is None
   jax.tree.map(np.testing.assert_array_equal, before, toy.train(workdir))
 

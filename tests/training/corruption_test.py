@@ -1,5 +1,6 @@
 """No damage of a checkpoint is loaded silently."""
 
+from etils import epath
 import jax
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def damage(rng, path):
 def files(step):
   """Those of a checkpoint, and its checksums."""
   found = [path for path in step.rglob("*") if path.is_file() and path.stat().st_size]
-  return [*sorted(found), checkpoints._seal_path(step)]
+  return [*sorted(found), checkpoints._seal_path(epath.Path(step))]
 
 
 def test_random_damage_is_found(workdir):

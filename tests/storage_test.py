@@ -1,0 +1,49 @@
+import importlib.util
+import os
+
+import pytest
+
+from experiments import experts
+from mmdiff_jax import storage
+from mmdiff_jax.data import datasets
+from mmdiff_jax.errors import UserError
+from mmdiff_jax.training import checkpoints, claims
+
+
+def test_a_bucket_needs_tensorflow(monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  for use in (storage.path, claims.load_config, lambda x: checkpoints.latest_step(x, "stage")):
+    with pytest.raises(UserError, match="gs://bucket/run needs TensorFlow.*pip install"):
+      use("gs://bucket/run")
+  assert not list(tmp_path.iterdir())
+
+
+def test_other_storage_is_refused():
+  with pytest.raises(UserError, match="s3://bucket/run cannot be written or read"):
+    storage.path("s3://bucket/run")
+
+
+def test_a_name_in_a_bucket_stays_one():
+  pytest.importorskip("tensorflow")
+  assert str(storage.path("gs://bucket/run/") / "a") == "gs://bucket/run/a"
+  assert str(checkpoints.stage_dir("gs://bucket/run", "x")) == "gs://bucket/run/checkpoints/x"
+  assert experts._term("gs://bucket/run/:sketch+mask") == ("gs://bucket/run", ("sketch", "mask"))
+  assert experts._term("gs://bucket/run") == ("gs://bucket/run", ())
+
+
+def test_a_stage_lies_in_an_absolute_folder(monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  assert os.fspath(checkpoints.stage_dir("run", "x")) == str(tmp_path / "run/checkpoints/x")
+
+
+@pytest.mark.parametrize("name", ["data_dir", "manual_dir"])
+def test_data_do_not_lie_in_a_bucket(name):
+  with pytest.raises(UserError, match=f"{name}.* cannot be gs://bucket/data: give a folder"):
+    datasets.load("digits", "train", **{name: "gs://bucket/data"})
+
+
+def test_nor_where_the_environment_says_so(monkeypatch):
+  monkeypatch.setenv("TFDS_DATA_DIR", "gs://bucket/data")
+  with pytest.raises(UserError, match="TFDS_DATA_DIR. cannot be gs://bucket/data"):
+    datasets.load("digits", "train")
