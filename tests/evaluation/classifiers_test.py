@@ -36,7 +36,10 @@ def examples(modality, size, seed=0):
   return x, labels
 
 
-@pytest.mark.parametrize(("modality", "steps"), [(IMAGE, 40), (TEXT, 40), (SOUND, 40), (VIDEO, 70)])
+@pytest.mark.parametrize(
+  ("modality", "steps"),
+  [(IMAGE, 40), (TEXT, 40), (SOUND, 40), pytest.param(VIDEO, 70, marks=pytest.mark.slow)],
+)
 def test_learns_what_is_easy(modality, steps):
   lines, key = [], jax.random.key(0)
   x, labels = examples(modality, 500)
