@@ -36,7 +36,7 @@ def get_config():
 # The toy framework in place of the real ones, no TensorFlow, which takes seconds to load, and a
 # fault of the second process in the report of step 6; the last checkpoint is that of step 4.
 MAIN = f"""{LOAD_TOY}
-import dataclasses, os, signal, sys, time
+import dataclasses, os, pathlib, signal, sys, time
 sys.modules["tensorflow"] = None
 import jax
 from experiments import setup, train
@@ -46,6 +46,10 @@ def build(config):
   framework = toy.framework(steps=config.steps, steps_per_dispatch=2, clip=0.0)
   def report(*arguments):
     fault = config.monitor.fault if jax.process_index() == 1 else ""
+    # It is written while training goes on.
+    sealed = pathlib.Path(setup.WORKDIR.value, "checkpoints", "first_stage", "4.sha256.json")
+    while fault and not sealed.exists():
+      time.sleep(0.1)
     if fault == "hang":
       time.sleep(1000)
     elif fault == "error":
