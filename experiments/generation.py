@@ -201,7 +201,8 @@ def generator(
   began = time.monotonic()
   parts = -(-num // _ROWS)
   size = -(-num // parts)
-  layout = parallel.layout_of(trained.config.parallel.kind)
+  # Shuffled rows read one another, and those of other devices are out of sight in pmap.
+  layout = parallel.layout_of("jit" if shuffled else trained.config.parallel.kind)
   made = -(-size // layout.mesh.size) * layout.mesh.size
   like = {
     name: jax.ShapeDtypeStruct((made, *data[name].shape[1:]), data[name].dtype) for name in given
