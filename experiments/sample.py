@@ -195,9 +195,7 @@ def write(
   sheet = pictures.Panel(stem.replace("_", " "), shown, seen)
   pictures.draw(out / f"{stem}.png", modalities, pictures.panels(sheet, _COLUMNS))
   remade = {f"given_{name}" if name in samples else name: x for name, x in given.items()}
-  file = io.BytesIO()  # What cannot be written to a bucket by parts.
-  np.savez(file, **remade, **samples)
-  (out / f"{stem}.npz").write_bytes(file.getvalue())
+  readers.write_npz(out / f"{stem}.npz", **remade, **samples)
   paths = [out / f"{stem}.png", out / f"{stem}.npz"]
   for modality in modalities:
     if modality.name not in samples:
@@ -208,7 +206,7 @@ def write(
       sound = np.concatenate([part for x in views for part in (modality.show(x), pause)])
       paths.append(out / f"{stem}_{modality.name}.wav")
       whole = np.round(np.clip(sound, -1.0, 1.0) * 32767).astype(np.int16)
-      file = io.BytesIO()
+      file = io.BytesIO()  # What cannot be written to a bucket by parts.
       wavfile.write(file, modality.sample_rate, whole)
       paths[-1].write_bytes(file.getvalue())
     elif modality.kind == "video":

@@ -98,8 +98,10 @@ class Classifier(NamedTuple):
 
 
 def _network(modality: Modality, num_classes: int) -> nn.Module:
-  if modality.kind in ("image", "video"):
-    return (_Images if modality.kind == "image" else _Videos)(num_classes)
+  if modality.kind == "image":
+    return _Images(num_classes)
+  if modality.kind == "video":
+    return _Videos(num_classes)
   return _Vectors(num_classes, modality.num_classes)
 
 
