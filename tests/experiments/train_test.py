@@ -62,6 +62,7 @@ def run(tmp_path):
         **os.environ,
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla"),
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
+        "XLA_FLAGS": "",
       },
       capture_output=True,
       text=True,
