@@ -7,19 +7,16 @@ A stage's checkpoints lie in `workdir/checkpoints/<stage>/<step>/`, written by O
   data      where the input pipeline stands
   meta      the config, the stage's name, the step and what the training log says of it
 
-Orbax restores a flipped bit silently, so the SHA-256 of every file of a step is kept beside it, in
-`<step>.sha256.json`, written (atomically) last of all and checked before the step is read. A step
-without its checksums is a save that was cut off. What is damaged is put into `workdir/damaged` when
+Beside each are its checksums (`seals`), written last of all and checked before the step is read. A
+step without them is a save that was cut off. What is damaged is put into `workdir/damaged` when
 training goes on, from the step before.
 """
 
 from collections.abc import Iterable, Mapping
 from concurrent import futures
 import contextlib
-import hashlib
 import json
 import os
-import pathlib
 import shutil
 import time
 from typing import Any
@@ -33,9 +30,8 @@ import orbax.checkpoint as ocp
 from mmdiff_jax import storage
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks.base import Framework, Params
+from mmdiff_jax.training import seals
 from mmdiff_jax.training.state import TrainState
-
-_PART = 2**20  # Bytes of a file that are read at once.
 
 
 class SaveError(Exception):
@@ -64,10 +60,10 @@ def latest_step(workdir: str | os.PathLike[str], stage: str) -> int | None:
     UserError: there are checkpoints, but none has its checksums, nor was cut off in its saving.
   """
   steps = _steps(workdir, stage)
-  complete = [step for step in steps if _seal_path(step).exists()]
-  lost = [step for step in steps if step not in complete and not _begun_path(step).exists()]
+  complete = [step for step in steps if seals.path_of(step).exists()]
+  lost = [step for step in steps if step not in complete and not seals.begun_path(step).exists()]
   if lost and not complete:
-    verify(lost[-1])
+    seals.verify(lost[-1])
   return int(complete[-1].name) if complete else None
 
 
@@ -77,7 +73,7 @@ def best_step(workdir: str | os.PathLike[str], stage: str, metric: str) -> int |
   for step in _steps(workdir, stage):
     # One that is damaged, which is told where it is loaded, or that is of an older version.
     with contextlib.suppress(OSError, ValueError, KeyError):
-      if _seal_path(step).exists():
+      if seals.path_of(step).exists():
         found[int(step.name)] = _read_json(step / "meta")["metrics"][metric]
   return min(found, key=found.get, default=None)
 
@@ -88,7 +84,7 @@ def discard_unfinished(workdir: str | os.PathLike[str], stage: str) -> list[int]
   For the process that trains only: a save that is still going on looks the same.
   """
   directory = stage_dir(workdir, stage)
-  unfinished = [step for step in _steps(workdir, stage) if not _seal_path(step).exists()]
+  unfinished = [step for step in _steps(workdir, stage) if not seals.path_of(step).exists()]
   multihost_utils.sync_global_devices(f"unfinished checkpoints of {stage}")
   _clear([*unfinished, *_ending(directory, ".orbax-checkpoint-tmp", ".json.tmp")])
   return [int(step.name) for step in unfinished]
@@ -104,14 +100,14 @@ def set_damaged_aside(workdir: str | os.PathLike[str], stage: str) -> list[str]:
   """
   said = []
   if jax.process_index() == 0:
-    for step in reversed([step for step in _steps(workdir, stage) if _seal_path(step).exists()]):
-      fault = _fault(step)
+    for step in reversed([step for step in _steps(workdir, stage) if seals.path_of(step).exists()]):
+      fault = seals.fault(step)
       if not fault:
         break
       aside = storage.path(workdir) / "damaged" / f"{stage}-{step.name}-{time.time_ns()}"
       aside.mkdir(parents=True)
       # The checksums first: a step that has lost them is dropped.
-      for path in (_seal_path(step), step):
+      for path in (seals.path_of(step), step):
         path.rename(aside / path.name)
       said.append(f"the checkpoint of step {int(step.name):,} is damaged ({fault}); now in {aside}")
   multihost_utils.sync_global_devices(f"damaged checkpoints of {stage}")
@@ -174,7 +170,7 @@ class Saver:
     try:
       path.parent.mkdir(parents=True, exist_ok=True)
       if jax.process_index() == 0:
-        _begun_path(path).touch()
+        seals.begun_path(path).touch()
       self._ckpt.save(
         path,
         args=ocp.args.Composite(
@@ -196,7 +192,7 @@ class Saver:
   def _seal_when_written(self, path: epath.Path) -> None:
     self._ckpt.wait_until_finished()
     if jax.process_index() == 0:
-      _seal(path)
+      seals.write(path)
 
   def wait(self) -> None:
     """Waits for what is being written; whether it went wrong is for `finish` to say."""
@@ -224,7 +220,7 @@ class Saver:
     path = directory / str(step)
     if not _everywhere(error is None):
       unfinished = _ending(directory, ".orbax-checkpoint-tmp")
-      _clear([_seal_path(path), path, *unfinished, _begun_path(path)])
+      _clear([seals.path_of(path), path, *unfinished, seals.begun_path(path)])
       raise SaveError(
         step, f"{path} could not be written: {error or 'another process failed'}"
       ) from error
@@ -232,7 +228,7 @@ class Saver:
     for old in _steps(self._workdir, self._stage)[: -self._keep]:
       if int(old.name) != best:
         # The checksums first, so that half a checkpoint never has them.
-        _clear([_seal_path(old), old])
+        _clear([seals.path_of(old), old])
 
 
 def _everywhere(holds: bool) -> bool:
@@ -371,7 +367,7 @@ def _check(path: epath.Path) -> None:
   Raises:
     UserError: it is not.
   """
-  verify(path)
+  seals.verify(path)
   stage, written = path.parent.name, _read_json(path / "meta")["stage"]
   if written != stage:
     raise UserError(
@@ -409,86 +405,6 @@ def load_params(
     chosen = best if last else ""
     params |= load_stage(workdir, stage.name, ema=ema or not last, best=chosen)
   return params
-
-
-def verify(directory: str | os.PathLike[str]) -> None:
-  """Checks every file of a checkpoint against its checksum.
-
-  Raises:
-    UserError: a file is missing, too many or altered, or the checksums themselves are unreadable.
-  """
-  directory = storage.path(directory)
-  fault = _fault(directory)
-  if fault:
-    raise UserError(
-      f"The checkpoint {directory} is damaged or was not written to the end: {fault}. Delete that "
-      "folder and start again with the same command: training goes on from the checkpoint before "
-      f"it in {directory.parent}, or from the start of the stage when there is none."
-    )
-
-
-def _fault(directory: epath.Path) -> str | None:
-  """What is wrong with a checkpoint, or None."""
-  seal = _seal_path(directory)
-  if not seal.exists():
-    return f"its checksums {seal} are missing"
-  try:
-    text = seal.read_text()
-    expected = json.loads(text)
-  except ValueError:
-    return f"its checksums {seal} cannot be read"
-  if text != _seal_text(expected):
-    return f"its checksums {seal} have changed since they were written"
-  for name in sorted(_files(directory) ^ set(expected)):
-    return f"{directory / name} is " + ("missing" if name in expected else "not part of it")
-  for name, digest in expected.items():
-    if _sha256(directory / name) != digest:
-      return f"{directory / name} has changed since it was written"
-  return None
-
-
-def _seal(directory: epath.Path) -> None:
-  """Writes the checksums of a complete step."""
-  sums = {name: _sha256(directory / name) for name in sorted(_files(directory))}
-  storage.write_atomically(_seal_path(directory), _seal_text(sums))
-  _begun_path(directory).unlink(missing_ok=True)  # In a bucket nothing has taken its place.
-
-
-def _files(directory: epath.Path) -> set[str]:
-  """The names of all files of a checkpoint, relative to its folder."""
-  if not storage.in_bucket(directory):
-    found = pathlib.Path(directory).rglob("*")
-    return {str(path.relative_to(directory)) for path in found if path.is_file()}
-  return {
-    str((folder / name).relative_to(directory))
-    for folder, _, names in directory.walk()
-    for name in names
-  }
-
-
-def _seal_text(sums: Mapping[str, str]) -> str:
-  return json.dumps(sums, indent=1)
-
-
-def _seal_path(directory: epath.Path) -> epath.Path:
-  return directory.parent / f"{directory.name}.sha256.json"
-
-
-def _begun_path(directory: epath.Path) -> epath.Path:
-  """There from the start of a save until its checksums, by `write_atomically`, take its place.
-
-  So a first save that was cut off is told from a copy that has lost its checksums.
-  """
-  seal = _seal_path(directory)
-  return seal.with_name(seal.name + ".tmp")
-
-
-def _sha256(path: epath.Path) -> str:
-  digest = hashlib.sha256()
-  with path.open("rb") as file:
-    while part := file.read(_PART):
-      digest.update(part)
-  return digest.hexdigest()
 
 
 def _targets(ckpt: ocp.AsyncCheckpointer, path: epath.Path, sharding: Any) -> Any:
