@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 from mmdiff_jax.data import layouts
+from mmdiff_jax.errors import UserError
 
 # The condition of each expert, its name among the digits and among the faces, and its part of the
 # handwriting: no two experts that are shown something have an example of it in common.
@@ -32,13 +33,13 @@ def get_config(name: str = "sketch") -> ConfigDict:
   """The config of that name.
 
   Raises:
-    ValueError: no such config.
+    UserError: no such config.
   """
   faces = name.startswith("faces_")
   expert = name.removeprefix("faces_")
   if expert not in _EXPERTS or name == "faces_label":
     known = (*_EXPERTS, *(f"faces_{e}" for e in _EXPERTS if e != "label"))
-    raise ValueError(f"configs/mcdm.py has no {name!r}; it has {', '.join(known)}")
+    raise UserError(f"configs/mcdm.py has no {name!r}; it has {', '.join(known)}")
   config = _defaults()
   shown = [_CONDITIONS[condition] for condition in _EXPERTS[expert]]
   names = [condition[1] if faces else condition[0] for condition in shown]
@@ -85,8 +86,8 @@ def _defaults() -> ConfigDict:
   common.small_images(config, steps=3000)
   config.network.text_width = 64
   # After each step so many corrections, each of so many leapfrog steps of that size: num * leapfrog
-  # evaluations of every model more a step. 0 leaves them out. Keep snr below sqrt(2 / sum of the
-  # weights), beyond which they may diverge.
+  # evaluations of every model more a step. 0 leaves them out. An snr that would diverge with the
+  # weights is refused, see `solvers.largest_snr`.
   config.sampling.corrector = ConfigDict({"num": 0, "leapfrog": 3, "snr": 0.7})
 
   config.evaluation.update({"seeds": 1, "num": 1000})

@@ -10,7 +10,7 @@ import jax
 import ml_collections
 
 from experiments import setup
-from mmdiff_jax import storage
+from mmdiff_jax import solvers, storage
 from mmdiff_jax.data import datasets
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import mcdm
@@ -105,6 +105,27 @@ def load(ema: bool) -> tuple[ml_collections.ConfigDict, Framework, Params]:
       "shares": shares,
     }
   return config, framework, params
+
+
+def check_corrector(config: ml_collections.ConfigDict) -> None:
+  """Checks the corrector of a composition against its weights.
+
+  Args:
+    config: from `load`, with the settings that flags changed.
+
+  Raises:
+    UserError: its steps would diverge.
+  """
+  corrector, composition = config.sampling.get("corrector"), config.composition
+  # Of a weight that changes with t the ends, between which the bound has no lower value.
+  ends = [[float(weight.split(":")[end]) for weight in composition.weights] for end in (0, -1)]
+  largest = min(solvers.largest_snr(weights) for weights in ends)
+  if corrector and corrector.num and corrector.snr >= largest:
+    raise UserError(
+      f"The corrector's steps of snr {corrector.snr:g} would diverge with the weights"
+      f" {', '.join(composition.weights)}: give less than {largest:.3g}, such as"
+      f" --corrector={corrector.num}:{corrector.leapfrog}:{largest / 2:.2g}."
+    )
 
 
 def _data(sets: Sequence[ml_collections.ConfigDict], framework: Framework):

@@ -70,7 +70,8 @@ def load(workdir: str | None) -> Trained:
 
   Raises:
     UserError: there is no run, it is not trained or damaged, or kept no best checkpoint that is
-      asked for, the solver is unknown, a flag is not of its framework, or experts do not compose.
+      asked for, the solver is unknown, a flag is not of its framework, or experts do not compose or
+      with a corrector whose steps would diverge.
   """
   if experts.wanted() == bool(workdir):
     raise UserError(
@@ -92,7 +93,7 @@ def load(workdir: str | None) -> Trained:
     raise UserError("--best is for one run, --workdir=DIR; experts give their last checkpoints.")
   else:
     config, framework, params = experts.load(EMA.value)
-    _flagged(config)
+    experts.check_corrector(_flagged(config))
   return Trained(config, framework, params, base.sampling_of(config), EMA.value, best)
 
 

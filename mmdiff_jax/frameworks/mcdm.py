@@ -276,6 +276,7 @@ def _check_alike(experts: Mapping[str, Expert]) -> None:
     for what, own, theirs in (
       ("the schedule", expert.config.process, first.config.process),
       ("the prediction", expert.config.prediction, first.config.prediction),
+      ("the image", expert.main.name, first.main.name),
       ("the image's shape", expert.main.shape, first.main.shape),
     ):
       if own != theirs:

@@ -7,6 +7,7 @@ log-likelihoods. They know nothing of frameworks, Flax or devices.
 from mmdiff_jax.solvers.correctors import (
   corrected as corrected,
   hmc as hmc,
+  largest_snr as largest_snr,
 )
 from mmdiff_jax.solvers.likelihood import (
   bits_per_dim as bits_per_dim,

@@ -12,11 +12,12 @@ which binds its rows to one another; here sigma stands for them, since score = -
 There is no test of Metropolis and Hastings, which would want densities: the law that is reached is
 p_t in the limit of a small snr. On N(0, C) it is N(0, C / (1 - h^2 / (4 C))), whatever L is; for
 h >= 2 sqrt(C) the steps diverge. Of one model C is at least sigma^2, so that snr < sqrt(2) will do;
-of a composition with weights w_i it may be sigma^2 / sum w_i: snr < sqrt(2 / sum w_i).
+of a composition it may be less, see `largest_snr`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +67,25 @@ def hmc(
 
   momentum = {name: multitime.normal_like(key, name, value) for name, value in x.items()}
   return jax.lax.fori_loop(0, leapfrog, move, (dict(x), momentum))[0]
+
+
+def largest_snr(weights: Iterable[float]) -> float:
+  """The snr of (1) below which the steps do not diverge on a composition of Gaussian models.
+
+  Each of them has a precision of at most 1 / sigma^2, so with the weights w_i, and 1 - sum w_i for
+  the unconditional model, the composition has at most sum max(w_i, 0) + max(1 - sum w_i, 0) times
+  that. Experts are left out where their condition is not given; the bound is for all choices of
+  them: max(sum max(w_i, 0), 1 + sum max(-w_i, 0)).
+
+  Args:
+    weights: of the experts.
+
+  Returns:
+    sqrt(2) for one model, less for large or negative weights.
+  """
+  weights = list(weights)
+  positive, negative = (sum(max(sign * w, 0.0) for w in weights) for sign in (1, -1))
+  return math.sqrt(2 / max(positive, 1 + negative))
 
 
 @functools.cache

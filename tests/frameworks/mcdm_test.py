@@ -447,12 +447,14 @@ def test_experts_that_do_not_fit_are_named():
     return mcdm.expert_of(config, (image, *conditions))
 
   plain = expert()
+  other_image = modalities_lib.Modality("other", "image", IMAGE.shape, show)
   wide = modalities_lib.Modality("digit", "image", (4, 8, 1), show)
   longer = modalities_lib.Modality("caption", "text", (9,), str, num_classes=5)
   richer = modalities_lib.Modality("caption", "text", (7,), str, num_classes=6)
   for other, message in (
     (expert(process__num=30), r"runs/b does not fit runs/a: the schedule is .*num=30.*num=20"),
     (expert(prediction="eps"), "runs/b does not fit runs/a: the prediction is 'eps'"),
+    (expert(image=other_image, main="other"), "runs/b does not fit runs/a: the image is 'other'"),
     (expert(image=wide), r"runs/b does not fit runs/a: the image's shape is \(4, 8, 1\)"),
   ):
     with pytest.raises(UserError, match=message):
@@ -481,10 +483,13 @@ def test_compositions_that_cannot_be_are_refused():
 
 def test_what_is_given_is_checked():
   expert, framework, params = made(SKETCH)
+  other_shape = {"sketch": np.zeros((ROWS, 4, 5, 1), np.float32)}
   with pytest.raises(UserError, match=r"'sketch' of what is given to .*\(4, 5, 1\)"):
-    run(framework, params, {"sketch": np.zeros((ROWS, 4, 5, 1), np.float32)})
+    run(framework, params, other_shape)
   always = mcdm.expert_of(config_of(), (IMAGE,))
   composed = mcdm.compose({"a": expert, "b": always}, {"b": 1.0}, [mcdm.Term("a", ("sketch",))])
+  with pytest.raises(UserError, match="'sketch' of what is given to the expert a"):
+    composed.sample({}, KEY, other_shape, ("digit",), ROWS, sampling())
   with pytest.raises(
     UserError, match="No expert that can be used is shown 'label'.*a \\(sketch\\)"
   ):
