@@ -70,8 +70,12 @@ def training(
       "batch_size": batch_size,
       "learning_rate": learning_rate,
       "warmup": 200,
+      "final": 0.0,
       "ema": 0.999,
       "b2": 0.99,
+      "weight_decay": 0.0,
+      # Bound on the gradient's global norm; 0 leaves it alone.
+      "clip": 1.0,
       "accumulate": 1,
       "steps_per_dispatch": steps_per_dispatch,
     }
@@ -92,6 +96,8 @@ def small_images(config: ConfigDict, *, steps: int) -> None:
   network.attention = (7, 4)
   network.head_channels = 32
   network.patch = 2
+  # Whether its blocks are computed once more for the gradient, which saves their memory.
+  network.remat = False
   # What it computes in: bfloat16, or None, float32. Parameters, losses and moments are float32.
   network.dtype = ml_collections.config_dict.placeholder(str)
 
@@ -131,6 +137,7 @@ def autoencoder(
         "batch_size": 256,
         "learning_rate": 2e-3,
         "warmup": 50,
+        "clip": 1.0,
         "accumulate": 1,
         "steps_per_dispatch": 10,
       },

@@ -8,16 +8,17 @@ from ml_collections import config_dict, ConfigDict
 
 from configs import common
 from mmdiff_jax.data import audio, layouts
+from mmdiff_jax.errors import UserError
 
 
 def get_config(name: str = "digits") -> ConfigDict:
   """The config of that name.
 
   Raises:
-    ValueError: no such config.
+    UserError: no such config.
   """
   if name not in _PRESETS:
-    raise ValueError(f"configs/mld.py has no {name!r}; it has {', '.join(_PRESETS)}")
+    raise UserError(f"configs/mld.py has no {name!r}; it has {', '.join(_PRESETS)}")
   config = _defaults()
   _PRESETS[name](config)
   return config

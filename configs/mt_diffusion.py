@@ -9,16 +9,17 @@ from ml_collections import ConfigDict
 
 from configs import common
 from mmdiff_jax.data import layouts
+from mmdiff_jax.errors import UserError
 
 
 def get_config(name: str = "label_digits") -> ConfigDict:
   """The config of that name.
 
   Raises:
-    ValueError: no such config.
+    UserError: no such config.
   """
   if name not in _PRESETS:
-    raise ValueError(f"configs/mt_diffusion.py has no {name!r}; it has {', '.join(_PRESETS)}")
+    raise UserError(f"configs/mt_diffusion.py has no {name!r}; it has {', '.join(_PRESETS)}")
   config = _defaults()
   _PRESETS[name](config)
   return config

@@ -4,6 +4,7 @@ import pytest
 
 from configs import codi
 from experiments import setup
+from mmdiff_jax.errors import UserError
 
 
 @pytest.mark.parametrize(("name", "of"), [("digits", "mnist"), ("digits_long", "digits")])
@@ -29,5 +30,5 @@ def test_every_stage_builds_and_its_networks_run(name, of):
 
 
 def test_unknown_name_is_said():
-  with pytest.raises(ValueError, match="digits"):
+  with pytest.raises(UserError, match="digits"):
     codi.get_config("none")

@@ -6,6 +6,7 @@ import pytest
 
 from configs import mcdm
 from experiments import setup
+from mmdiff_jax.errors import UserError
 
 DIGITS = list(mcdm._EXPERTS)
 FACES = [f"faces_{name}" for name in DIGITS if name != "label"]
@@ -36,5 +37,5 @@ def test_experts_that_are_shown_something_have_no_examples_in_common():
 
 def test_unknown_name_is_said():
   for name in ("none", "faces_label"):
-    with pytest.raises(ValueError, match="sketch, mask, text.*faces_sketch"):
+    with pytest.raises(UserError, match="sketch, mask, text.*faces_sketch"):
       mcdm.get_config(name)

@@ -4,6 +4,7 @@ import pytest
 
 from configs import mld
 from experiments import setup
+from mmdiff_jax.errors import UserError
 
 
 def test_long_is_longer_and_nothing_else():
@@ -25,7 +26,7 @@ def test_every_preset_builds(name):
 
 
 def test_unknown_name_is_said():
-  with pytest.raises(ValueError, match="digits_long"):
+  with pytest.raises(UserError, match="digits_long"):
     mld.get_config("none")
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from configs import mt_diffusion
 from experiments import setup
+from mmdiff_jax.errors import UserError
 from mmdiff_jax.training import parallel, state as state_lib, step as step_lib
 
 
@@ -34,7 +35,7 @@ def test_every_preset_builds_and_its_network_runs(name):
 
 
 def test_unknown_name_is_said():
-  with pytest.raises(ValueError, match="label_digits"):
+  with pytest.raises(UserError, match="label_digits"):
     mt_diffusion.get_config("none")
 
 
