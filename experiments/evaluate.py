@@ -14,7 +14,8 @@ Where the data set can tell how true a modality is to what was given (`datasets.
 measured, too, and beside it how true it is to what was given with another sample.
 
 With `config.evaluation.similarity` modalities generated together are held against each generated
-alone from the same noise, see `mmdiff_jax.evaluation.similarity`.
+alone from the same noise, by their classes and by how true one is to what the other is or says, see
+`mmdiff_jax.evaluation.similarity`.
 
 Examples without classes (no column `label`) are measured by what needs none: masks against true
 ones, the spread of several draws, the variational bound, cost and pictures.
@@ -281,7 +282,7 @@ def evaluate(
       shuffled = None
       if trained.framework.shuffled:
         shuffled, _ = sample(generator(given, targets, shuffled=True))
-      cost["similarity"] = _similarity(judges, targets, samples, alone, shuffled)
+      cost["similarity"] = _similarity(judges, agreement, targets, samples, alone, shuffled)
     judged = [
       {name: _judge(judges, name, x[name]) for name in targets if name in judges}
       for _, x in samples
@@ -458,34 +459,43 @@ def _sample(test, given, key_name, num, draws, seeds, generator):
   return samples, (time.monotonic() - began) / len(seeds)
 
 
-def _similarity(judges, targets, together, alone, shuffled) -> dict[str, Any]:
-  """Of each pair of targets, over all samples of all seeds.
+def _similarity(judges, agreement, targets, together, alone, shuffled) -> dict[str, Any]:
+  """Of each pair of targets, over all samples of all seeds: of classes, and of what else is said.
 
   Args:
     judges: classifiers.
+    agreement: measures, as `datasets.agreement`.
     targets: their names.
     together: as `_sample` gives them, generated together.
     alone: likewise of each target.
     shuffled: likewise, by `Framework.shuffled`; None where there is no such thing.
   """
-
-  def probabilities(samples, name):
-    x = np.concatenate([x[name] for _, x in samples])
-    return classifiers.probabilities(judges[name], x)
-
   ways = {"together": dict.fromkeys(targets, together), "alone": alone}
   if shuffled:
     ways["shuffled"] = dict.fromkeys(targets, shuffled)
-  found = {
-    way: {name: probabilities(samples[name], name) for name in targets}
-    for way, samples in ways.items()
+  samples = {
+    way: {name: np.concatenate([x[name] for _, x in of[name]]) for name in targets}
+    for way, of in ways.items()
   }
-  return {
-    f"{a} + {b}": similarity.compared(
-      **{way: similarity.cosine(of[a], of[b]) for way, of in found.items()}
-    )
-    for a, b in itertools.combinations(targets, 2)
+  classes = {
+    way: {name: classifiers.probabilities(judges[name], x) for name, x in of.items()}
+    for way, of in samples.items()
   }
+  found = {}
+  for a, b in itertools.combinations(targets, 2):
+    alike = {way: similarity.cosine(of[a], of[b]) for way, of in classes.items()}
+    found[f"{a} + {b}"] = similarity.compared(**alike)
+    if measures := agreement.get(a):
+      shares = {
+        way: measures({b: of[b]}, of[a], classes[way][a].argmax(-1)) for way, of in samples.items()
+      }
+      # The others are not of b.
+      for name in (name for name in shares["together"] if name.startswith(f"{b} ")):
+        said = np.all([~np.isnan(share[name]) for share in shares.values()], axis=0)
+        if said.sum() > 1:
+          true = {way: share[name][said] for way, share in shares.items()}
+          found[f"{a} + {name}"] = similarity.compared(**true)
+  return found
 
 
 def _subsets(config, names) -> list[list[str]]:

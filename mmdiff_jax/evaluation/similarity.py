@@ -2,7 +2,9 @@
 
 Modalities are compared in a space that all of them have and no generator was trained on: the
 probabilities that a classifier of each gives to the classes (`classifiers.probabilities`). Their
-cosine is 1 where both say the same, and 0 where they name different classes with certainty.
+cosine is 1 where both say the same, and 0 where they name different classes with certainty. What
+else the data set can tell of one and the other, as whether a caption says the truth about how thick
+an image's lines are, is 1 or 0, over the samples that say something of it in every way of making.
 
 What is generated together and what is generated alone start from the same noise and the same
 prompt, so that differences are taken sample by sample: their standard error is far below that of a

@@ -481,6 +481,40 @@ def test_what_is_alone_has_the_noise_of_what_is_together(oracle):
     assert "shuffled" not in found
 
 
+def test_similarity_of_what_one_says_of_the_other():
+  """Over the pairs in which it is said every way: of 40, 10 of each kind of those below."""
+  kinds = np.repeat(np.arange(4), 10)
+  # Said of b: true together; alone of every other one; nothing at all by the last kind.
+  told = {
+    "together": np.where(kinds == 3, np.nan, 1.0),
+    "alone": np.where(kinds == 2, np.nan, kinds % 2),
+    "shuffled": np.where(kinds == 2, 0.0, kinds == 0),
+  }
+  ways = {way: {"a": x[:, None], "b": np.full((40, 2), 0.5)} for way, x in told.items()}
+  judge = Classifier({}, lambda params, x: (np.ones((len(x), 2)), x))
+
+  def measures(given, generated, predicted):
+    assert set(given) == {"b"} and predicted.shape == (40,)
+    return {"exact": np.ones(40), "b tilt": generated[:, 0], "b never": np.full(40, np.nan)}
+
+  found = evaluate._similarity(
+    {"a": judge, "b": judge},
+    {"a": measures, "b": None},
+    ("a", "b"),
+    [(None, ways["together"])],
+    {name: [(None, ways["alone"])] for name in ("a", "b")},
+    [(None, ways["shuffled"])],
+  )
+  assert set(found) == {"a + b", "a + b tilt"}
+  means = {way: of["mean"] for way, of in found["a + b tilt"].items()}
+  expected = {"together": 1.0, "alone": 0.5, "shuffled": 0.5}
+  expected |= {"together - alone": 0.5, "shuffled - alone": 0.0}
+  assert means == pytest.approx(expected)
+  # Twenty pairs, half of them 1 and half 0.
+  error = (0.25 * 20 / 19 / 20) ** 0.5
+  assert found["a + b tilt"]["together - alone"]["error"] == pytest.approx(error)
+
+
 def test_every_task_has_a_picture_of_its_own(command, run_without_classes, tmp_path):
   run = generation.load(None)
   run.config.evaluation.tasks = ((("a",), ("a", "b")), (("a", "b"), ("b",)))
