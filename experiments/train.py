@@ -10,11 +10,13 @@ nor a TPU pod tells who they are, also
 """
 
 from collections.abc import Sequence
+from typing import NoReturn
 
 import jax
 
 from experiments import chosen, processes, setup
 from mmdiff_jax.data import datasets, missing
+from mmdiff_jax.errors import PreemptedError
 from mmdiff_jax.training import trainer
 
 
@@ -22,7 +24,8 @@ def main(argv: Sequence[str]) -> None:
   """Builds the framework, loads the data and trains."""
   del argv
   config = chosen.CONFIG.value
-  with processes.joined(config.monitor.peer_timeout):
+  # Where a stage takes steps the trainer heeds the signal instead, and of several processes JAX.
+  with trainer.on_sigterm(_between_steps), processes.joined(config.monitor.peer_timeout):
     framework = setup.build(config)
     data = {s: datasets.load(**config.data.to_dict(), split=s) for s in ("train", "test")}
     data["train"] = missing.drop(
@@ -32,6 +35,13 @@ def main(argv: Sequence[str]) -> None:
     trainer.train(framework, config, workdir, data["train"], data["test"], chosen.STAGES.value)
     if jax.process_index() == 0:
       print(f"Trained: {workdir}")
+
+
+def _between_steps(*_: object) -> NoReturn:
+  raise PreemptedError(
+    "Asked to stop, while data were read or a stage was prepared: nothing was to be saved. The same"
+    " command goes on from the last checkpoint."
+  )
 
 
 if __name__ == "__main__":

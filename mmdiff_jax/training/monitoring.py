@@ -63,9 +63,8 @@ class Monitor:
     self._path = storage.path(workdir) / "metrics.jsonl"
     self._unwritten, self._last_write = "", 0.0
     self._writer = self._tensorboard(workdir) if self._active else None
-    if self._writer:
-      text = json.dumps(config.to_dict(), indent=2)
-      self._writer.write_texts(0, {"config": f"```json\n{text}\n```"})
+    text = json.dumps(config.to_dict(), indent=2)
+    self._to_tensorboard("write_texts", 0, {"config": f"```json\n{text}\n```"})
 
   def __enter__(self) -> "Monitor":
     if self._several:
@@ -75,8 +74,7 @@ class Monitor:
   def __exit__(self, *_: object) -> None:
     self._watchdog.stop()
     self.flush()
-    if self._writer:
-      self._writer.close()
+    self._to_tensorboard("close")
 
   def say(self, line: str) -> None:
     """Prints one line."""
@@ -97,7 +95,7 @@ class Monitor:
       from clu import parameter_overview
 
       table = parameter_overview.get_parameter_overview(params, include_stats=False)
-      self._writer.write_texts(step, {f"{stage.name}/parameters": f"```\n{table}\n```"})
+      self._to_tensorboard("write_texts", step, {f"{stage.name}/parameters": f"```\n{table}\n```"})
 
   def compiled(self, step: int) -> None:
     """Says that the first dispatch has run; `step` steps are done and the clock starts here."""
@@ -124,18 +122,33 @@ class Monitor:
     if not storage.in_bucket(self._path) or now - self._last_write > _BUCKET_EVERY:
       self._last_write = now
       self.flush()
-    if self._writer:
-      self._writer.write_scalars(step, {f"{self._stage}/{name}": x for name, x in values.items()})
+    scalars = {f"{self._stage}/{name}": x for name, x in values.items()}
+    self._to_tensorboard("write_scalars", step, scalars)
     if now - self._last_line > _LINE_EVERY or step == self._steps:
       self._last_line = now
       self.say(self._line(step, values, seconds))
 
   def flush(self) -> None:
-    """Writes the metrics that still wait for it: call it before a step is saved."""
-    lines, self._unwritten = self._unwritten, ""
-    if lines:
+    """Writes the metrics that still wait for it: call it before a step is saved.
+
+    What cannot be written, on a full disk, waits on.
+    """
+    if not self._unwritten:
+      return
+    on_disk = not storage.in_bucket(self._path)
+    length = self._path.stat().length if on_disk and self._path.exists() else 0
+    try:
       with self._path.open("a") as file:
-        file.write(lines)
+        file.write(self._unwritten)
+    except OSError as error:
+      self.say(
+        f"WARNING: {self._path} could not be written: {error}. Training goes on, and the metrics"
+        " wait until there is room."
+      )
+      if on_disk and self._path.exists():
+        os.truncate(self._path, length)  # Not half a line.
+    else:
+      self._unwritten = ""
 
   def report(self, step: int, media: Mapping[str, Mapping[str, Any]]) -> None:
     """Shows model views to a person.
@@ -152,19 +165,21 @@ class Monitor:
 
   def _show(self, step: int, tag: str, modality: Modality, view: np.ndarray) -> None:
     if modality.kind == "video":
-      self._writer.write_videos(step, {tag: view})
+      self._to_tensorboard("write_videos", step, {tag: view})
     elif modality.kind not in ("text", "label"):
       pictures = [modalities_lib.picture(modality, x) for x in view]
-      self._writer.write_images(step, {tag: modalities_lib.grid(pictures, _COLUMNS)[None]})
+      grid = modalities_lib.grid(pictures, _COLUMNS)
+      self._to_tensorboard("write_images", step, {tag: grid[None]})
     if modality.kind == "audio":
       waves = [modality.show(x) for x in view[:_NUM_CLIPS]]
       length = max(len(wave) for wave in waves)
       clips = np.stack([np.pad(wave, (0, length - len(wave))) for wave in waves])
       clips = np.clip(clips, -1.0, 1.0).astype(np.float32)[..., None]
-      self._writer.write_audios(step, {tag: clips}, sample_rate=modality.sample_rate)
+      rate = modality.sample_rate
+      self._to_tensorboard("write_audios", step, {tag: clips}, sample_rate=rate)
     if modality.kind in ("text", "label"):
       lines = [f"{i}. `{modality.show(x)}`" for i, x in enumerate(view, 1)]
-      self._writer.write_texts(step, {tag: "\n".join(lines)})
+      self._to_tensorboard("write_texts", step, {tag: "\n".join(lines)})
 
   def _line(self, step: int, values: Mapping[str, float], seconds: float) -> str:
     parts = [
@@ -183,15 +198,29 @@ class Monitor:
     """Drops this stage's lines after `step`, and one that was cut off in the middle."""
     if not self._path.exists():
       return
+    lines = self._path.read_bytes().decode(errors="replace").splitlines(keepends=True)
     kept = []
-    for line in self._path.read_text().splitlines(keepends=True):
+    for line in lines:
       try:
         row = json.loads(line)
-      except ValueError:
+        if row["stage"] != self._stage or row["step"] <= step:
+          kept.append(line)
+      except (ValueError, KeyError, TypeError):
         continue
-      if row["stage"] != self._stage or row["step"] <= step:
-        kept.append(line)
-    storage.write_atomically(self._path, "".join(kept))
+    if kept != lines:
+      storage.write_atomically(self._path, "".join(kept))
+
+  def _to_tensorboard(self, method: str, *arguments: Any, **options: Any) -> None:
+    """Calls the writer; where its files cannot be written the run goes on without TensorBoard."""
+    if not self._writer:
+      return
+    try:
+      getattr(self._writer, method)(*arguments, **options)
+    except Exception as error:  # Of clu, of TensorFlow, or of the system.
+      self._writer = None
+      self.say(
+        f"WARNING: no more TensorBoard: {error} Training goes on; metrics go to {self._path}."
+      )
 
   def _tensorboard(self, workdir: str | os.PathLike[str]) -> Any:
     """A writer that works in a thread of its own, or None where TensorFlow is missing."""

@@ -179,7 +179,7 @@ def _train_stage(
       config.monitor[name] for name in ("log_every", "checkpoint_every", "report_every")
     )
     meter, step = step_lib.new_meter(layout, names), start
-    asked_to_stop = stack.enter_context(_sigterm())
+    asked_to_stop = stack.enter_context(_asked_to_stop())
     while step < settings.steps:
       batch = next(batches)
       group = min(settings.steps_per_dispatch, settings.steps - step)
@@ -229,19 +229,26 @@ _calls = itertools.count(1)
 
 
 @contextlib.contextmanager
-def _sigterm() -> Iterator[Callable[[], bool]]:
+def _asked_to_stop() -> Iterator[Callable[[], bool]]:
   """A function to call after each dispatch: whether to stop, as one, since SIGTERM has come."""
   if jax.distributed.is_initialized():
     # JAX heeds the signal itself there, and the processes agree on a call.
     yield lambda: multihost_utils.reached_preemption_sync_point(next(_calls))
     return
-  if threading.current_thread() is not threading.main_thread():
-    yield lambda: False  # Only the main thread can heed a signal.
-    return
   came = threading.Event()
-  before = signal.signal(signal.SIGTERM, lambda *_: came.set())
-  try:
+  with on_sigterm(lambda *_: came.set()):
     yield came.is_set
+
+
+@contextlib.contextmanager
+def on_sigterm(handler: Callable[..., None]) -> Iterator[None]:
+  """Calls a handler on SIGTERM; of threads only the main one can, and elsewhere this is nothing."""
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  before = signal.signal(signal.SIGTERM, handler)
+  try:
+    yield
   finally:
     signal.signal(signal.SIGTERM, before)
 

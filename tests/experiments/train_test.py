@@ -32,7 +32,7 @@ CONFIG = """
 """
 
 # The toy framework in place of the real ones, and no TensorFlow, which takes seconds to load.
-MAIN = f"""
+TOY_IN_PLACE = f"""
   import importlib.util, sys
   sys.modules["tensorflow"] = None
   from experiments import setup, train
@@ -46,6 +46,8 @@ MAIN = f"""
 
   setup.build = lambda config: toy().framework(learning_rate=config.rate)
   datasets.load = lambda name, split, data_dir: toy().data(48 if split == "train" else 8)
+"""
+RUN = """
   setup.run(train.main, required=("config", "workdir"))
 """
 
@@ -54,9 +56,9 @@ MAIN = f"""
 def run(tmp_path):
   (tmp_path / "config.py").write_text(textwrap.dedent(CONFIG))
 
-  def run(*arguments, code=MAIN):
+  def run(*arguments, before=""):
     return subprocess.run(
-      [sys.executable, "-c", textwrap.dedent(code), *arguments],
+      [sys.executable, "-c", textwrap.dedent(TOY_IN_PLACE + before + RUN), *arguments],
       # Compiled as a user's are: only what takes its time is cached.
       env={
         **os.environ,
@@ -140,6 +142,18 @@ def test_drops_modalities_on_purpose(tmp_path, monkeypatch):
   assert seen["test"].keys() == rows.keys()  # All that is judged is whole.
 
 
+def test_asked_to_stop_while_data_are_read(run, tmp_path):
+  """Exit code 75 as of a stage that takes steps: nothing is lost, and it wants to be run again."""
+  signal = """
+  import os, signal
+  datasets.load = lambda **_: os.kill(os.getpid(), signal.SIGTERM)
+  """
+  says(run(*flags(tmp_path), before=signal), 75, "goes on")
+  assert not (tmp_path / "run").exists()
+
+
 def test_missing_arguments(run, tmp_path):
   says(run(f"--workdir={tmp_path / 'run'}"), 2, "--config")
   says(run("--config=no_such_file.py", "--workdir=x"), 2, "no config file 'no_such_file.py'")
+  config = pathlib.Path(mld_config.__file__)
+  says(run(f"--config={config}:nothing", "--workdir=x"), 2, "has no 'nothing'; it has digits")

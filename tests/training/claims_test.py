@@ -19,6 +19,13 @@ def test_another_config_is_refused_and_changes_nothing(toy, workdir):
   assert (workdir / "config.json").read_text() == before
 
 
+@pytest.mark.parametrize("name", ["run[1]", "what?", "all*/run"])
+def test_a_folder_whose_checkpoints_could_not_be_read_is_refused(toy, tmp_path, name):
+  with pytest.raises(UserError, match="cannot have .* in its path: checkpoints there"):
+    toy.train(tmp_path / name)
+  assert not list(tmp_path.iterdir())
+
+
 def test_fields_that_do_not_change_training_may_differ(tmp_path):
   def config(value, modalities):
     fields = {name: {"x": value} for name in ("monitor", "sampling", "evaluation")}

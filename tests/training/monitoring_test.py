@@ -132,3 +132,28 @@ def test_step_time_leaves_out_what_is_not_training(toy, tmp_path, monkeypatch):
     monitor.restart_clock(11)
     monitor.metrics(31, {"loss": 1.0})
   assert [row["ms_per_step"] for row in toy.rows(tmp_path)] == pytest.approx([100.0, 100.0])
+
+
+def test_lines_that_say_nothing_are_dropped(toy, tmp_path):
+  """What a crash or another program left behind must not keep a run from going on."""
+  good = '{"stage": "first_stage", "step": 0}\n{"stage": "other", "step": 9}\n'
+  bad = b'{"stage": "first_stage", "step": 1}\n\xff\xfe\n3\n{"step": 1}\n{"stage": "first_st'
+  (tmp_path / "metrics.jsonl").write_bytes(good.encode() + bad)
+  with monitoring.Monitor(tmp_path, (), toy.config()) as monitor:
+    monitor.start(toy.framework().stages[0], 0, {"w": jnp.ones(3)})
+  assert (tmp_path / "metrics.jsonl").read_text() == good
+
+
+def test_tensorboard_that_cannot_be_written_is_given_up(toy, tmp_path, capsys):
+  class Full:
+    def write_texts(self, *_):
+      raise OSError("No space left on device.")
+
+  with monitoring.Monitor(tmp_path, (), toy.config()) as monitor:
+    monitor._writer = Full()
+    monitor.start(toy.framework().stages[0], 0, {"w": jnp.ones(3)})
+    monitor.compiled(1)
+    monitor.metrics(2, {"loss": 1.0})
+  said = capsys.readouterr().out
+  assert said.count("WARNING: no more TensorBoard: No space left on device. Training goes on") == 1
+  assert len(toy.rows(tmp_path)) == 1

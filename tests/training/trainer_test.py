@@ -1,8 +1,10 @@
+import contextlib
 import dataclasses
 import itertools
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +16,7 @@ import pytest
 
 from mmdiff_jax.data import pipeline
 from mmdiff_jax.errors import PreemptedError, UserError
-from mmdiff_jax.training import checkpoints, trainer
+from mmdiff_jax.training import checkpoints, seals, trainer
 
 
 class StoppedError(Exception):
@@ -87,7 +89,7 @@ def test_killed_and_resumed_run_is_the_same_run(toy, tmp_path):
   code = """
     import dataclasses, importlib.util, os, signal, sys, time
     sys.modules["tensorflow"] = None
-    from mmdiff_jax.training import checkpoints, trainer
+    from mmdiff_jax.training import checkpoints, seals, trainer
     spec = importlib.util.spec_from_file_location("toy", sys.argv[1])
     toy = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(toy)
@@ -164,7 +166,56 @@ def test_full_disk_leaves_training_and_the_old_checkpoint_alone(toy, tmp_path, m
   equal(whole, found)
   steps = tmp_path / "full" / "checkpoints" / "first_stage"
   assert {path.name for path in steps.iterdir() if path.name.isdecimal()} == {"4", "12"}
-  checkpoints.verify(steps / "4")
+  seals.verify(steps / "4")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """A file system of 2 MB."""
+  folder = tmp_path / "disk"
+  folder.mkdir()
+  command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+  if not shutil.which("mount") or subprocess.run(command, check=False).returncode:
+    pytest.skip("no file system can be mounted here")
+  yield folder
+  subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_file_system_without_room_stops_nothing(toy, small_disk, tmp_path, capsys):
+  """Full from step 6 to 12: no checkpoint of 8, and the metrics wait for room."""
+  framework = toy.framework(steps=16)
+  whole = train(toy, tmp_path / "whole", framework)
+  workdir, filler = small_disk / "run", small_disk / "filler"
+  page, calls = 4096, itertools.count(1)
+
+  def report(*_):
+    if next(calls) > 1:
+      filler.unlink(missing_ok=True)
+      return {}
+    # Nor is there room in the page that the metrics end in.
+    with (workdir / "metrics.jsonl").open("a") as file:
+      row = json.dumps({"stage": "first_stage", "step": 6, "filler": ""})
+      file.write(row[:-2] + "x" * (page - len(row) - 1 - file.tell()) + row[-2:] + "\n")
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+      while True:
+        file.write(bytes(page))
+    return {}
+
+  first, second = framework.stages
+  filling = dataclasses.replace(
+    framework, stages=(dataclasses.replace(first, report=report), second)
+  )
+  found = train(toy, workdir, filling)
+  said = capsys.readouterr().out
+  for words in ("NO CHECKPOINT AT STEP 8", "No space left on device",
+                "metrics.jsonl could not be written", "the metrics wait"):  # fmt: skip
+    assert words in said
+  equal(whole, found)
+  steps = [
+    [(row["stage"], row["step"], row["loss"]) for row in toy.rows(folder) if "filler" not in row]
+    for folder in (tmp_path / "whole", workdir)
+  ]
+  assert steps[0] == steps[1]
 
 
 def test_last_checkpoint_that_finds_no_room_is_an_error(toy, tmp_path, monkeypatch):
@@ -186,6 +237,32 @@ def test_several_steps_a_dispatch_are_the_same_steps(toy, tmp_path, group):
   many = train(toy, tmp_path / "many", framework, monitor=monitor)
   for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
     np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
+
+
+def test_a_stage_waits_for_those_that_it_needs(toy, tmp_path):
+  """To their end; those that are named alone are trained, and as if all had been."""
+  framework = toy.framework()
+  first, second = framework.stages
+  second = dataclasses.replace(second, needs=("first_stage",))
+  framework = dataclasses.replace(framework, stages=(first, second))
+  whole = train(toy, tmp_path / "whole", framework)
+
+  def some(framework, *names):
+    rest = toy.config(), tmp_path / "some", toy.data(), toy.data(8, seed=1)
+    return trainer.train(framework, *rest, names)
+
+  needed = r"'second_stage' needs first_stage.*Train that first: --stages=first_stage,second_stage"
+  with pytest.raises(UserError, match=needed):
+    some(framework, "second_stage")
+  with pytest.raises(StoppedError):
+    some(stopping(framework, stage=0, call=0), "first_stage")
+  assert checkpoints.latest_step(tmp_path / "some", "first_stage") == 4
+  with pytest.raises(UserError, match=needed):
+    some(framework, "second_stage")
+  assert set(some(framework, "first_stage")) == {"first", "mean"}
+  equal(whole, some(framework, "second_stage"))
+  with pytest.raises(UserError, match="no stage 'third'.*first_stage, second_stage"):
+    some(framework, "third")
 
 
 def test_finished_stages_are_skipped(toy, tmp_path):
