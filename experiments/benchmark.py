@@ -33,7 +33,7 @@ import ml_collections
 import numpy as np
 
 from experiments import benchmark_solvers, benchmark_train, chosen, setup, timing
-from mmdiff_jax import multitime, schedules, solvers
+from mmdiff_jax import multitime, schedules, solvers, storage
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import mld
 from mmdiff_jax.frameworks.base import Settings
@@ -101,6 +101,9 @@ def main(argv: Sequence[str]) -> None:
     )
   if (name == "train") != (chosen.CONFIG.value is not None):
     raise UserError("--config=FILE says what `benchmark train` measures, and no other benchmark.")
+  storage.check_on_disk(_OUT.value, "The file for the results (--out)")
+  if _OUT.value:
+    pathlib.Path(_OUT.value).parent.mkdir(parents=True, exist_ok=True)
   options = {"against": _AGAINST.value, "rounds": _ROUNDS.value}
   if name == "train":
     config, stages = chosen.CONFIG.value, chosen.STAGES.value

@@ -4,14 +4,14 @@ Of each stage: how long its step takes to compile and to run, fed from the host'
 one batch that stays on the devices (the difference is what a step waits for its input, without
 reading files); examples a second; the FLOPs of loss and gradient, as the compiler counts them
 before it optimises, and their share of the devices' peak; and the memory that a device needs. The
-peak is that of the data sheet, or where there is none, as for a CPU, what a product of large
-matrices reaches in float32.
+peak is that of the data sheet, in bfloat16, or where there is none, as for a CPU, what a product of
+large matrices reaches in float32. What `network.remat` computes once more is not counted.
 
 The step is the trainer's own, in the layout that `config.parallel` says, and nothing here needs
 TensorFlow, tfds, Grain, Orbax or clu. Values are random, so that the losses mean nothing.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import time
 from typing import Any
 
@@ -70,6 +70,10 @@ def run(
     max(stage.settings.batch_size for stage in framework.stages),
   )
   peak, source = _peak(rounds)
+  counted = config.copy_and_resolve_references()
+  if counted.get("network", {}).get("remat"):
+    counted.network.remat = False
+  losses = {stage.name: stage.loss for stage in setup.build(counted).stages}
   results = {
     "conditions": timing.conditions(rounds)
     | {"devices": jax.device_count(), "peak_gflop_per_second": peak / 1e9, "peak_from": source}
@@ -79,7 +83,8 @@ def run(
   for stage, frozen, examples in each_stage(framework, data):
     if stage in wanted:
       frozen = parallel.replicate(layout, frozen)
-      results["stages"][stage.name] = _measure(stage, layout, frozen, examples, rounds, peak)
+      loss = losses[stage.name]
+      results["stages"][stage.name] = _measure(stage, loss, layout, frozen, examples, rounds, peak)
     if stage is wanted[-1]:
       break
   return results
@@ -158,6 +163,7 @@ def _peak(rounds: int) -> tuple[float, str]:
 
 def _measure(
   stage: Stage,
+  loss: Callable[..., Any],
   layout: Layout,
   frozen: Params,
   examples: Mapping[str, Any],
@@ -174,7 +180,7 @@ def _measure(
   state = create()
   # Before the first step eats the state.
   size = sum(x.size for x in jax.tree.leaves(state.params))
-  flops = _flops(stage, state.params, frozen, one)
+  flops = _flops(loss, state.params, frozen, one)
   names, train_step = step_lib.make_train_step(stage, tx, layout, state.params, frozen, one)
   meter = step_lib.new_meter(layout, names)
   whole = {name: np.stack([x] * group) for name, x in one.items()} if grouped else one
@@ -214,11 +220,13 @@ def _measure(
   }
 
 
-def _flops(stage: Stage, params: Params, frozen: Params, batch: Mapping[str, Any]) -> float:
+def _flops(
+  loss: Callable[..., Any], params: Params, frozen: Params, batch: Mapping[str, Any]
+) -> float:
   """Of loss and gradient for a whole batch, counted outside of loops, in which they count once."""
 
   def gradient(params, frozen, key, batch):
-    return jax.grad(lambda params: stage.loss(params, frozen, key, batch)[0])(params)
+    return jax.grad(lambda params: loss(params, frozen, key, batch)[0])(params)
 
   lowered = jax.jit(gradient).lower(params, frozen, jax.random.key(0), batch)
   return float(lowered.cost_analysis()["flops"])

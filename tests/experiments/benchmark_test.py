@@ -97,6 +97,7 @@ def test_says_what_to_do_without_pytorch(monkeypatch):
     (["solvers", "--against=torch"], ["'torch'", "'diffrax'"]),
     (["--against=diffrax"], ["'network'", "'torch'"]),
     (["solvers", "5"], ["'5'"]),
+    (["--out=gs://bucket/results.json"], ["--out", "gs://bucket/results.json"]),
   ],
 )
 def test_refuses_what_it_does_not_know(arguments, words, command, refused):
@@ -111,7 +112,7 @@ def test_the_argument_chooses_the_benchmark(arguments, expected, command, monkey
   for name, module in (("network", benchmark), ("solvers", benchmark_solvers)):
     monkeypatch.setattr(module, "run", lambda sizes, name=name, **options: {name: options})
     monkeypatch.setattr(module, "table", lambda results: f"of {list(results)}")
-  out = tmp_path / "results.json"
+  out = tmp_path / "new" / "results.json"
   ended = command(benchmark, *arguments, "--rounds=3", f"--out={out}", positional=1)
   assert ended.out == f"of {[expected]}\n"
   against = "diffrax" if "--against=diffrax" in arguments else None

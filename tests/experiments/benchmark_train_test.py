@@ -1,8 +1,11 @@
 import json
+import subprocess
+import sys
+import textwrap
 
 import pytest
 
-from configs import mld as mld_config
+from configs import mld as mld_config, mt_diffusion as mt_diffusion_config
 from experiments import benchmark, benchmark_train
 from mmdiff_jax.errors import UserError
 
@@ -37,6 +40,37 @@ def test_measures_the_stages_named():
   assert lines[-1].startswith("| score | ")
   assert len({line.count("|") for line in lines[2:]}) == 1
   json.dumps(results)
+
+
+@pytest.mark.slow
+def test_flops_are_those_without_what_is_computed_once_more():
+  found = []
+  for remat in (False, True):
+    config = mt_diffusion_config.get_config("label_digits")
+    config.network.update({"multipliers": (1,), "attention": (), "remat": remat})
+    config.training.batch_size = 2
+    found += benchmark_train.run(config, rounds=1)["stages"].values()
+  assert found[0]["gflop_per_step"] == found[1]["gflop_per_step"]
+
+
+@pytest.mark.slow
+def test_needs_nothing_that_reads_data_or_keeps_checkpoints():
+  code = """
+    import sys
+    for name in ("tensorflow", "tensorflow_datasets", "clu", "grain", "orbax"):
+      sys.modules[name] = None
+    from experiments import benchmark, setup
+    setup.run(benchmark.main, positional=1)
+  """
+  arguments = ["train", "--config=configs/mld.py:digits", "--stages=autoencoder_caption"]
+  ended = subprocess.run(
+    [sys.executable, "-c", textwrap.dedent(code), *arguments, "--rounds=1"],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert ended.returncode == 0, ended.stderr
+  assert "| autoencoder_caption | " in ended.stdout
 
 
 def test_refuses_what_it_does_not_know(command, refused):
