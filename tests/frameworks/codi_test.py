@@ -1,4 +1,6 @@
+import dataclasses
 import functools
+import hashlib
 import itertools
 import sys
 
@@ -127,6 +129,39 @@ def test_stages_are_in_order_and_train_what_is_theirs(ran):
     {"alignment_speech", "contrast_caption_speech"},
     {"alignment_video", "contrast_speech_video"},
   ]
+
+
+@pytest.mark.slow
+def test_what_is_frozen_keeps_its_hash_through_every_stage(tmp_path, monkeypatch):
+  """Through the trainer: what each stage is given of the earlier ones, and what it leaves."""
+  monkeypatch.setitem(sys.modules, "tensorflow", None)
+  config, hashes = tiny(), []
+  framework = codi.build(config, MODALITIES)
+
+  def hashed(params):
+    return {
+      name: hashlib.sha256(
+        b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(of))
+      ).hexdigest()
+      for name, of in params.items()
+    }
+
+  def watched(stage):
+    def prepare(frozen, data):
+      hashes.append(hashed(frozen))
+      return stage.prepare(frozen, data)
+
+    return dataclasses.replace(stage, prepare=prepare)
+
+  stages = tuple(map(watched, framework.stages))
+  all_data = data(), data()
+  params = trainer.train(dataclasses.replace(framework, stages=stages), config, tmp_path, *all_data)
+  hashes.append(hashed(params))
+  assert len(hashes) == 15 and not hashes[0]
+  for stage, before, after in zip(framework.stages, hashes, hashes[1:], strict=False):
+    assert {name: after[name] for name in before} == before, stage.name
+    assert set(stage.trainable) <= set(after) - set(before)
+  assert hashed(checkpoints.load_params(framework, tmp_path)) == hashes[-1]
 
 
 @pytest.mark.slow

@@ -143,8 +143,8 @@ def campaign(name: str, kills: int, seed: int, folder: Path) -> Counter:
   alone = start(name, whole)
   framework = setup.build(claims.load_config(whole))
   expected = outcome(framework, whole)
-  # A third of what a stage took, so that it is killed often: later starts find compiled functions.
-  longest = (alone.when[-1] - alone.when[0]) / len(framework.stages) / 3
+  # So that kills are spread over all stages: later starts find compiled functions.
+  longest = (alone.when[-1] - alone.when[0]) / max(kills / 2, 3)
   found = Counter()
   while found.total() < kills:
     workdir = folder / f"{name}_{found.total()}"
