@@ -175,7 +175,8 @@ def told(
   which_key, absent_key, noise_key = jax.random.split(key, 3)
   rows, size = prompts[0].shape
   which = jax.random.randint(which_key, (rows,), 0, len(prompts))
-  chosen = jnp.stack(prompts)[which, jnp.arange(rows)]
+  # Not by index, for which devices would exchange their rows.
+  chosen = jax.lax.select_n(jnp.broadcast_to(which[:, None], (rows, size)), *prompts)
   noise = config.prompt_noise / size**0.5 * multitime.normal_like(noise_key, "prompt", chosen)
   present = jax.random.bernoulli(absent_key, 1 - config.absent_prob, (rows, 1))
   return jnp.where(present, chosen + noise, 0.0)

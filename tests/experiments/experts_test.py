@@ -131,7 +131,7 @@ def test_measures_a_composition(command, runs, tmp_path):
     (("all",), ["--weights=nan"], "--weights has 'nan', which is no number"),
     (("all",), ["--corrector=some"], "--corrector=some is not NUM"),
     (("all",), ["--corrector=1:0"], "--corrector=1:0 is not NUM"),
-    (("all:sketch", "all:mask"), ["--corrector=1", "--weights=0.5:3,-2"], "snr 0.7 would diverge"),
+    (("all:sketch", "all:mask"), ["--corrector=1", "--weights=0.5:5,-2"], "snr 0.7 would diverge"),
     (("all:sketch",), ["--corrector=1:1:1.5"], "give less than 1.41, such as --corrector=1:1:0.71"),
     (("all",), ["--shares=1,2"], "--shares has 2 for 1 unconditional"),
     (("all:none",), [], "/all has no condition 'none'"),

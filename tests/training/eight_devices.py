@@ -292,12 +292,19 @@ def test_data_parallel_communicates_gradients_and_metrics_only(toy, name):
 @pytest.mark.parametrize("layout", ["data", "pmap"])
 @pytest.mark.parametrize("name", FRAMEWORKS)
 def test_a_framework_communicates_gradients_and_a_few_numbers(name, layout):
-  """The loss, its parts, and counts; where rows are compared, their embeddings, too."""
+  """The loss, its parts, and counts; where rows are compared, their embeddings, too.
+
+  A bias whose gradient is known to be 0 may be left out. Environment encoders are applied twice, of
+  which `jit` adds up the gradients one by one.
+  """
   for stage, frozen, examples in stages_of(name, FRAMEWORKS[name]):
     found, sizes = collectives(stage, frozen, examples, layout_of(layout))
-    print(name, layout, stage.name, found, sum(sizes))
-    assert 0 <= sum(found.pop("all-reduce")) - sum(sizes) < 20
-    assert not found or stage.name.startswith(("bridging", "alignment"))
+    compares = stage.name.startswith(("bridging", "alignment"))
+    embeddings = 2 * ROWS * 6 if compares else 0
+    twice = sum(sizes) if layout == "data" and stage.name.startswith("alignment") else 0
+    more = sum(found.pop("all-reduce")) - sum(sizes)
+    assert -20 < more < 20 + embeddings + twice, stage.name
+    assert sum(map(sum, found.values())) <= 2 * embeddings, stage.name
 
 
 @pytest.mark.parametrize("normalise", ["batch norm", "sum of weights"])
