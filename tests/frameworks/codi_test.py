@@ -11,6 +11,7 @@ import pytest
 
 from configs import codi as config_lib
 from mmdiff_jax import modalities as modalities_lib, solvers
+from mmdiff_jax.data import pairing
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import base, codi, codi_model
 from mmdiff_jax.training import checkpoints, trainer
@@ -64,15 +65,38 @@ def data(pairs=PAIRS):
   return found | {f"{name}_present": np.array([name in pairs[i] for i in which]) for name in NAMES}
 
 
+def noting(reads, name, x):
+  """`Column.read` of an array; one row alone is read for its shape."""
+
+  def read(rows):
+    if len(rows) > 1:
+      reads.append((name, rows))
+    return x[rows]
+
+  return read
+
+
 # It compiles every stage, so that what wants it is left to the slow tests.
 @pytest.fixture(scope="module")
 def ran():
-  """All stages in order, one step each: the entries before and after every stage."""
+  """All stages in order, one step each: the entries before and after every stage.
+
+  And what it read: of each modality the rows.
+  """
   config = tiny()
   framework = codi.build(config, MODALITIES)
-  params, history = {}, []
+  params, history, reads = {}, [], []
+  watched = {
+    name: x
+    if name.endswith("_present")
+    else pairing.Column(np.arange(ROWS), noting(reads, name, x))
+    for name, x in data().items()
+  }
   for stage in framework.stages:
-    constants, examples = stage.prepare(params, data())
+    reads.clear()
+    constants, examples = stage.prepare(params, watched)
+    examples = {name: x[:] for name, x in examples.items()}
+    read = {name: {row for n, rows in reads if n == name for row in rows} for name in NAMES}
     frozen = params | constants
     batch = {name: jnp.asarray(x[:4]) for name, x in examples.items()}
 
@@ -83,7 +107,7 @@ def ran():
 
     trained, grads = step(frozen, batch)
     moved = jax.tree.map(lambda p, g: p - 0.1 * jnp.sign(g), trained, grads)
-    history.append((stage, set(params), examples, trained, grads))
+    history.append((stage, set(params), examples, trained, grads, read))
     params = frozen | moved
   return codi_model.model_of(config, MODALITIES), framework, params, history
 
@@ -115,7 +139,7 @@ def test_stages_are_in_order_and_train_what_is_theirs(ran):
     *(f"alignment_{name}" for name in NAMES[1:]),
   ]
   done = []
-  for stage, before, _, trained, grads in history:
+  for stage, before, _, trained, grads, _ in history:
     assert set(stage.trainable) == set(trained)
     assert not set(trained) & before
     assert set(stage.needs) <= set(done)
@@ -166,21 +190,29 @@ def test_what_is_frozen_keeps_its_hash_through_every_stage(tmp_path, monkeypatch
 
 @pytest.mark.slow
 def test_no_stage_sees_more_than_two_modalities_of_an_example(ran):
+  """Of each row only what is there, which is one of the pairs; and of rows that it needs all."""
   _, _, _, history = ran
-  shares = {stage.name: len(next(iter(x.values()))) for stage, _, x, _, _ in history}
-  # Six rows of each of the four pairs.
-  assert shares["autoencoder_caption"] == 18
-  assert shares["bridging_digit"] == shares["bridging_video"] == 6
-  assert shares["diffusion_digit"] == 6
-  assert shares["diffusion_caption"] == 18
-  assert shares["diffusion_video"] == 12
-  assert shares["alignment_video"] == 6
+  rows_of = {name: set(np.flatnonzero(data()[f"{name}_present"])) for name in NAMES}
+  for stage, *_, read in history:
+    kind, name = stage.name.split("_")
+    assert all(read[other] <= rows_of[other] for other in NAMES), stage.name
+    for row in range(ROWS):
+      assert {n for n in NAMES if row in read[n]} <= set(PAIRS[row % len(PAIRS)]), stage.name
+    partners = {
+      "autoencoder": (),
+      "bridging": ("caption",),
+      "diffusion": tuple(n for n in NAMES if n != name and rows_of[n] & rows_of[name]),
+      "alignment": ("speech",) if name == "video" else ("caption",),
+    }[kind]
+    assert {n for n in NAMES if read[n]} == {name, *partners}, stage.name
+    of_pairs = set().union(*(rows_of[name] & rows_of[n] for n in partners or (name,)))
+    assert read[name] == of_pairs, stage.name
 
 
 @pytest.mark.slow
 def test_examples_are_paired_by_row(ran):
   model, _, params, history = ran
-  (examples,) = (x for stage, _, x, _, _ in history if stage.name == "alignment_speech")
+  (examples,) = (x for stage, _, x, *_ in history if stage.name == "alignment_speech")
   both = np.flatnonzero(data()["caption_present"] & data()["speech_present"])
   for name in ("caption", "speech"):
     z = codi_model.latent_of(model, params, name, data()[name][both])
@@ -206,7 +238,7 @@ def test_latents_come_back(ran):
 def test_alignment_starts_as_diffusion_ended(ran):
   model, _, params, history = ran
   fresh = dict(params)
-  for _, _, _, trained, _ in history[-3:]:
+  for _, _, _, trained, *_ in history[-3:]:
     fresh |= trained
   z = {n: jax.random.normal(KEY, (4, *codi_model.shape_of(model, n))) for n in NAMES}
   prompt = jnp.ones((4, 6))
@@ -221,7 +253,7 @@ def test_alignment_starts_as_diffusion_ended(ran):
 def test_other_modalities_are_read_after_alignment_and_not_before(ran):
   model, _, params, history = ran
   fresh = dict(params)
-  for _, _, _, trained, _ in history[-3:]:
+  for _, _, _, trained, *_ in history[-3:]:
     fresh |= trained
   z = {n: jax.random.normal(KEY, (1, *codi_model.shape_of(model, n))) for n in NAMES}
   t, prompt = jnp.float32(0.4), jnp.zeros((1, 6))
