@@ -77,6 +77,11 @@ def build(config: Any, modalities: Sequence[Modality]) -> Framework:
       f"config.bridging.bridge is {bridge!r}; it must be one of config.modalities"
       f" ({', '.join(names)})."
     )
+  if config.sampling.order:
+    raise UserError(
+      "CoDi makes all targets together and has no order of them: config.sampling.order is"
+      f" {config.sampling.order}."
+    )
   links = [tuple(link) for link in config.alignment.links]
   _check_links(names, links)
   partners = [name for name in names if name != bridge]

@@ -313,7 +313,8 @@ def interpolated(
   """
   for name, weight in weights.items():
     if name not in prompts:
-      raise UserError(f"There is a weight for {name!r}, which is not given ({', '.join(prompts)}).")
+      known = ", ".join(prompts) or "nothing is"
+      raise UserError(f"There is a weight for {name!r}, which is not given ({known}).")
     if weight < 0:
       raise UserError(
         f"The weight of {name!r} is {weight:g}; weights of prompts are shares, from 0 up."
@@ -359,7 +360,8 @@ def sample(
   prompts = {name: prompt_of(model, params, name, x) for name, x in given.items()}
   size = config.bridging.network.size
   nothing = jnp.zeros((num, size))
-  prompt = interpolated(prompts, dict(config.sampling.weights)) if given else nothing
+  weights = dict(config.sampling.weights)
+  prompt = interpolated(prompts, weights) if given or weights else nothing
 
   def velocity(x, t):
     shared = t[targets[0]]

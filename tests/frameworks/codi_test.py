@@ -595,6 +595,7 @@ def test_interpolation_ends_at_single_prompts_and_guidance_at_none(ran):
     ({"autoencoder__digit__use": f"{THEIRS}:rotation"}, r"digit\.latent=4 says"),
     ({"bridging__use__digit": f"{THEIRS}:rotation"}, r"use\.digit .*network\.size=6 says"),
     ({"sampling__solver": "none"}, "ancestral"),
+    ({"sampling__order": (("caption",),)}, "no order of them"),
   ],
 )
 def test_bad_configs_are_refused(changes, message):
@@ -614,6 +615,12 @@ def test_weights_that_cannot_be_are_refused(weights, message):
   prompts = {"caption": jnp.ones((2, 3)), "digit": jnp.ones((2, 3))}
   with pytest.raises(UserError, match=message):
     codi_model.interpolated(prompts, weights)
+
+
+def test_weights_without_prompts_are_refused():
+  framework = codi.build(tiny(sampling__weights={"caption": 2.0}), MODALITIES)
+  with pytest.raises(UserError, match="a weight for 'caption', which is not given .nothing is"):
+    framework.sample({}, KEY, {}, ("digit",), 2, sampling())
 
 
 @pytest.mark.slow
