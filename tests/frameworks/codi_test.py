@@ -7,6 +7,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from configs import codi as config_lib
@@ -441,6 +442,71 @@ def test_correlated_pair(aligned, r, monkeypatch):
   a, b = pair_samples(r, monkeypatch, PAIR, 20_000, how)
   assert np.corrcoef(a, b)[0, 1] == pytest.approx(r if aligned else 0.0, abs=0.02)
   assert np.var(a) == pytest.approx(1, abs=0.04)
+
+
+@pytest.mark.slow
+def test_trained_networks_learn_the_correlation_of_a_pair(monkeypatch):
+  """By the stages' own losses: nothing of it before alignment, and all of it after.
+
+  Of deviation 0.4: v of a unit Gaussian is 0, for which a network's last layer would stay at zero.
+  """
+  r, scale, num = 0.8, 0.4, 256
+  size = {"latent": 1, "tokens": 1, "width": 8}
+  config = tiny(modalities=PAIR, bridging__bridge="digit", alignment__links=(PAIR,))
+  for name in PAIR:
+    config.autoencoder[name].update(size)
+  config.diffusion.network.update({"width": 32, "hidden": 64})
+  config.alignment.environment.update({"tokens": 2, "size": 8, "width": 32})
+  for part in (config.diffusion, config.alignment):
+    part.absent_prob = 1.0
+  framework = codi.build(config, (DIGIT, SPEECH))
+  stages = {stage.name: stage for stage in framework.stages}
+
+  def pair(key):
+    a, other = scale * jax.random.normal(key, (2, num, 1, 1, 1))
+    return dict(zip(PAIR, (a, r * a + (1 - r**2) ** 0.5 * other), strict=True))
+
+  def trained(stage, frozen, batch, steps=1000):
+    tx = optax.adam(optax.cosine_decay_schedule(3e-3, steps))
+
+    def step(carry, index):
+      params, state = carry
+      data_key, loss_key = jax.random.split(jax.random.fold_in(KEY, index))
+      loss = functools.partial(stage.loss, frozen=frozen, key=loss_key, batch=batch(data_key))
+      gradient = jax.grad(lambda params: loss(params)[0])(params)
+      updates, state = tx.update(gradient, state, params)
+      return (optax.apply_updates(params, updates), state), None
+
+    @jax.jit
+    def run():
+      params = stage.init(KEY, frozen, batch(KEY))
+      return jax.lax.scan(step, (params, tx.init(params)), jnp.arange(steps))[0][0]
+
+    return run()
+
+  none = jnp.zeros((num, 6))
+  params = {}
+  for name in PAIR:
+
+    def of_one(key, name=name):
+      return {"z": pair(key)[name], "prompt": none}
+
+    params |= trained(stages[f"diffusion_{name}"], params, of_one)
+  prompts = {f"prompt_{name}": none for name in PAIR}
+  aligned = trained(stages["alignment_speech"], params, lambda key: pair(key) | prompts)
+
+  model = codi_model.model_of(config, (DIGIT, SPEECH))
+  monkeypatch.setattr(codi_model, "view_of", lambda model, params, name, z: z.reshape(-1))
+  start = stages["alignment_speech"].init(KEY, params, pair(KEY) | prompts)
+  how = sampling(solver=solvers.heun, steps=50)
+  for entries, correlation in ((start, 0.0), (aligned, r)):
+    found = jax.jit(
+      lambda entries: codi_model.sample(model, params | entries, KEY, {}, PAIR, 10_000, how)
+    )(entries)
+    a, b = (np.asarray(found[name]) for name in PAIR)
+    assert np.corrcoef(a, b)[0, 1] == pytest.approx(correlation, abs=0.05)
+    for x in (a, b):
+      assert np.std(x) == pytest.approx(scale, rel=0.05)
 
 
 def test_noise_is_the_same_together_and_alone(monkeypatch):
