@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
 def options(name: str) -> dict[str, Any]:
   """What `datasets.load` takes but for the split: of the preset of that name, or of no options."""
   for configs in (mld, mt_diffusion):
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(UserError):
       return configs.get_config(name).data.to_dict()
   return {"name": name}
 
