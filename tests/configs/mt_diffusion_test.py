@@ -107,8 +107,8 @@ def test_imagenet64_takes_a_step():
   state, meter = compiled(*args)
   assert int(meter.bad_step) == -1
   found = dict(zip(names, np.asarray(meter.totals).tolist(), strict=True))
-  # Little is known of the noise by a network as it was drawn, and nothing of the label, whose loss is
-  # divided by the number of examples that is expected to count, and not by that of these two.
+  # Little is known of the noise by a network as it was drawn, and nothing of the label, whose loss
+  # is divided by the number of examples that is expected to count, not by that of these two.
   assert 0.5 < found["loss_eps"] < 5
   assert 0.4 < found["loss_label"] / math.log(1000) < 1.6
   # The running mean is a tenth of the step behind.
