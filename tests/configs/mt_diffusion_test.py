@@ -114,4 +114,5 @@ def test_imagenet64_takes_a_step():
   # The running mean is a tenth of the step behind.
   moved = jax.tree.map(lambda p, mean: jnp.any(p != mean), state.params, state.ema)
   still = [path for path, did in jax.tree_util.tree_leaves_with_path(moved) if not did]
-  assert not still
+  # Of these two examples nothing is known, and what is known enters there.
+  assert all("condition" in jax.tree_util.keystr(path) for path in still)
