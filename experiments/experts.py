@@ -117,8 +117,12 @@ def check_corrector(config: ml_collections.ConfigDict) -> None:
     UserError: its steps would diverge.
   """
   corrector, composition = config.sampling.get("corrector"), config.composition
+  weights = [_weight(text) for text in composition.weights]
   # Of a weight that changes with t the ends, between which the bound has no lower value.
-  ends = [[float(weight.split(":")[end]) for weight in composition.weights] for end in (0, -1)]
+  ends = [
+    [weight({mcdm.SPACE: t}) if callable(weight) else weight for weight in weights]
+    for t in (1.0, 0.0)
+  ]
   largest = min(solvers.largest_snr(weights) for weights in ends)
   if corrector and corrector.num and corrector.snr >= largest:
     raise UserError(
