@@ -10,23 +10,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
+import numpy as np
 
-from mmdiff_jax import prediction, schedules
+from mmdiff_jax import arguments, prediction, schedules
 from mmdiff_jax.schedules import along
 from mmdiff_jax.solvers import Denoiser
-
-
-def _partial(fn: Callable[..., Any]) -> Partial:
-  return fn if isinstance(fn, Partial) else Partial(fn)
+from mmdiff_jax.solvers.steps import checked
 
 
 def _guided(denoiser, strength, noise, interval, rescale, schedule, x, t):
   # Side by side on an axis of their own, not as more rows: a time that all rows share stays one.
+  arguments.subset("guide", "noise", noise, "the modalities", x)
   without_x, without_t = dict(x), dict(t)
   for name in noise:
     given = t[name] == 0
-    without_x[name] = jnp.where(along(given, x[name]), noise[name], x[name])
+    absent = _absent(name, noise[name], x[name])
+    without_x[name] = jnp.where(along(given, x[name]), absent, x[name])
     without_t[name] = jnp.where(given, jnp.ones_like(t[name]), t[name])
   both = jax.tree.map(lambda a, b: jnp.stack([a, b]), (x, t), (without_x, without_t))
   both_x0, both_eps = jax.vmap(denoiser)(*both)
@@ -45,6 +45,17 @@ def _guided(denoiser, strength, noise, interval, rescale, schedule, x, t):
   return x0, eps
 
 
+def _absent(name, noise, x):
+  """What the network sees of an absent modality, of the type of `x`."""
+  if jnp.issubdtype(noise.dtype, jnp.floating) and not jnp.issubdtype(x.dtype, jnp.floating):
+    raise TypeError(
+      f"guide: noise[{name!r}] is {noise.dtype} but the modality is {x.dtype}: give integers, such"
+      " as the class that the network was trained to see where the modality is absent."
+    )
+  arguments.broadcasts("guide", f"noise[{name!r}]", noise.shape, x.shape)
+  return noise.astype(x.dtype)
+
+
 def _deviation(x):
   """The standard deviation of each row, over its own components."""
   return jnp.std(x, axis=tuple(range(1, x.ndim)), keepdims=True)
@@ -60,7 +71,7 @@ def _eps_of(schedule, name, x, t, x0, otherwise):
 def guide(
   denoiser: Denoiser,
   strength: float | Float[Array, ""],
-  noise: Mapping[str, Float[Array, "batch ..."]],
+  noise: Mapping[str, Shaped[Array | np.ndarray, "batch ..."]],
   *,
   interval: tuple[float, float] | None = None,
   rescale: float | Float[Array, ""] | None = None,
@@ -93,13 +104,25 @@ def guide(
     both, under `jax.vmap`.
 
   Raises:
-    ValueError: `interval` or `rescale` without a schedule.
+    TypeError: an argument of another type; when it is called, floats in `noise` for a modality of
+      integers.
+    ValueError: `interval` or `rescale` without a schedule, or outside its range; when it is called,
+      a name in `noise` that is no modality, or another shape.
   """
-  if (interval is not None or rescale is not None) and schedule is None:
-    raise ValueError("guide: interval and rescale need the schedule; pass schedule=...")
+  plain, denoiser = denoiser, checked("guide", denoiser)
+  strength = arguments.number("guide", "strength", strength)
+  noise = arguments.modalities("guide", "noise", noise)
+  if rescale is not None:
+    rescale = arguments.number("guide", "rescale", rescale, 0, 1)
+  if interval is not None:
+    arguments.interval("guide", "interval", interval)
+  if interval is not None or rescale is not None:
+    if schedule is None:
+      raise ValueError("guide: interval and rescale need the schedule; pass schedule=...")
+    schedules.check("guide", schedule)
   if not isinstance(strength, jax.Array) and strength == 1:
-    return denoiser
-  return Partial(_guided, _partial(denoiser), strength, dict(noise), interval, rescale, schedule)
+    return plain
+  return Partial(_guided, denoiser, strength, noise, interval, rescale, schedule)
 
 
 def _side_by_side(denoisers, x, t):
@@ -112,10 +135,17 @@ def _mixed(branches, shares, weights, x, t):
   factors = [*(rest * share for share in shares), *weights]
   factors = [jnp.asarray(factor) for factor in factors]
 
-  def total(found):
-    return sum(along(f, one) * one for f, one in zip(factors, found, strict=True))
+  def total(each):
+    return sum(along(f, one) * one for f, one in zip(factors, each, strict=True))
 
-  return jax.tree.map(total, branches(x, t))
+  each = branches(x, t)
+  for leaf in jax.tree.leaves(each):
+    if jnp.shape(leaf)[:1] != (len(factors),):
+      raise ValueError(
+        f"mix: branches returned shape {jnp.shape(leaf)}; its first axis must be the {len(factors)}"
+        f" denoisers of {len(shares)} shares and {len(weights)} weights."
+      )
+  return jax.tree.map(total, each)
 
 
 Weight = float | Float[Array, "*rows"] | Callable[[Mapping[str, Array]], Array]
@@ -138,12 +168,23 @@ def mix(
     A denoiser.
 
   Raises:
-    ValueError: the shares do not sum to 1.
+    TypeError: an argument of another type.
+    ValueError: the shares do not sum to 1, or a number is not finite.
   """
+  branches = arguments.function("mix", "branches", branches)
+  shares = tuple(
+    arguments.number("mix", "shares", share)
+    for share in arguments.sequence("mix", "shares", shares)
+  )
+  weights = tuple(
+    arguments.function("mix", "weights", weight)
+    if callable(weight)
+    else arguments.number("mix", "weights", weight, rows=True)
+    for weight in arguments.sequence("mix", "weights", weights)
+  )
   if all(isinstance(share, int | float) for share in shares) and abs(sum(shares) - 1) > 1e-6:
-    raise ValueError(f"The shares of unconditional denoisers must sum to 1; got {tuple(shares)}.")
-  weights = tuple(_partial(weight) if callable(weight) else weight for weight in weights)
-  return Partial(_mixed, _partial(branches), tuple(shares), weights)
+    raise ValueError(f"mix: the shares of unconditional denoisers must sum to 1: {shares}.")
+  return Partial(_mixed, branches, shares, weights)
 
 
 def compose(
@@ -174,10 +215,22 @@ def compose(
     A denoiser that calls all of them.
 
   Raises:
+    TypeError: an argument of another type.
     ValueError: not as many weights as experts, or shares as unconditional ones, or shares that do
       not sum to 1.
   """
-  unconditional = [unconditional] if callable(unconditional) else list(unconditional)
+  if callable(unconditional):
+    unconditional = [unconditional]
+  unconditional = [
+    checked("compose", denoiser, "unconditional")
+    for denoiser in arguments.sequence("compose", "unconditional", unconditional)
+  ]
+  experts = [
+    checked("compose", denoiser, "experts")
+    for denoiser in arguments.sequence("compose", "experts", experts)
+  ]
+  weights = arguments.sequence("compose", "weights", weights)
+  shares = arguments.sequence("compose", "shares", shares)
   if len(experts) != len(weights):
     raise ValueError(f"compose: {len(experts)} experts need as many weights, not {len(weights)}.")
   if len(unconditional) != len(shares):
@@ -185,14 +238,14 @@ def compose(
       f"compose: {len(unconditional)} unconditional denoisers need as many shares, not"
       f" {len(shares)}."
     )
-  denoisers = tuple(map(_partial, (*unconditional, *experts)))
-  return mix(Partial(_side_by_side, denoisers), shares, weights)
+  return mix(Partial(_side_by_side, (*unconditional, *experts)), shares, weights)
 
 
 def _steered(denoiser, log_likelihood, schedule, x, t):
   def value(x):
     x0, eps = denoiser(x, t)
-    return log_likelihood(x0, t), (x0, eps)
+    total = arguments.number("steer", "the value of log_likelihood", log_likelihood(x0, t))
+    return total, (x0, eps)
 
   slope, (x0, eps) = jax.grad(value, has_aux=True)(x)
   for name in x:
@@ -221,12 +274,19 @@ def steer(
   Returns:
     A denoiser that costs one evaluation and its gradient. What is given feels it, too, and no step
     reads that.
+
+  Raises:
+    TypeError: `denoiser` or `log_likelihood` is no function, or `schedule` no schedule.
   """
-  return Partial(_steered, _partial(denoiser), _partial(log_likelihood), schedule)
+  denoiser = checked("steer", denoiser)
+  log_likelihood = arguments.function("steer", "log_likelihood", log_likelihood)
+  schedules.check("steer", schedule)
+  return Partial(_steered, denoiser, log_likelihood, schedule)
 
 
 def _thresholded(denoiser, bounds, quantile, schedule, x, t):
   x0, eps = denoiser(x, t)
+  arguments.subset("threshold", "bounds", bounds, "the modalities", x)
   for name, (low, high) in bounds.items():
     value = x0[name]
     if quantile is not None:
@@ -259,5 +319,19 @@ def threshold(
 
   Returns:
     A denoiser.
+
+  Raises:
+    TypeError: an argument of another type.
+    ValueError: a lower bound that is above the higher one, or `quantile` outside [0, 1]; when
+      it is called, bounds for what is no modality.
   """
-  return Partial(_thresholded, _partial(denoiser), dict(bounds), quantile, schedule)
+  denoiser = checked("threshold", denoiser)
+  schedules.check("threshold", schedule)
+  if not isinstance(bounds, Mapping):
+    raise TypeError(f"threshold: bounds={bounds!r} must be a dict with (low, high) by modality.")
+  arguments.names("threshold", "bounds", bounds)
+  for name, pair in bounds.items():
+    arguments.interval("threshold", f"bounds[{name!r}]", pair)
+  if quantile is not None:
+    quantile = arguments.number("threshold", "quantile", quantile, 0, 1)
+  return Partial(_thresholded, denoiser, dict(bounds), quantile, schedule)

@@ -21,14 +21,19 @@ import zlib
 import jax
 import jax.extend
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 import numpy as np
+
+from mmdiff_jax import arguments, schedules
 
 # --- Noise ---
 
 
 def modality_key(key: PRNGKeyArray, name: str) -> PRNGKeyArray:
   """The key of a modality: `key` folded with the CRC-32 of its name, the same in every process."""
+  if not isinstance(name, str):
+    raise TypeError(f"modality_key: name={name!r} must be the name of a modality.")
+  key = arguments.key("modality_key", key)
   return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
@@ -49,13 +54,19 @@ def _threefry(key, counters):
   return a, b
 
 
-def normal_like(key: PRNGKeyArray, name: str, x: Float[Array, "batch ..."]) -> Array:
+def normal_like(
+  key: PRNGKeyArray, name: str, x: Shaped[Array | np.ndarray, "batch ..."]
+) -> Float[Array, "batch ..."]:
   """Standard normal noise for one modality, shape and type of `x`.
 
   Each number is a function of the key, the name, its row and its place in the row, so that a row's
   noise does not depend on how many rows there are, nor on how they lie on devices. It has the
-  resolution of float32, also where `x` is float64: 2^24 values, none beyond 5.4.
+  resolution of float32, also where `x` is float64: 2^24 values, none beyond 5.4. For an `x` of
+  integers or booleans it is float32.
   """
+  x = jnp.asarray(arguments.floating("normal_like", "x", x))
+  if not x.ndim:
+    raise ValueError("normal_like: x is a scalar; its first axis must be the rows.")
   shape = (x.shape[0], math.prod(x.shape[1:]))
   words = jax.random.key_data(modality_key(key, name))
   row, place = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in (0, 1))
@@ -100,7 +111,18 @@ def key_of_rows(key: PRNGKeyArray, first: int | Int[Array, ""], step: int = 1) -
     key: a key of JAX's default kind, Threefry.
     first: the place in the batch of the first row.
     step: the places from one row to the next.
+
+  Raises:
+    TypeError: `key` is no key, or `first` or `step` no integer.
+    ValueError: `first` or `step` is negative.
   """
+  arguments.key("key_of_rows", key)
+  for argument, value in (("first", first), ("step", step)):
+    place = arguments.array("key_of_rows", argument, value)
+    if place.ndim or not jnp.issubdtype(place.dtype, jnp.integer):
+      raise TypeError(f"key_of_rows: {argument}={value!r} must be an integer.")
+    if not isinstance(place, jax.core.Tracer) and not 0 <= int(place) < 2**32:
+      raise ValueError(f"key_of_rows: {argument}={value} must be from 0 to 2^32 - 1.")
   place = jnp.stack([jnp.asarray(n, jnp.uint32) for n in (first, step)])
   return jax.random.wrap_key_data(jnp.concatenate([jax.random.key_data(key), place]), impl=_OF_ROWS)
 
@@ -177,11 +199,15 @@ def uniform_time(t_min: float = 1e-3) -> DrawTime:
   """Times from U(t_min, 1], and weights of 1.
 
   Args:
-    t_min: the earliest time, in (0, 1).
+    t_min: the earliest time, in [0, 1].
 
   Returns:
     `(key, batch_size) -> (t, weight)`.
+
+  Raises:
+    TypeError, ValueError: `t_min` is no number or outside [0, 1].
   """
+  arguments.number("uniform_time", "t_min", t_min, 0, 1)
 
   def draw_t(key, batch_size):
     t = 1 - (1 - t_min) * jax.random.uniform(key, (batch_size,))
@@ -206,7 +232,13 @@ def importance_time(schedule: Any, t_min: float = 1e-3) -> DrawTime:
 
   Returns:
     `(key, batch_size) -> (t, weight)`, whose weighted means are those of U(t_min, t_max].
+
+  Raises:
+    TypeError: `schedule` is no schedule, or `t_min` no number.
+    ValueError: `t_min` is outside (0, t_max]; at 0 the weights would be infinite.
   """
+  schedules.check("importance_time", schedule, one=True)
+  arguments.number("importance_time", "t_min", t_min, above=0, most=schedule.t_max)
 
   def draw_t(key, batch_size):
     least, most = schedule.log_snr(jnp.array([schedule.t_max, t_min]))
@@ -216,6 +248,33 @@ def importance_time(schedule: Any, t_min: float = 1e-3) -> DrawTime:
     return t, (most - least) / (slope * (schedule.t_max - t_min))
 
   return draw_t
+
+
+def _check_draw(where, key, batch_size, names, draw_t, present):
+  """The names, as a tuple, and for each of them which examples have it; of one row if all do."""
+  arguments.key(where, key)
+  arguments.integer(where, "batch_size", batch_size, 1)
+  names = arguments.names(where, "names", names)
+  if not names or len(set(names)) < len(names):
+    raise ValueError(f"{where}: names={names} must have one name or more, each once.")
+  if draw_t is not None and not callable(draw_t):
+    raise TypeError(f"{where}: draw_t={draw_t!r} must be a function, such as uniform_time().")
+  if present is None:
+    return names, dict.fromkeys(names, jnp.ones(1, bool))
+  present = arguments.modalities(where, "present", present)
+  arguments.same_modalities(where, "present", present, "names", names)
+  if {len(value) for value in present.values()} - {1, batch_size}:
+    raise ValueError(f"{where}: present needs one value for each of batch_size={batch_size} rows.")
+  return names, {name: value.astype(bool) for name, value in present.items()}
+
+
+def _draw_times(draw_t, key, batch_size):
+  drawn = (draw_t or uniform_time())(key, batch_size)
+  if not isinstance(drawn, tuple | list) or [jnp.shape(x) for x in drawn] != 2 * [(batch_size,)]:
+    raise ValueError(
+      f"draw_t must return times and weights, of shape ({batch_size},) each, not {drawn!r}."
+    )
+  return drawn
 
 
 def draw_masked(
@@ -246,10 +305,16 @@ def draw_masked(
 
   Returns:
     The draw.
+
+  Raises:
+    TypeError, ValueError: an argument of another type or range, or `present` without one of the
+      names.
   """
+  names, present = _check_draw("draw_masked", key, batch_size, names, draw_t, present)
+  arguments.number("draw_masked", "given_prob", given_prob, 0, 1)
+  arguments.number("draw_masked", "absent_prob", absent_prob, 0, 1)
   given_key, subset_key, absent_key, t_key = jax.random.split(key, 4)
   num = len(names)
-  present = present or dict.fromkeys(names, jnp.ones(1, bool))
   there = jnp.stack([present[name] for name in names], axis=1)
   count = jnp.sum(there, axis=1, keepdims=True)
   # A subset is a number with one bit for each modality that is there; neither no bits nor all.
@@ -263,7 +328,7 @@ def draw_masked(
   score = jnp.where(free, jax.random.uniform(absent_key, (batch_size, num)), -1.0)
   last = jnp.arange(num) == jnp.argmax(score, axis=1, keepdims=True)
   diffused = free & (last | (score >= absent_prob))
-  shared, weight = (draw_t or uniform_time())(t_key, batch_size)
+  shared, weight = _draw_times(draw_t, t_key, batch_size)
   t = jnp.where(given, 0.0, jnp.where(diffused, shared[:, None], 1.0))
   return Draw(
     t={name: t[:, i] for i, name in enumerate(names)},
@@ -281,9 +346,10 @@ def draw_joint(
   present: Mapping[str, Bool[Array, " batch"]] | None = None,
 ) -> Draw:
   """All modalities at one shared time (MLD-inpaint's training); arguments as `draw_masked`."""
-  t, weight = (draw_t or uniform_time())(key, batch_size)
-  there = present or dict.fromkeys(names, jnp.ones_like(t, bool))
-  return Draw({name: jnp.where(there[name], t, 1.0) for name in names}, dict(there), weight)
+  names, there = _check_draw("draw_joint", key, batch_size, names, draw_t, present)
+  t, weight = _draw_times(draw_t, key, batch_size)
+  there = {name: jnp.broadcast_to(some, t.shape) for name, some in there.items()}
+  return Draw({name: jnp.where(there[name], t, 1.0) for name in names}, there, weight)
 
 
 def draw_independent(
@@ -298,12 +364,12 @@ def draw_independent(
 
   The weight is the product of the weights of the modalities that are there.
   """
-  draw_t = draw_t or uniform_time()
-  draws = {name: draw_t(modality_key(key, name), batch_size) for name in names}
-  there = present or {name: jnp.ones(batch_size, bool) for name in names}
+  names, there = _check_draw("draw_independent", key, batch_size, names, draw_t, present)
+  draws = {name: _draw_times(draw_t, modality_key(key, name), batch_size) for name in names}
+  there = {name: jnp.broadcast_to(some, (batch_size,)) for name, some in there.items()}
   t = {name: jnp.where(there[name], draw[0], 1.0) for name, draw in draws.items()}
   weights = [jnp.where(there[name], draw[1], 1.0) for name, draw in draws.items()]
-  return Draw(t, dict(there), functools.reduce(jnp.multiply, weights))
+  return Draw(t, there, functools.reduce(jnp.multiply, weights))
 
 
 # --- Paths in sampling ---
@@ -318,38 +384,43 @@ class Path:
   are concrete; JAX's own rebuilding of a path (stacking paths for `vmap`, say) is not checked.
 
   Attributes:
-    times: for each modality N + 1 times in [0, 1].
+    times: for each modality N + 1 times in [0, 1]; lists and integers become arrays of floats.
 
   Raises:
+    TypeError: no dict of numbers by name of modality.
     ValueError: no modalities, times that are not a vector of two or more, vectors of different
       lengths, or times outside [0, 1].
   """
 
-  times: Mapping[str, Float[Array, " points"]]
+  times: Mapping[str, Shaped[Array | np.ndarray, " points"] | Sequence[int | float]]
 
   def __post_init__(self):
+    if not isinstance(self.times, Mapping):
+      raise TypeError(f"Path: times={self.times!r} must be a dict with a vector for each modality.")
     if not self.times:
       raise ValueError("Path: times is empty; give at least one modality its times.")
-    lengths = {}
-    for name, times in self.times.items():
-      if times.ndim != 1 or times.shape[0] < 2:
+    arguments.names("Path", "times", self.times)
+    times = {n: arguments.floating("Path", f"times[{n!r}]", t) for n, t in self.times.items()}
+    object.__setattr__(self, "times", times)
+    for name, values in times.items():
+      if values.ndim != 1 or values.shape[0] < 2:
         raise ValueError(
-          f"Path: the times of modality {name!r} have shape {times.shape}; they must be a vector "
-          "of N + 1 times for N >= 1 steps."
+          f"Path: times[{name!r}] has shape {values.shape}; it must be a vector of N + 1 times for"
+          " N >= 1 steps."
         )
-      lengths[name] = times.shape[0]
-      if isinstance(times, jax.core.Tracer):
+      if isinstance(values, jax.core.Tracer):
         continue
-      values = np.asarray(times)
+      values = np.asarray(values)
       if not np.all((values >= 0) & (values <= 1)):
         raise ValueError(
-          f"Path: modality {name!r} has a time outside [0, 1]: they go from {values.min()} to "
+          f"Path: times[{name!r}] has a time outside [0, 1]: they go from {values.min()} to "
           f"{values.max()}. 0 is clean and 1 is pure noise."
         )
+    lengths = {name: values.shape[0] for name, values in times.items()}
     if len(set(lengths.values())) > 1:
       raise ValueError(
-        f"Path: all modalities need the same number of times, but they have {lengths}. Repeat the "
-        "last time of a modality that is done, or the first of one that waits."
+        f"Path: all of times must have the same length, but they have {lengths}. Repeat the last"
+        " time of a modality that is done, or the first of one that waits."
       )
 
 
@@ -425,29 +496,29 @@ def edm_grid(
 
 def reverse(path: Path) -> Path:
   """The path walked backwards: a falling one becomes the upward path that encodes."""
+  if not isinstance(path, Path):
+    raise TypeError(f"reverse: path={path!r} must be a Path.")
   return Path({name: times[::-1] for name, times in path.times.items()})
 
 
-def _check_names(constructor, names, subset, role):
-  unknown = sorted(set(subset) - set(names))
-  if unknown:
-    raise ValueError(
-      f"{constructor}: {role} names {unknown}, which are not among the modalities {sorted(names)}."
-    )
-
-
-def _grid(num_steps, grid):
-  grid = power_grid(num_steps) if grid is None else jnp.asarray(grid)
+def _grid(where, num_steps, grid):
+  arguments.integer(where, "num_steps", num_steps, 1)
+  if grid is None:
+    return power_grid(num_steps)
+  grid = jnp.asarray(arguments.floating(where, "grid", grid))
   if grid.shape != (num_steps + 1,):
     raise ValueError(
-      f"The grid has shape {grid.shape}, but {num_steps} steps need {num_steps + 1} times."
+      f"{where}: grid has shape {grid.shape}, but num_steps={num_steps} needs"
+      f" {num_steps + 1} times."
     )
   return grid
 
 
-def _falls(groups, lag, num_steps, given, absent, grid):
+def _falls(where, argument, groups, lag, num_steps, given, absent, grid):
   """Group k falls after k * lag steps; `given` stay at 0 and `absent` at 1."""
-  grid = _grid(num_steps, grid)
+  if not groups or not any(map(len, (*groups, given, absent))):
+    raise ValueError(f"{where}: {argument} is empty; a path needs one modality or more.")
+  grid = _grid(where, num_steps, grid)
   waits = (len(groups) - 1) * lag
   times = {
     name: jnp.pad(grid, (k * lag, waits - k * lag), mode="edge")
@@ -458,11 +529,13 @@ def _falls(groups, lag, num_steps, given, absent, grid):
   twice = sorted({name for name in names if names.count(name) > 1})
   if twice:
     raise ValueError(
-      f"A path has {twice} twice; a modality is given (t = 0), absent (t = 1), or falls once."
+      f"{where}: a path has {twice} twice; a modality is given (t = 0), absent (t = 1), or falls"
+      " once."
     )
+  # Of NumPy, so that they are constants where the path is made inside a traced function.
   still = grid.shape[0] + waits
-  times |= {name: jnp.zeros(still, grid.dtype) for name in given}
-  times |= {name: jnp.ones(still, grid.dtype) for name in absent}
+  times |= {name: np.zeros(still, grid.dtype) for name in given}
+  times |= {name: np.ones(still, grid.dtype) for name in absent}
   return Path(times)
 
 
@@ -481,14 +554,15 @@ def staggered(names: Sequence[str], lag: int, num_steps: int, *, grid: Array | N
   Raises:
     ValueError: `lag` is negative, `names` has one twice, or `grid` has not num_steps + 1 times.
   """
-  if lag < 0:
-    raise ValueError(f"staggered: lag must not be negative, got {lag}; reverse the names instead.")
-  return _falls([(name,) for name in names], lag, num_steps, (), (), grid)
+  names = arguments.names("staggered", "names", names)
+  arguments.integer("staggered", "lag", lag)
+  return _falls("staggered", "names", [(name,) for name in names], lag, num_steps, (), (), grid)
 
 
 def joint(names: Sequence[str], num_steps: int, *, grid: Array | None = None) -> Path:
   """All times fall together from 1 to 0; arguments as `staggered`."""
-  return _falls([tuple(names)], 0, num_steps, (), (), grid)
+  names = arguments.names("joint", "names", names)
+  return _falls("joint", "names", [names], 0, num_steps, (), (), grid)
 
 
 def sequential(
@@ -514,8 +588,18 @@ def sequential(
   Raises:
     ValueError: a modality is named twice, or `grid` has not num_steps + 1 times.
   """
-  groups = [(group,) if isinstance(group, str) else tuple(group) for group in order]
-  return _falls(groups, num_steps, num_steps, given, absent, grid)
+  if isinstance(order, str) or not isinstance(order, Sequence):
+    raise TypeError(
+      f"sequential: order={order!r} must be a sequence of names or of groups of names, such as"
+      ' ("caption", ("image", "audio")).'
+    )
+  groups = [
+    (group,) if isinstance(group, str) else arguments.names("sequential", "order", group)
+    for group in order
+  ]
+  given = arguments.names("sequential", "given", given)
+  absent = arguments.names("sequential", "absent", absent)
+  return _falls("sequential", "order", groups, num_steps, num_steps, given, absent, grid)
 
 
 def conditional(
@@ -535,18 +619,22 @@ def conditional(
   Raises:
     ValueError: `given` has an unknown name, or `grid` has not num_steps + 1 times.
   """
-  _check_names("conditional", names, given, "given")
+  names = arguments.names("conditional", "names", names)
+  given = arguments.names("conditional", "given", given)
+  arguments.subset("conditional", "given", given, "names", names)
   targets = tuple(name for name in names if name not in given)
-  return _falls([targets], 0, num_steps, given, (), grid)
+  return _falls("conditional", "names", [targets], 0, num_steps, given, (), grid)
 
 
 def marginal(
   names: Sequence[str], targets: Sequence[str], num_steps: int, *, grid: Array | None = None
 ) -> Path:
   """Times of `targets` fall together, all others stay 1; arguments as `conditional`."""
-  _check_names("marginal", names, targets, "targets")
+  names = arguments.names("marginal", "names", names)
+  targets = arguments.names("marginal", "targets", targets)
+  arguments.subset("marginal", "targets", targets, "names", names)
   absent = tuple(name for name in names if name not in targets)
-  return _falls([tuple(targets)], 0, num_steps, (), absent, grid)
+  return _falls("marginal", "names", [targets], 0, num_steps, (), absent, grid)
 
 
 def repaint(
@@ -580,17 +668,19 @@ def repaint(
     ValueError: `jump` does not divide N, `repeats` is below 1, `given` has an unknown name, or
       `grid` has not N + 1 times.
   """
-  if jump < 1 or num_steps % jump or repeats < 1:
-    raise ValueError(
-      f"repaint: jump={jump} must divide num_steps={num_steps}, and repeats={repeats} must be at "
-      "least 1."
-    )
-  _check_names("repaint", names, given, "given")
-  grid = _grid(num_steps, grid)
+  names = arguments.names("repaint", "names", names)
+  given = arguments.names("repaint", "given", given)
+  arguments.subset("repaint", "given", given, "names", names)
+  grid = _grid("repaint", num_steps, grid)
+  arguments.integer("repaint", "jump", jump, 1)
+  arguments.integer("repaint", "repeats", repeats, 1)
+  if num_steps % jump:
+    raise ValueError(f"repaint: jump={jump} must divide num_steps={num_steps}.")
   walks = [
     range(start + (0 if repeat or not start else 1), start + jump + 1)
     for start in range(0, num_steps, jump)
     for repeat in range(repeats)
   ]
   times = grid[np.concatenate(walks)]
-  return Path({name: jnp.zeros_like(times) if name in given else times for name in names})
+  still = np.zeros(times.shape, times.dtype)
+  return Path({name: still if name in given else times for name in names})

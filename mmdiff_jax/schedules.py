@@ -12,14 +12,18 @@ both ends, and `t_max`, where a discretised SDE may start: f of some schedules d
 They are static pytrees, so they may be closed over by a jitted function or be its argument.
 """
 
+from collections.abc import Iterable, Mapping
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 import numpy as np
+
+from mmdiff_jax import arguments
 
 Time = Float[Array, "..."]
 
@@ -334,19 +338,46 @@ def betas_cosine(
 Schedule = VPLinear | SubVP | VE | VPCosine | RectifiedFlow | Table
 
 
-def schedule_of(schedule: Schedule | dict[str, Schedule], name: str) -> Schedule:
+def schedule_of(schedule: Schedule | Mapping[str, Schedule], name: str) -> Schedule:
   """The schedule of a modality, where one serves all or each has its own.
 
   Raises:
     ValueError: the dict has none for `name`.
   """
-  if not isinstance(schedule, dict):
+  if not isinstance(schedule, Mapping):
     return schedule
   if name not in schedule:
-    raise ValueError(f"no schedule for modality {name!r}; there are {sorted(schedule)}: add one")
+    raise ValueError(
+      f"schedule has none for modality {name!r}: {arguments.nearest(name, schedule)}. Add one."
+    )
   return schedule[name]
 
 
-def along(t: Shaped[Array, "*rows"], x: Float[Array, "..."]) -> Shaped[Array, "..."]:
+def check(where: str, schedule: Any, names: Iterable[str] = (), *, one: bool = False) -> None:
+  """Checks that something is a schedule, or a dict of schedules with one for each of `names`.
+
+  With `one` it must be a schedule itself.
+
+  A schedule of a user's own serves that has the methods of those above.
+
+  Raises:
+    TypeError: no schedule, such as the name of one or a class that was not called.
+    ValueError: none for a modality.
+  """
+  each = schedule if isinstance(schedule, Mapping) and not one else {None: schedule}
+  for name, value in each.items():
+    if isinstance(value, type) or not all(
+      callable(getattr(value, method, None)) for method in ("alpha", "sigma", "log_snr")
+    ):
+      argument = "schedule" if name is None else f"schedule[{name!r}]"
+      raise TypeError(
+        f"{where}: {argument}={value!r} must be a schedule, such as schedules.VPCosine(), or a dict"
+        " with one for each modality."
+      )
+  for name in names:
+    schedule_of(schedule, name)
+
+
+def along(t: Shaped[Array, "*rows"], x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
   """A time (or what was computed of it), scalar or one a row, with axes of 1 to multiply `x`."""
   return t if t.ndim == 0 else t.reshape(t.shape + (1,) * (x.ndim - t.ndim))

@@ -229,3 +229,23 @@ def test_plain_functions_make_denoisers_for_jit():
     guidance.threshold(plain, SCHEDULE, {"b": (-1.0, 1.0)}),
   ):
     assert np.isfinite(run(made)).all()
+
+
+def test_guidance_shows_integers_as_they_are():
+  types, null = set(), 9
+
+  def denoiser(x, t):
+    types.add(x["b"].dtype)
+    shift = (x["b"] == null) * 1.0
+    return {"a": x["a"] + shift, "b": 0.0 * x["b"]}, {"a": x["a"] - shift, "b": 0.0 * x["b"]}
+
+  x, t = {"a": jnp.ones((2, 1)), "b": jnp.zeros((2, 1), int)}, {"a": jnp.float32(1)}
+  t["b"] = jnp.float32(0)
+  noise = jnp.full((2, 1), null)
+  guided = guidance.guide(denoiser, 3.0, {"b": noise})(x, t)
+  assert types == {jnp.dtype("int32")}
+  np.testing.assert_allclose(guided[0]["a"], 2.0 + 3.0 * (1.0 - 2.0))
+  with pytest.raises(TypeError, match=r"noise\['b'\] is float32 but the modality is int32"):
+    guidance.guide(denoiser, 3.0, {"b": jnp.zeros((2, 1))})(x, t)
+  with pytest.raises(ValueError, match="noise has 'bb'.* nearest is 'b'"):
+    guidance.guide(denoiser, 3.0, {"bb": noise})(x, t)

@@ -355,3 +355,29 @@ def test_importance_weights_of_a_late_start():
   t, weight = multitime.importance_time(schedules.VPLinear(), 0.5)(jax.random.key(0), 400_000)
   np.testing.assert_allclose(weight.mean(), 1, rtol=3e-3)
   np.testing.assert_allclose(np.mean(weight * t), 0.75, rtol=3e-3)
+
+
+@pytest.mark.parametrize(
+  "wrong",
+  [
+    lambda: multitime.joint("img", 8),
+    lambda: multitime.staggered("img", 1, 8),
+    lambda: multitime.sequential("img", 8),
+    lambda: multitime.sequential(("img",), 8, given="ab"),
+    lambda: multitime.conditional(("img", "a"), "a", 8),
+    lambda: multitime.marginal(("img", "a"), "a", 8),
+    lambda: multitime.repaint("img", 10, jump=1),
+    lambda: multitime.draw_masked(jax.random.key(0), 2, "ab"),
+    lambda: multitime.draw_joint(jax.random.key(0), 2, "ab"),
+    lambda: multitime.draw_independent(jax.random.key(0), 2, "ab"),
+  ],
+)
+def test_one_string_is_no_sequence_of_names(wrong):
+  with pytest.raises(TypeError, match="is one string; give a sequence|must be a sequence of names"):
+    wrong()
+
+
+def test_lists_and_integers_are_times():
+  path = multitime.Path({"a": [1, 0], "b": [0.0, 0.0]})
+  assert all(jnp.issubdtype(times.dtype, jnp.floating) for times in path.times.values())
+  np.testing.assert_array_equal(path.times["a"], [1.0, 0.0])

@@ -7,11 +7,12 @@ import re
 import sys
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmdiff_jax import modalities as modalities_lib
+from mmdiff_jax import modalities as modalities_lib, solvers
 from mmdiff_jax.data import folder
 from mmdiff_jax.networks import brought
 
@@ -33,6 +34,27 @@ def test_solver_example_gives_the_conditional_law():
   mean, deviation = map(float, printed.split())
   assert mean == pytest.approx(0.8, abs=0.06)
   assert deviation == pytest.approx(0.6, abs=0.05)
+
+
+def test_networks_of_every_library_are_seen_to_change():
+  """The page runs in one piece; new parameters change the samples, and compile nothing again."""
+  page = README.parent / "docs" / "your_networks.md"
+  code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.S))
+  v = {}
+  exec(compile(code, str(page), "exec"), v)  # noqa: S102
+  sampler, key, partial = v["sampler"], jax.random.key(1), jax.tree_util.Partial
+  compiled = sampler._cache_size()
+  before = sampler(v["with_nnx"], key)
+  v["nnx_net"].dense.kernel[...] = jnp.zeros((4, 4))
+  assert not np.allclose(before, sampler(v["with_nnx"], key))
+  for denoiser, apply, params in (
+    (v["with_linen"], v["linen_net"].apply, v["params"]),
+    (v["with_equinox"], v["equinox_apply"], v["arrays"]),
+  ):
+    changed = partial(apply, jax.tree.map(lambda x: 0.5 * x, params))
+    changed = sampler(solvers.from_v(changed, v["schedule"]), key)
+    assert not np.allclose(sampler(denoiser, key), changed)
+  assert sampler._cache_size() == compiled == 4
 
 
 def test_columns_of_a_folder_are_such_as_it_takes():

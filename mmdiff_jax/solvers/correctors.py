@@ -15,7 +15,7 @@ h >= 2 sqrt(C) the steps diverge. Of one model C is at least sigma^2, so that sn
 of a composition it may be less, see `largest_snr`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 import functools
 import math
 
@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from mmdiff_jax import multitime, schedules
-from mmdiff_jax.solvers.steps import Denoiser, Sample, Solver, Times
+from mmdiff_jax import arguments, multitime, schedules
+from mmdiff_jax.solvers.steps import check_solver, checked, Denoiser, Sample, Solver, Times
 
 
 def hmc(
@@ -51,7 +51,19 @@ def hmc(
 
   Returns:
     The new points.
+
+  Raises:
+    TypeError, ValueError: an argument of another type or range, or `t` or `moving` of other
+      modalities than `x`.
   """
+  arguments.key("hmc", key)
+  x = arguments.modalities("hmc", "x", x)
+  denoiser = checked("hmc", denoiser)
+  arguments.same_modalities("hmc", "t", t, "x", x)
+  arguments.same_modalities("hmc", "moving", moving, "x", x)
+  schedules.check("hmc", schedule, x)
+  snr = arguments.number("hmc", "snr", snr, above=0)
+  arguments.integer("hmc", "leapfrog", leapfrog, 1)
   scale = {name: snr * schedules.schedule_of(schedule, name).sigma(t[name]) for name in x}
 
   def move(index, state):
@@ -69,7 +81,7 @@ def hmc(
   return jax.lax.fori_loop(0, leapfrog, move, (dict(x), momentum))[0]
 
 
-def largest_snr(weights: Iterable[float]) -> float:
+def largest_snr(weights: Sequence[float]) -> float:
   """The snr of (1) below which the steps do not diverge on a composition of Gaussian models.
 
   Each of them has a precision of at most 1 / sigma^2, so with the weights w_i, and 1 - sum w_i for
@@ -82,13 +94,18 @@ def largest_snr(weights: Iterable[float]) -> float:
 
   Returns:
     sqrt(2) for one model, less for large or negative weights.
+
+  Raises:
+    TypeError, ValueError: a weight that is no finite number.
   """
-  weights = list(weights)
+  weights = [
+    arguments.scalar("largest_snr", "weights", weight)
+    for weight in arguments.sequence("largest_snr", "weights", weights)
+  ]
   positive, negative = (sum(max(sign * w, 0.0) for w in weights) for sign in (1, -1))
   return math.sqrt(2 / max(positive, 1 + negative))
 
 
-@functools.cache
 def corrected(solver: Solver, *, num: int = 1, snr: float = 0.16, leapfrog: int = 1) -> Solver:
   """Predictor-corrector: after each step, `num` steps of `hmc` at the times reached.
 
@@ -107,8 +124,19 @@ def corrected(solver: Solver, *, num: int = 1, snr: float = 0.16, leapfrog: int 
 
   Returns:
     The solver: for the same arguments always the same object.
-  """
 
+  Raises:
+    TypeError, ValueError: an argument of another type or range.
+  """
+  check_solver("corrected", solver)
+  arguments.integer("corrected", "num", num, 0)
+  arguments.integer("corrected", "leapfrog", leapfrog, 1)
+  snr = arguments.scalar("corrected", "snr", snr, above=0)
+  return _corrected(solver, num, snr, leapfrog)
+
+
+@functools.cache
+def _corrected(solver, num, snr, leapfrog):
   def step(key, denoiser, schedule, x, t, s, state):
     predict_key, correct_key = jax.random.split(key)
     x, state = solver.step(predict_key, denoiser, schedule, x, t, s, state)

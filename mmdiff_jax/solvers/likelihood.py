@@ -13,7 +13,6 @@ divergence on the way, plus sum log(norm) at the end minus the same at the start
 stay at time 0 and make it conditional; absent ones stay at time 1 and are marginalised out.
 """
 
-from collections.abc import Mapping
 import math
 from typing import Any, Literal
 
@@ -21,8 +20,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from mmdiff_jax import multitime, schedules
-from mmdiff_jax.solvers.steps import Denoiser
+from mmdiff_jax import arguments, multitime, schedules
+from mmdiff_jax.solvers.sampling import Modalities, start
+from mmdiff_jax.solvers.steps import checked, Denoiser
 
 Trace = Literal["exact", "rademacher", "gaussian"]
 
@@ -31,7 +31,7 @@ def log_likelihood(
   key: PRNGKeyArray,
   denoiser: Denoiser,
   schedule: Any,
-  x: Mapping[str, Float[Array, "batch ..."]],
+  x: Modalities,
   path: multitime.Path,
   *,
   trace: Trace = "exact",
@@ -48,6 +48,7 @@ def log_likelihood(
     denoiser: `(x, t) -> (x0, eps)`, differentiable; its rows must not depend on one another.
     schedule: one schedule, or one for each modality.
     x: the examples, clean; given modalities at their values, absent ones at a draw of the prior.
+      Integers are treated as in `sample`.
     path: a path as for sampling, such as `multitime.conditional`, from time 1 for what moves. Any
       path gives the same number in the limit of many steps.
     trace: "exact", with one derivative for each dimension of `x`; or Hutchinson's estimate of the
@@ -58,28 +59,31 @@ def log_likelihood(
     log p in nats, under N(0, sigma(1)^2 I) for the law at t = 1.
 
   Raises:
+    TypeError: an argument of another type.
     ValueError: `x` and `path` differ in their modalities, `trace` is none of the three, or
       `num_probes` is below 1.
   """
-  if set(x) != set(path.times):
+  arguments.key("log_likelihood", key)
+  arguments.integer("log_likelihood", "num_probes", num_probes, 1)
+  x = start("log_likelihood", "x", x, path)
+  schedules.check("log_likelihood", schedule, x)
+  denoiser = checked("log_likelihood", denoiser)
+  if trace not in ("exact", "rademacher", "gaussian"):
     raise ValueError(
-      f"log_likelihood: x has modalities {sorted(x)} but the path has {sorted(path.times)}; they "
-      "must be the same."
-    )
-  if trace not in ("exact", "rademacher", "gaussian") or num_probes < 1:
-    raise ValueError(
-      f"log_likelihood: trace={trace!r} must be 'exact', 'rademacher' or 'gaussian', and "
-      f"num_probes={num_probes} at least 1."
+      f"log_likelihood: trace={trace!r} must be 'exact', 'rademacher' or 'gaussian'."
     )
   own = {name: schedules.schedule_of(schedule, name) for name in x}
   up = multitime.reverse(path).times
-  tangents = _tangents(key, x, trace, num_probes)
+  # Integers stand still: the network sees them as they are, and there is nothing to integrate.
+  flowing = {name: v for name, v in x.items() if jnp.issubdtype(v.dtype, jnp.floating)}
+  constant = {name: value for name, value in x.items() if name not in flowing}
+  tangents = _tangents(key, flowing, trace, num_probes)
 
   def flow(y, phi, t, turned):
     """(1) and the divergence of (2), each modality's times the angle that it turns by."""
 
     def slope(y):
-      x0, eps = denoiser({name: _norm(own[name], t[name]) * y[name] for name in y}, t)
+      x0, eps = denoiser(constant | {n: _norm(own[n], t[n]) * value for n, value in y.items()}, t)
       return {
         name: turned[name] * (jnp.cos(phi[name]) * eps[name] - jnp.sin(phi[name]) * x0[name])
         for name in y
@@ -99,11 +103,11 @@ def log_likelihood(
     y, log_det = carry
     t, s = times
     begin, end = _angles(own, t), _angles(own, s)
-    turned = {name: end[name] - begin[name] for name in y}
-    middle = {name: 0.5 * (begin[name] + end[name]) for name in y}
+    turned = {name: end[name] - begin[name] for name in x}
+    middle = {name: 0.5 * (begin[name] + end[name]) for name in x}
     halfway = {
       name: jnp.where(turned[name] == 0, t[name], _time_of_angle(own[name], middle[name]))
-      for name in y
+      for name in x
     }
 
     def ahead(slope, share):
@@ -117,8 +121,8 @@ def log_likelihood(
     return (y, log_det + (d1 + 2 * d2 + 2 * d3 + d4) / 6), None
 
   first, last = ({name: times[i] for name, times in up.items()} for i in (0, -1))
-  y = {name: value / _norm(own[name], first[name]) for name, value in x.items()}
-  zero = jnp.zeros(len(next(iter(x.values()))), jnp.result_type(*x.values()))
+  y = {name: value / _norm(own[name], first[name]) for name, value in flowing.items()}
+  zero = jnp.zeros(len(next(iter(x.values()))), jnp.result_type(float, *x.values()))
   starts = {name: times[:-1] for name, times in up.items()}
   ends = {name: times[1:] for name, times in up.items()}
   (y, log_prob), _ = jax.lax.scan(step, (y, zero), (starts, ends))
@@ -145,7 +149,13 @@ def bits_per_dim(
 
   Returns:
     -(log_prob / num_dims + log(bin_width)) / log(2).
+
+  Raises:
+    TypeError, ValueError: an argument of another type or range.
   """
+  log_prob = jnp.asarray(arguments.array("bits_per_dim", "log_prob", log_prob))
+  arguments.integer("bits_per_dim", "num_dims", num_dims, 1)
+  bin_width = arguments.scalar("bits_per_dim", "bin_width", bin_width, above=0)
   return -(log_prob / num_dims + math.log(bin_width)) / math.log(2)
 
 

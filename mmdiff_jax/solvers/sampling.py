@@ -11,12 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+import numpy as np
 
-from mmdiff_jax import multitime, prediction, schedules
-from mmdiff_jax.solvers.steps import Denoiser, Solver
+from mmdiff_jax import arguments, multitime, prediction, schedules
+from mmdiff_jax.solvers.steps import check_shapes, check_solver, checked, Denoiser, Solver
 
-Modalities = Mapping[str, Float[Array, "..."]]
+Modalities = Mapping[str, Shaped[Array | np.ndarray, "batch ..."]]
 
 
 def _eps_pair(eps, x, alpha, sigma):
@@ -53,16 +54,19 @@ def _levels_and_rates(schedule, t):
 
 def _denoise(pair, levels, fn, schedule, x, t):
   predicted = fn(x, t)
+  check_shapes("the network", predicted, x)
   x0, eps = {}, {}
   for name, value in x.items():
     own = schedules.schedule_of(schedule, name)
     time = schedules.along(jnp.asarray(t[name]), value)
+    value = arguments.floating("denoiser", f"x[{name!r}]", value)
     x0[name], eps[name] = pair(predicted[name], value, *levels(own, time))
   return x0, eps
 
 
-def _denoiser(pair, fn, schedule, levels=_levels):
-  fn = fn if isinstance(fn, Partial) else Partial(fn)
+def _denoiser(maker, pair, fn, schedule, levels=_levels):
+  fn = arguments.function(maker, "fn", fn)
+  schedules.check(maker, schedule)
   return Partial(_denoise, Partial(pair), Partial(levels), fn, schedule)
 
 
@@ -72,28 +76,37 @@ def from_eps(fn: Callable[..., Any], schedule: Any) -> Partial:
   At alpha = 0 its x0 is 0, not known: a schedule with alpha(1) = 0 wants another prediction.
 
   Args:
-    fn: `(x, t) -> dict` shaped as `x`; a `Partial` with its parameters as arguments if it has any.
+    fn: `(x, t) -> dict` shaped as `x`, with an array for each modality, also for one that is
+      given. A function with parameters is a `Partial` with these as arguments, or an object that is
+      itself a pytree, such as a flax NNX or equinox module: `jax.jit` then sees new parameters and
+      does not compile again. Parameters that a function merely closes over are constants of a
+      compiled sampler: it does not see them change.
     schedule: one schedule, or one for each modality.
 
   Returns:
     The denoiser.
+
+  Raises:
+    TypeError: `fn` is no function, or `schedule` no schedule; when it is called, `fn` returns no
+      dict.
+    ValueError: when it is called, `fn` leaves out a modality or returns another shape.
   """
-  return _denoiser(_eps_pair, fn, schedule)
+  return _denoiser("from_eps", _eps_pair, fn, schedule)
 
 
 def from_x0(fn: Callable[..., Any], schedule: Any) -> Partial:
   """The denoiser of a network that predicts x0; arguments as `from_eps`."""
-  return _denoiser(_x0_pair, fn, schedule)
+  return _denoiser("from_x0", _x0_pair, fn, schedule)
 
 
 def from_v(fn: Callable[..., Any], schedule: Any) -> Partial:
   """The denoiser of a network that predicts v = alpha eps - sigma x0; arguments as `from_eps`."""
-  return _denoiser(_v_pair, fn, schedule)
+  return _denoiser("from_v", _v_pair, fn, schedule)
 
 
 def from_score(fn: Callable[..., Any], schedule: Any) -> Partial:
   """The denoiser of a network that predicts the score, -eps / sigma; arguments as `from_eps`."""
-  return _denoiser(_score_pair, fn, schedule)
+  return _denoiser("from_score", _score_pair, fn, schedule)
 
 
 def from_velocity(fn: Callable[..., Any], schedule: Any) -> Partial:
@@ -102,7 +115,7 @@ def from_velocity(fn: Callable[..., Any], schedule: Any) -> Partial:
   Flow matching trains such networks. The two derivatives must be finite at both ends, as those of
   `RectifiedFlow` (where the velocity is eps - x0) and `VPCosine` are. Arguments as `from_eps`.
   """
-  return _denoiser(_velocity_pair, fn, schedule, _levels_and_rates)
+  return _denoiser("from_velocity", _velocity_pair, fn, schedule, _levels_and_rates)
 
 
 def prior(
@@ -118,7 +131,14 @@ def prior(
 
   Returns:
     The draw; replace the modalities that are given by their values.
+
+  Raises:
+    TypeError, ValueError: an argument of another type or range, or no schedule for a modality.
   """
+  arguments.key("prior", key)
+  arguments.integer("prior", "batch_size", batch_size, 1)
+  shapes = arguments.shapes("prior", "shapes", shapes)
+  schedules.check("prior", schedule, shapes)
   zeros = {name: jnp.zeros((batch_size, *shape)) for name, shape in shapes.items()}
   return {
     name: schedules.schedule_of(schedule, name).sigma(jnp.ones(()))
@@ -144,12 +164,17 @@ def sample(
   Can be jitted (with `solver`, `project`, `trajectory` and `remat` static), vmapped and
   differentiated.
 
+  The noise of a row is a function of the key and of the row's number. Under `jax.vmap` over rows
+  with one key every row is number 0 and has the same noise: leave the rows on the batch axis, or
+  map over keys, too, as in `jax.vmap(sample_one)(jax.random.split(key, num), rows)`.
+
   Args:
     key: randomness of the solver and of `project`.
     denoiser: `(x, t) -> (x0, eps)`, called with one scalar time for each modality.
     schedule: one schedule, or one for each modality.
     x_init: where the path starts, [batch, ...] each: the values of given modalities, and a draw of
-      `prior` for all others.
+      `prior` for all others. Integers and booleans become floats, except in a modality whose time
+      stands still: those are shown to the network as they are.
     path: the times; one vector for each modality of `x_init`.
     solver: such as `steps.heun`; it says what a step costs.
     project: `(key, x, s) -> x`, called after each step with the times reached, for inpainting,
@@ -163,14 +188,19 @@ def sample(
     ...] each, the first of which is `x_init`.
 
   Raises:
-    ValueError: `x_init` and `path` differ in their modalities.
+    TypeError: an argument of another type, such as a solver that was not called (`solvers.ddim`), a
+      seed for a key, or integers in `x_init` where it cannot be seen whether their time stands
+      still, since the path is traced.
+    ValueError: `x_init` and `path` differ in their modalities, a modality has no schedule, or the
+      denoiser leaves out a modality or returns another shape.
   """
-  if set(x_init) != set(path.times):
-    raise ValueError(
-      f"sample: x_init has modalities {sorted(x_init)} but the path has {sorted(path.times)}; they "
-      "must be the same. An absent modality may be left out of both."
-    )
-  x_init = dict(x_init)
+  arguments.key("sample", key)
+  check_solver("sample", solver)
+  x_init = start("sample", "x_init", x_init, path)
+  schedules.check("sample", schedule, x_init)
+  denoiser = checked("sample", denoiser)
+  if project is not None:
+    project = arguments.function("sample", "project", project)
   # Samples keep their type, whatever that of the times; bfloat16 is too coarse for times.
   precision = jnp.promote_types(jnp.result_type(*x_init.values()), jnp.float32)
   times = {name: value.astype(precision) for name, value in path.times.items()}
@@ -182,6 +212,7 @@ def sample(
     x, state = solver.step(step_key, denoiser, schedule, x, t, s, state)
     if project is not None:
       x = project(project_key, x, s)
+      check_shapes("project", x, x_init)
     x = {name: value.astype(x_init[name].dtype) for name, value in x.items()}
     return (x, state), x if trajectory else None
 
@@ -196,8 +227,57 @@ def sample(
   return {name: jnp.concatenate([x_init[name][None], points[name]]) for name in x_init}
 
 
+def start(
+  where: str, argument: str, x: Any, path: multitime.Path
+) -> dict[str, Float[Array, "batch ..."]]:
+  """The start of a path, checked: what moves on it is floating, what stands still as it was given.
+
+  Args:
+    where: the function, for the message.
+    argument: its argument, for the message.
+    x: values by modality.
+    path: the path.
+
+  Raises:
+    TypeError: no path or no arrays, or integers where it cannot be seen whether their time stands
+      still, since the path is traced.
+    ValueError: other modalities than the path has.
+  """
+  if not isinstance(path, multitime.Path):
+    raise TypeError(f"{where}: path={path!r} must be a multitime.Path, such as multitime.joint.")
+  x = arguments.modalities(where, argument, x)
+  arguments.same_modalities(where, argument, x, "path", path.times)
+  for name, value in x.items():
+    if jnp.issubdtype(value.dtype, jnp.floating):
+      continue
+    times = path.times[name]
+    if isinstance(times, jax.core.Tracer):
+      raise TypeError(
+        f"{where}: {argument}[{name!r}] is {value.dtype} and the path is traced, so that it cannot"
+        " be seen whether its time stands still. Make it floating if it moves; if it stands still,"
+        " make the path inside the traced function, where a given time is a constant."
+      )
+    if np.any(np.asarray(times) != np.asarray(times)[0]):
+      x[name] = value.astype(float)
+  return x
+
+
+def _masks(known, mask):
+  """The masks as arrays of booleans, checked against the values."""
+  if not isinstance(mask, Mapping):
+    raise TypeError(f"replace_known: mask must be a dict by modality, not {type(mask).__name__}.")
+  arguments.subset("replace_known", "mask", mask, "known", known)
+  arrays = {}
+  for name, value in mask.items():
+    arrays[name] = arguments.array("replace_known", f"mask[{name!r}]", value)
+    arguments.broadcasts("replace_known", f"mask[{name!r}]", arrays[name].shape, known[name].shape)
+  return arrays
+
+
 def replace_known(
-  schedule: Any, known: Modalities, mask: Mapping[str, Float[Array, "..."]] | None = None
+  schedule: Any,
+  known: Modalities,
+  mask: Mapping[str, Shaped[Array | np.ndarray, "..."]] | None = None,
 ) -> Callable[..., Any]:
   """The hook `project` of `sample` that puts back what is known, noised to the time reached.
 
@@ -213,14 +293,23 @@ def replace_known(
 
   Returns:
     `(key, x, s) -> x`.
+
+  Raises:
+    TypeError: `known` or `mask` is no dict of arrays.
+    ValueError: a mask for a modality that is not in `known`, or of a shape that does not broadcast
+      to its values; when it is called, a modality that `x` does not have, or of another shape.
   """
-  mask = mask or {}
+  known = arguments.modalities("replace_known", "known", known, floats=True)
+  schedules.check("replace_known", schedule, known)
+  mask = _masks(known, {} if mask is None else mask)
 
   def project(key, x, s):
     x = dict(x)
+    arguments.subset("replace_known", "known", known, "the modalities", x)
     for name, value in known.items():
+      arguments.broadcasts("replace_known", f"known[{name!r}]", value.shape, x[name].shape)
       own = schedules.schedule_of(schedule, name)
-      noise = multitime.normal_like(key, name, value)
+      noise = multitime.normal_like(key, name, x[name])
       noised = own.alpha(s[name]) * value + own.sigma(s[name]) * noise
       x[name] = jnp.where(mask[name], noised, x[name]) if name in mask else noised
     return x
@@ -241,7 +330,21 @@ def slerp(begin: Modalities, end: Modalities, share: Float[Array, ""]) -> dict[s
 
   Returns:
     The points, shaped as `begin`.
+
+  Raises:
+    TypeError: `begin` or `end` is no dict of arrays, or `share` no number.
+    ValueError: `share` is outside [0, 1], or the two differ in modalities or shapes.
   """
+  begin = arguments.modalities("slerp", "begin", begin, floats=True)
+  end = arguments.modalities("slerp", "end", end, floats=True)
+  arguments.same_modalities("slerp", "begin", begin, "end", end)
+  share = arguments.number("slerp", "share", share, 0, 1)
+  for name in begin:
+    if begin[name].shape != end[name].shape:
+      raise ValueError(
+        f"slerp: begin and end have shapes {begin[name].shape} and {end[name].shape} for modality"
+        f" {name!r}; they must be the same."
+      )
 
   def between(a, b):
     axes = tuple(range(1, a.ndim))

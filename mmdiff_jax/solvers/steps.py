@@ -21,9 +21,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float
 
-from mmdiff_jax import multitime, schedules
+from mmdiff_jax import arguments, multitime, schedules
 
 Sample = dict[str, Float[Array, "batch ..."]]
 Times = Mapping[str, Float[Array, ""]]
@@ -42,6 +43,69 @@ class Solver(NamedTuple):
   init: Callable[[Sample], Any]
   step: Callable[..., tuple[Sample, Any]]
   evaluations: Callable[[int], int]
+
+
+def check_solver(where: str, solver: Any) -> None:
+  """Checks that a solver is one.
+
+  Raises:
+    TypeError: a name, a function that makes a solver and was not called, or anything else.
+  """
+  if not isinstance(solver, Solver):
+    called = " It makes one when it is called, as in solvers.ddim(0.0)." if callable(solver) else ""
+    raise TypeError(f"{where}: solver={solver!r} must be a Solver, such as solvers.heun.{called}")
+
+
+def check_shapes(network: str, predicted: Any, x: Mapping[str, Array]) -> None:
+  """Checks that what a function returned has an array for each modality, of the right shape.
+
+  Raises:
+    TypeError: no dict.
+    ValueError: a modality is left out, or has another shape than in `x`.
+  """
+  if not isinstance(predicted, Mapping):
+    raise TypeError(
+      f"{network} returned {type(predicted).__name__} where a dict with an array for each modality"
+      f" is needed: {sorted(x)}."
+    )
+  for name, value in x.items():
+    if name not in predicted:
+      raise ValueError(
+        f"{network} returned nothing for modality {name!r}, only {sorted(predicted)}. It must"
+        " return an array for each modality."
+      )
+    if jnp.shape(predicted[name]) != value.shape:
+      raise ValueError(
+        f"{network} returned shape {jnp.shape(predicted[name])} for modality {name!r}, whose"
+        f" values have shape {value.shape}; they must be the same."
+      )
+
+
+def _pair(denoiser, x, t):
+  pair = denoiser(x, t)
+  if not isinstance(pair, tuple | list) or len(pair) != 2:
+    raise TypeError(
+      f"denoiser returned {type(pair).__name__} where the pair (x0, eps) is needed. Make one of a"
+      " network with solvers.from_eps, from_x0, from_v, from_score or from_velocity."
+    )
+  for kind, values in zip(("x0", "eps"), pair, strict=True):
+    check_shapes(f"denoiser, for {kind},", values, x)
+  return pair
+
+
+def checked(where: str, denoiser: Any, argument: str = "denoiser") -> Partial:
+  """A denoiser whose results are checked while it is traced.
+
+  Args:
+    where: the function that takes it, for the message.
+    denoiser: `(x, t) -> (x0, eps)`.
+    argument: of that function, for the message.
+
+  Raises:
+    TypeError: no function; when it is called, no pair of dicts.
+    ValueError: when it is called, a modality is left out or has another shape than `x` has.
+  """
+  return Partial(_pair, arguments.function(where, argument, denoiser))
 
 
 class _Move(NamedTuple):
@@ -384,8 +448,7 @@ ancestral_large = Solver(_no_history, functools.partial(_ancestral_step, large=T
 """`ancestral` with DDPM's other variance, beta = sigma_t^2 (1 - exp(-2 h)), but 0 at s = 0."""
 
 
-@functools.cache
-def ddim(eta: float = 0.0) -> Solver:
+def ddim(eta: int | float = 0.0) -> Solver:
   """DDIM: order 1 (for eta > 0 in law), N evaluations (Song, Meng and Ermon 2021, Eq. 12 and 16).
 
   x_s = alpha_s x0 + sqrt(sigma_s^2 - c^2) eps + c noise with c^2 = eta^2 btilde. `ddim(0.0)` is the
@@ -396,8 +459,16 @@ def ddim(eta: float = 0.0) -> Solver:
 
   Returns:
     The solver: for one `eta` always the same object, so that it may be a static argument.
-  """
 
+  Raises:
+    TypeError: `eta` is no number.
+    ValueError: `eta` is outside [0, 1].
+  """
+  return _ddim(arguments.scalar("ddim", "eta", eta, 0, 1))
+
+
+@functools.cache
+def _ddim(eta):
   def deterministic(key, denoiser, schedule, x, t, s, state):
     del key
     x0, eps = denoiser(x, t)

@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -301,3 +302,131 @@ def test_errors_name_the_modality():
     run(x, path=multitime.joint(("a",), 5))
   with pytest.raises(ValueError, match="'b'"):
     solvers.prior(jax.random.key(0), {"a": SCHEDULE}, SHAPES, 2)
+
+
+# --- Values that are no floats, and other wrong arguments ---
+
+
+@pytest.mark.parametrize("dtype", [int, bool, np.uint8])
+def test_known_integers_are_noised_like_floats(dtype):
+  schedule, rows = schedules.VPCosine(), 20_000
+  project = solvers.replace_known(schedule, {"x": jnp.ones((rows, 2), dtype)})
+  t = jnp.float32(0.6)
+  got = project(jax.random.key(0), {"x": jnp.zeros((rows, 2))}, {"x": t})["x"]
+  assert got.mean() == pytest.approx(float(schedule.alpha(t)), abs=0.02)
+  assert got.std() == pytest.approx(float(schedule.sigma(t)), rel=0.02)
+
+
+def test_integers_that_move_are_floats_and_those_that_stand_still_stay():
+  labels, types = jnp.arange(4)[:, None], set()
+
+  def network(x, t):
+    del t
+    types.add(x["b"].dtype)
+    # The label is what the other one is told to be.
+    return {"a": x["a"] - x["b"], "b": jnp.zeros(x["b"].shape)}
+
+  denoiser = solvers.from_v(network, SCHEDULE)
+  x = {"a": 3 * jnp.ones((4, 2), int), "b": labels}
+  path = multitime.conditional(("a", "b"), ("b",), 4)
+  ends = run(x, denoiser=denoiser, path=path, solver=solvers.dpmpp_2m)
+  jitted = jax.jit(lambda x: run(x, denoiser=denoiser, path=path, solver=solvers.dpmpp_2m))(x)
+  floats = run(
+    {name: value.astype(float) for name, value in x.items()},
+    denoiser=denoiser, path=path, solver=solvers.dpmpp_2m,
+  )  # fmt: skip
+  assert ends["b"].dtype == labels.dtype and labels.dtype in types
+  np.testing.assert_array_equal(ends["b"], labels)
+  for end in (ends, jitted):
+    np.testing.assert_allclose(end["a"], floats["a"], rtol=1e-6)
+  up = {"a": jnp.ones((2, 3), int)}
+  path = multitime.reverse(multitime.joint(("a",), 4))
+  codes = [run(x, path=path, solver=solvers.heun)["a"] for x in (up, {"a": jnp.ones((2, 3))})]
+  np.testing.assert_array_equal(*codes)
+  assert np.unique(np.modf(codes[0])[0]).any()
+
+
+def test_integers_on_a_traced_path_are_refused():
+  x = {"a": jnp.ones((2, 3)), "b": jnp.ones((2, 1), int)}
+  path = multitime.conditional(("a", "b"), ("b",), 2)
+  with pytest.raises(TypeError, match=r"x_init\['b'\] is int32 and the path is traced"):
+    jax.jit(lambda path: run(x, path=path))(path)
+  # Made inside, what is given is a constant there.
+  jax.jit(lambda x: run(x, path=multitime.conditional(("a", "b"), ("b",), 2)))(x)
+
+
+def test_likelihood_of_integers_is_that_of_floats():
+  def score(x, t):
+    """Of a with a label that shifts it: N(b, 1) given b, which is an integer where it is given."""
+    alpha = SCHEDULE.alpha(t["a"])
+    return {"a": alpha * x["b"] - x["a"], "b": jnp.zeros(x["b"].shape)}
+
+  denoiser = solvers.from_score(score, SCHEDULE)
+  path = multitime.conditional(("a", "b"), ("b",), 24)
+  values = {"a": jnp.array([[1], [3]]), "b": jnp.array([[1], [1]])}
+  got = solvers.log_likelihood(jax.random.key(0), denoiser, SCHEDULE, values, path)
+  expected = -0.5 * np.array([0.0, 4.0]) - 0.5 * np.log(2 * np.pi)
+  np.testing.assert_allclose(got, expected, atol=1e-3)
+
+
+def test_names_that_do_not_exist_are_named_with_the_nearest():
+  x = {"image": jnp.ones((2, 3))}
+  with pytest.raises(ValueError, match="mask has 'imgae'.* nearest is 'image'"):
+    solvers.replace_known(SCHEDULE, x, {"imgae": x["image"]})
+  with pytest.raises(ValueError, match="known has 'imgae'.* nearest is 'image'"):
+    solvers.replace_known(SCHEDULE, {"imgae": x["image"]})(jax.random.key(0), x, {})
+  with pytest.raises(ValueError, match="schedule has none for modality 'image'.* 'imgae'"):
+    solvers.sample(
+      jax.random.key(0), lambda x, t: (x, x), {"imgae": SCHEDULE}, x,
+      multitime.joint(("image",), 2), solver=solvers.heun,
+    )  # fmt: skip
+
+
+def test_masks_of_images_want_their_channel():
+  images = {"x": jnp.ones((2, 4, 4, 1))}
+  with pytest.raises(ValueError, match=r"mask\['x'\]\[\.\.\., None\]"):
+    solvers.replace_known(SCHEDULE, images, {"x": jnp.ones((2, 4, 4))})
+
+
+@pytest.mark.parametrize(
+  ("network", "words"),
+  [
+    (lambda x, t: x["a"], "dict with an array for each modality"),
+    (lambda x, t: {"a": x["a"]}, "returned nothing for modality 'b'"),
+    (lambda x, t: {"a": x["a"], "b": x["b"][:1]}, r"returned shape \(1, 1\) for modality 'b'"),
+  ],
+)
+def test_what_a_network_returns_is_checked(network, words):
+  x = {"a": jnp.ones((2, 3)), "b": jnp.ones((2, 1))}
+  path = multitime.conditional(("a", "b"), ("b",), 2)
+  with pytest.raises((TypeError, ValueError), match=words):
+    run(x, denoiser=solvers.from_v(network, SCHEDULE), path=path)
+  with pytest.raises((TypeError, ValueError), match=words):
+    run(x, denoiser=lambda x, t: (network(x, t), network(x, t)), path=path)
+
+
+def test_modules_that_change_in_place_are_seen():
+  """A flax NNX module, and a method of one, as they are passed to a sampler compiled once."""
+
+  class Net(nnx.Module):
+    def __init__(self):
+      self.scale = nnx.Param(jnp.float32(0.5))
+
+    def __call__(self, x, t):
+      del t
+      return {name: self.scale[...] * value for name, value in x.items()}
+
+    def predict(self, x, t):
+      return self(x, t)
+
+  net, x = Net(), {"a": jnp.ones((2, 3))}
+  jitted = jax.jit(lambda denoiser: run(x, denoiser=denoiser)["a"])
+  for function in (net, net.predict):
+    net.scale[...] = jnp.float32(0.5)
+    before = jitted(solvers.from_v(function, SCHEDULE))
+    net.scale[...] = jnp.float32(0.2)
+    after = jitted(solvers.from_v(function, SCHEDULE))
+    fresh = run(x, denoiser=solvers.from_v(lambda x, t: net(x, t), SCHEDULE))["a"]
+    assert not np.allclose(before, after)
+    np.testing.assert_allclose(after, fresh, rtol=1e-6)
+  assert jitted._cache_size() == 2

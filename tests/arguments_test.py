@@ -1,0 +1,264 @@
+"""Wrong arguments of public functions are promoted, or refused in words that name them."""
+
+import inspect
+import itertools
+import traceback
+
+from hypothesis import given, HealthCheck, settings, strategies as st
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+
+from mmdiff_jax import guidance, multitime, schedules, solvers
+
+SCHEDULE = schedules.VPLinear()
+KEY = jax.random.key(0)
+X = {"a": jnp.ones((2, 3)), "b": jnp.ones((2, 1))}
+T = {"a": jnp.float32(0.5), "b": jnp.float32(0.0)}
+PATH = multitime.conditional(("a", "b"), ("b",), 1)
+
+
+def network(x, t):
+  del t
+  return {name: 0.5 * value for name, value in x.items()}
+
+
+def denoiser(x, t):
+  del t
+  return dict(x), dict(x)
+
+
+def branches(x, t):
+  return jax.tree.map(lambda value: jnp.stack([value, value]), denoiser(x, t))
+
+
+def draw_t(key, batch_size):
+  del key
+  return jnp.full(batch_size, 0.5), jnp.ones(batch_size)
+
+
+def call_denoiser(made):
+  made(X, T)
+
+
+def call_draw(made):
+  made(KEY, 2)
+
+
+DRAW = {"key": KEY, "batch_size": 2, "names": ("a", "b"), "draw_t": draw_t}
+DRAW["present"] = {"a": jnp.ones(2, bool), "b": jnp.ones(2, bool)}
+GRID = jnp.array([1.0, 0.5, 0.0])
+# Arguments of each function that are right, and what calls its result where that is a function.
+RIGHT = {
+  multitime.modality_key: ({"key": KEY, "name": "a"}, None),
+  multitime.normal_like: ({"key": KEY, "name": "a", "x": X["a"]}, None),
+  multitime.all_rows: ({"x": X["a"]}, None),
+  multitime.key_of_rows: ({"key": KEY, "first": 0, "step": 1}, None),
+  multitime.uniform_time: ({"t_min": 1e-3}, call_draw),
+  multitime.importance_time: ({"schedule": SCHEDULE, "t_min": 1e-3}, call_draw),
+  multitime.draw_masked: ({**DRAW, "given_prob": 0.5, "absent_prob": 0.2}, None),
+  multitime.draw_joint: (DRAW, None),
+  multitime.draw_independent: (DRAW, None),
+  multitime.Path: ({"times": {"a": GRID, "b": GRID}}, None),
+  multitime.uniform_grid: ({"num_steps": 2}, None),
+  multitime.power_grid: ({"num_steps": 2, "power": 2.0}, None),
+  multitime.log_snr_grid: ({"schedule": SCHEDULE, "num_steps": 3, "t_min": 1e-3}, None),
+  multitime.edm_grid: ({"schedule": SCHEDULE, "num_steps": 3, "rho": 7.0, "t_min": 1e-3}, None),
+  multitime.reverse: ({"path": PATH}, None),
+  multitime.staggered: ({"names": ("a", "b"), "lag": 1, "num_steps": 2, "grid": GRID}, None),
+  multitime.joint: ({"names": ("a", "b"), "num_steps": 2, "grid": GRID}, None),
+  multitime.sequential: (
+    {"order": ("a", ("b",)), "num_steps": 2, "given": ("c",), "absent": ("d",), "grid": GRID},
+    None,
+  ),
+  multitime.conditional: (
+    {"names": ("a", "b"), "given": ("b",), "num_steps": 2, "grid": GRID},
+    None,
+  ),
+  multitime.marginal: (
+    {"names": ("a", "b"), "targets": ("b",), "num_steps": 2, "grid": GRID},
+    None,
+  ),
+  multitime.repaint: (
+    {"names": ("a", "b"), "num_steps": 2, "jump": 1, "repeats": 1, "given": ("b",), "grid": GRID},
+    None,
+  ),
+  **{
+    make: ({"fn": network, "schedule": SCHEDULE}, call_denoiser)
+    for make in (
+      solvers.from_eps,
+      solvers.from_x0,
+      solvers.from_v,
+      solvers.from_score,
+      solvers.from_velocity,
+    )
+  },  # fmt: skip
+  solvers.prior: (
+    {"key": KEY, "schedule": SCHEDULE, "shapes": {"a": (3,)}, "batch_size": 2},
+    None,
+  ),
+  solvers.sample: (
+    {
+      "key": KEY,
+      "denoiser": denoiser,
+      "schedule": SCHEDULE,
+      "x_init": X,
+      "path": PATH,
+      "solver": solvers.ancestral,
+      "project": lambda key, x, s: x,
+    },
+    None,
+  ),  # fmt: skip
+  solvers.replace_known: (
+    {"schedule": SCHEDULE, "known": {"a": X["a"]}, "mask": {"a": jnp.ones((2, 3))}},
+    lambda made: made(KEY, X, T),
+  ),
+  solvers.slerp: ({"begin": X, "end": {n: -x for n, x in X.items()}, "share": 0.3}, None),
+  solvers.log_likelihood: (
+    {
+      "key": KEY,
+      "denoiser": denoiser,
+      "schedule": SCHEDULE,
+      "x": X,
+      "path": PATH,
+      "trace": "gaussian",
+      "num_probes": 1,
+    },
+    None,
+  ),  # fmt: skip
+  solvers.bits_per_dim: ({"log_prob": jnp.zeros(2), "num_dims": 3, "bin_width": 1.0}, None),
+  solvers.ddim: ({"eta": 0.5}, None),
+  solvers.corrected: ({"solver": solvers.heun, "num": 1, "snr": 0.1, "leapfrog": 1}, None),
+  solvers.largest_snr: ({"weights": [1.0, 2.0]}, None),
+  solvers.hmc: (
+    {
+      "key": KEY,
+      "denoiser": denoiser,
+      "schedule": SCHEDULE,
+      "x": X,
+      "t": T,
+      "moving": {"a": True, "b": False},
+      "snr": 0.1,
+      "leapfrog": 1,
+    },
+    None,
+  ),  # fmt: skip
+  guidance.guide: (
+    {
+      "denoiser": denoiser,
+      "strength": 2.0,
+      "noise": {"b": jnp.zeros((2, 1))},
+      "interval": (-1.0, 1.0),
+      "rescale": 0.5,
+      "schedule": SCHEDULE,
+    },
+    call_denoiser,
+  ),  # fmt: skip
+  guidance.mix: ({"branches": branches, "shares": (1.0,), "weights": (0.5,)}, call_denoiser),
+  guidance.compose: (
+    {
+      "unconditional": denoiser,
+      "experts": (denoiser,),
+      "weights": (0.5,),
+      "shares": (1.0,),
+    },
+    call_denoiser,
+  ),  # fmt: skip
+  guidance.steer: (
+    {
+      "denoiser": denoiser,
+      "log_likelihood": lambda x0, t: jnp.sum(x0["a"]),
+      "schedule": SCHEDULE,
+    },
+    call_denoiser,
+  ),  # fmt: skip
+  guidance.threshold: (
+    {"denoiser": denoiser, "schedule": SCHEDULE, "bounds": {"a": (0.0, 1.0)}, "quantile": 0.9},
+    call_denoiser,
+  ),
+}
+WRONG = [
+  None, "a", "nowhere", "", b"a", 0, -1, 3, 2.5, 0.3, -0.5, float("nan"), float("inf"), True, 1j,
+  [], (), ["a"], [1.0, 0.5], [[1.0], [2.0, 3.0]], {}, {"a": "b"}, {"a": None},
+  {"nowhere": jnp.ones(2)}, {1: jnp.ones(2)}, {"a": jnp.ones((3, 7))}, {"a": [1, 0]}, object(),
+  np.array(["a"]), np.array(1j),
+  jnp.ones(3), jnp.ones((2, 3), int), jnp.zeros((2, 3), bool), KEY, 7, schedules.VPLinear,
+  solvers.ddim, PATH, SCHEDULE, {"a": SCHEDULE}, solvers.heun, lambda: 0, lambda *_: 0,
+  lambda *_: {}, lambda x, *_: {name: value[:1] for name, value in dict(x).items()},
+]  # fmt: skip
+# Where an argument is a function, the message may speak of what it returned.
+OF_RESULTS = {
+  "fn": "the network", "experts": "denoiser", "unconditional": "denoiser", "draw_t": "draw_t",
+}  # fmt: skip
+
+
+def public(module):
+  """The functions and paths that a module offers as its own."""
+  for name, value in vars(module).items():
+    own = getattr(value, "__module__", "").startswith(module.__name__)
+    if own and not name.startswith("_") and (inspect.isfunction(value) or value is multitime.Path):
+      yield value
+
+
+def test_every_public_function_is_tried():
+  assert {f for module in (multitime, solvers, guidance) for f in public(module)} == set(RIGHT)
+  for function, (arguments, _) in RIGHT.items():
+    names = set(inspect.signature(function).parameters)
+    assert set(arguments) >= names - {"trajectory", "remat"}, function
+
+
+@pytest.fixture
+def without_annotations():
+  """As for users: annotations are checked by tests alone."""
+  before = jaxtyping.config.jaxtyping_disable
+  jaxtyping.config.update("jaxtyping_disable", True)
+  yield
+  jaxtyping.config.update("jaxtyping_disable", before)
+
+
+def outcome(function, name, value):
+  """Calls a function with one argument changed; the fault as a sentence, if it is one."""
+  arguments, use = RIGHT[function]
+  try:
+    made = function(**{**arguments, name: value})
+    if use:
+      use(made)
+  except (TypeError, ValueError) as error:
+    words = str(error)
+    # A function with other parameters is named by Python.
+    if any(word in words for word in (name, OF_RESULTS.get(name, name), "positional argument")):
+      return None
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    if callable(value) and any(frame.name == "<lambda>" for frame in frames):
+      return None  # It is the user's function that fails.
+    return f"{function.__name__}({name}={value!r}): {type(error).__name__}: {words[:200]}"
+  except Exception as error:
+    return f"{function.__name__}({name}={value!r}): {type(error).__name__}: {error!s:.200}"
+  return None
+
+
+PAIRS = [(function, name) for function, (arguments, _) in RIGHT.items() for name in arguments]
+
+
+@settings(
+  max_examples=250, derandomize=True, deadline=None, database=None,
+  suppress_health_check=list(HealthCheck),
+)  # fmt: skip
+@given(pair=st.sampled_from(PAIRS), value=st.sampled_from(WRONG))
+def test_a_wrong_argument_is_named(without_annotations, pair, value):
+  assert outcome(*pair, value) is None
+
+
+@pytest.mark.slow
+def test_all_wrong_arguments_are_named(without_annotations):
+  faults = [outcome(*pair, value) for pair, value in itertools.product(PAIRS, WRONG)]
+  assert not any(faults), "\n".join(filter(None, faults))
+
+
+def test_right_arguments_are_right(without_annotations):
+  for function, (arguments, use) in RIGHT.items():
+    made = function(**arguments)
+    if use:
+      use(made)
