@@ -356,17 +356,19 @@ def test_integers_on_a_traced_path_are_refused():
 
 
 def test_likelihood_of_integers_is_that_of_floats():
-  def score(x, t):
-    """Of a with a label that shifts it: N(b, 1) given b, which is an integer where it is given."""
-    alpha = SCHEDULE.alpha(t["a"])
-    return {"a": alpha * x["b"] - x["a"], "b": jnp.zeros(x["b"].shape)}
+  schedule = schedules.VPCosine()
 
-  denoiser = solvers.from_score(score, SCHEDULE)
+  def network(x, t):
+    """Of N(b, 1) given b: eps = sigma (x - alpha b), x0 = b + alpha (x - alpha b), v = -sigma b."""
+    assert jnp.issubdtype(x["b"].dtype, jnp.integer)
+    return {"a": -schedule.sigma(t["a"]) * x["b"], "b": jnp.zeros(x["b"].shape)}
+
+  denoiser = solvers.from_v(network, schedule)
   path = multitime.conditional(("a", "b"), ("b",), 24)
   values = {"a": jnp.array([[1], [3]]), "b": jnp.array([[1], [1]])}
-  got = solvers.log_likelihood(jax.random.key(0), denoiser, SCHEDULE, values, path)
+  got = solvers.log_likelihood(jax.random.key(0), denoiser, schedule, values, path)
   expected = -0.5 * np.array([0.0, 4.0]) - 0.5 * np.log(2 * np.pi)
-  np.testing.assert_allclose(got, expected, atol=1e-3)
+  np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
 def test_names_that_do_not_exist_are_named_with_the_nearest():
