@@ -73,7 +73,7 @@ def log_likelihood(
       f"log_likelihood: trace={trace!r} must be 'exact', 'rademacher' or 'gaussian'."
     )
   own = {name: schedules.schedule_of(schedule, name) for name in x}
-  up = multitime.reverse(path).times
+  up = {name: jnp.asarray(times[::-1]) for name, times in path.times.items()}
   # Integers stand still: the network sees them as they are, and there is nothing to integrate.
   flowing = {name: v for name, v in x.items() if jnp.issubdtype(v.dtype, jnp.floating)}
   constant = {name: value for name, value in x.items() if name not in flowing}
