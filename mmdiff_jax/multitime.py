@@ -26,6 +26,19 @@ import numpy as np
 
 # --- Noise ---
 
+_THREEFRY = "threefry2x32"
+
+
+def make_key(seed: int | Int[Array, ""]) -> PRNGKeyArray:
+  """A Threefry key, whatever kind JAX's option `jax_default_prng_impl` names.
+
+  The programs draw from such keys alone, so that their numbers do not depend on the environment.
+
+  Args:
+    seed: an integer.
+  """
+  return jax.random.key(seed, impl=_THREEFRY)
+
 
 def modality_key(key: PRNGKeyArray, name: str) -> PRNGKeyArray:
   """The key of a modality: `key` folded with the CRC-32 of its name, the same in every process."""
@@ -55,6 +68,10 @@ def normal_like(key: PRNGKeyArray, name: str, x: Float[Array, "batch ..."]) -> A
   Each number is a function of the key, the name, its row and its place in the row, so that a row's
   noise does not depend on how many rows there are, nor on how they lie on devices. It has the
   resolution of float32, also where `x` is float64: 2^24 values, none beyond 5.4.
+
+  The numbers come from Threefry whatever the kind of the key. Keys of the kinds `rbg` and
+  `unsafe_rbg` have four words, of which the first two are used; those of an `rbg` key are the words
+  of the Threefry key with the same seed, and so is the noise.
   """
   shape = (x.shape[0], math.prod(x.shape[1:]))
   words = jax.random.key_data(modality_key(key, name))
@@ -97,10 +114,19 @@ def key_of_rows(key: PRNGKeyArray, first: int | Int[Array, ""], step: int = 1) -
   rows, too.
 
   Args:
-    key: a key of JAX's default kind, Threefry.
+    key: a Threefry key (see `make_key`). What other kinds draw for a row is no function of its
+      place alone.
     first: the place in the batch of the first row.
     step: the places from one row to the next.
+
+  Raises:
+    TypeError: the key is of another kind.
   """
+  if jax.random.key_impl(key) != _THREEFRY:
+    raise TypeError(
+      f"key_of_rows: the key is of the kind {str(jax.random.key_impl(key))!r}, and only Threefry"
+      " draws the same for a row wherever it lies. Make the key by multitime.make_key(seed)."
+    )
   place = jnp.stack([jnp.asarray(n, jnp.uint32) for n in (first, step)])
   return jax.random.wrap_key_data(jnp.concatenate([jax.random.key_data(key), place]), impl=_OF_ROWS)
 
@@ -132,13 +158,13 @@ def _children_of_rows(words, children):
 
 
 def _threefry_key(words):
-  return jax.random.wrap_key_data(words[:2], impl="threefry2x32")
+  return jax.random.wrap_key_data(words[:2], impl=_THREEFRY)
 
 
 _OF_ROWS = jax.extend.random.define_prng_impl(
   key_shape=(4,),
   seed=lambda seed: jnp.concatenate(
-    [jax.random.key_data(jax.random.key(seed)), jnp.array([0, 1], jnp.uint32)]
+    [jax.random.key_data(make_key(seed)), jnp.array([0, 1], jnp.uint32)]
   ),
   split=lambda words, shape: _children_of_rows(
     words, jax.random.split(_threefry_key(words), shape)

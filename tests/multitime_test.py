@@ -1,6 +1,8 @@
 """Tests of the draws of times in training, and of paths."""
 
 import itertools
+import pathlib
+import re
 
 import jax
 from jax.extend.random import threefry_2x32
@@ -214,6 +216,29 @@ def test_some_rows_draw_what_they_do_in_the_whole_batch(name, x64):
       found = part(first)
       assert found.dtype == whole.dtype
       np.testing.assert_array_equal(found, whole[first::step][:rows])
+
+
+@pytest.mark.parametrize("kind", ["rbg", "unsafe_rbg"])
+def test_keys_of_other_kinds(kind):
+  key = jax.random.key(3, impl=kind)
+  few, many = (multitime.normal_like(key, "a", jnp.zeros((rows, 500))) for rows in (2, 20))
+  np.testing.assert_array_equal(few, many[:2])
+  assert abs(np.mean(many)) < 0.05 and abs(np.std(many) - 1) < 0.05
+  with pytest.raises(TypeError, match=f"key_of_rows.*{kind}.*make_key"):
+    multitime.key_of_rows(key, 0)
+  with pytest.raises(TypeError, match="key_of_rows.*rows"):
+    multitime.key_of_rows(multitime.key_of_rows(jax.random.key(3), 0), 0)
+
+
+def test_keys_of_the_programs_do_not_depend_on_the_environment():
+  with jax.default_prng_impl("rbg"):
+    key, seeded = multitime.make_key(3), jax.random.key(3, impl=multitime._OF_ROWS)
+  assert key == jax.random.key(3, impl="threefry2x32")
+  np.testing.assert_array_equal(jax.random.uniform(seeded, 3), jax.random.uniform(key, 3))
+  root = pathlib.Path(multitime.__file__).parents[1]
+  for path in [*root.glob("mmdiff_jax/**/*.py"), *root.glob("experiments/*.py")]:
+    makes = re.findall(r"random\.(?:key|PRNGKey)\([^\n]*", path.read_text())
+    assert all("impl=" in call for call in makes), f"{path}: {makes}"
 
 
 def test_rows_of_others_are_seen_where_there_are_parts():

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from mmdiff_jax import storage
+from mmdiff_jax import multitime, storage
 from mmdiff_jax.data import pipeline
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.errors import PreemptedError, UserError
@@ -133,7 +133,7 @@ def _train_stage(
   settings = stage.settings
   grouped = settings.steps_per_dispatch > 1
   # Keyed by name, so that a stage put before this one does not change it.
-  key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(stage.name.encode()))
+  key = jax.random.fold_in(multitime.make_key(config.seed), zlib.crc32(stage.name.encode()))
   init_key, step_key, report_key = jax.random.split(key, 3)
 
   monitor.say(f"{stage.name}: preparing")
