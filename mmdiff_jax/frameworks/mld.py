@@ -84,15 +84,22 @@ def build(config: Any, modalities: Sequence[Modality]) -> Framework:
     The framework: one stage an autoencoder, then the stage `score`.
 
   Raises:
-    UserError: an unknown variant, schedule, network, solver or likelihood, a number that cannot be,
-      or a modality that the config has no autoencoder for.
+    UserError: an unknown variant, schedule, network, solver or likelihood, a prediction that does
+      not go with the schedule, a number that cannot be, or a modality that the config has no
+      autoencoder for.
   """
   rules.check(config, _RULES)
   if config.variant not in VARIANTS:
     raise UserError(
       f"config.variant is {config.variant!r}; MLD has the variants {', '.join(VARIANTS)}."
     )
-  schedule_of(config)
+  schedule = schedule_of(config)
+  if config.score.prediction == "eps" and schedule.alpha(jnp.ones(())) == 0:
+    raise UserError(
+      f"config.score.prediction is 'eps' and config.score.schedule {config.score.schedule!r}, whose"
+      " alpha is 0 at t = 1: eps does not determine x0 there, and every solver becomes first order."
+      " Use config.score.prediction=v, or config.score.schedule=vp_linear."
+    )
   modalities = tuple(modalities)
   codecs = {modality.name: autoencoder(modality, config) for modality in modalities}
   stages = [autoencoder_stage(m, codecs[m.name], config) for m in modalities]

@@ -6,7 +6,10 @@ with `Partial(fn, params)`, do not recompile a jitted sampler.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import functools
+import reprlib
 from typing import Any
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -66,10 +69,36 @@ def _denoiser(pair, fn, schedule, levels=_levels):
   return Partial(_denoise, Partial(pair), Partial(levels), fn, schedule)
 
 
+def _warn_where_alpha_vanishes(constructor, schedule):
+  """Warns once per schedule whose alpha(1) is 0; one with traced parameters is not checked."""
+  for each in schedule.values() if isinstance(schedule, dict) else (schedule,):
+    try:
+      with jax.ensure_compile_time_eval():
+        vanishes = bool(each.alpha(jnp.ones(())) == 0)
+    except jax.errors.ConcretizationTypeError:
+      continue
+    if vanishes:
+      # A table's repr has a thousand numbers.
+      _warn_once(
+        f"{constructor}: the schedule {reprlib.repr(each)} has alpha(1) = 0, where eps does not"
+        " determine x0. x0 is taken as 0 on the first move from t = 1, which makes every solver"
+        " first order. Predict v, x0 or the velocity, or start the path at `schedule.t_max`."
+      )
+
+
+@functools.cache
+def _warn_once(message):
+  # Cached, since any `warnings.catch_warnings` makes Python forget which warnings it has shown.
+  warnings.warn(message, stacklevel=4)
+
+
 def from_eps(fn: Callable[..., Any], schedule: Any) -> Partial:
   """The denoiser of a network that predicts eps.
 
-  At alpha = 0 its x0 is 0, not known: a schedule with alpha(1) = 0 wants another prediction.
+  Where alpha is 0, eps does not determine x0, which is taken as 0, the prior's mean. On a schedule
+  with alpha(1) = 0 (`VPCosine`, `RectifiedFlow`) this makes the first move from t = 1 wrong, and
+  every solver first order. Such a schedule warns, once: predict v, x0 or the velocity, or start the
+  path at the schedule's `t_max`.
 
   Args:
     fn: `(x, t) -> dict` shaped as `x`; a `Partial` with its parameters as arguments if it has any.
@@ -78,6 +107,7 @@ def from_eps(fn: Callable[..., Any], schedule: Any) -> Partial:
   Returns:
     The denoiser.
   """
+  _warn_where_alpha_vanishes("from_eps", schedule)
   return _denoiser(_eps_pair, fn, schedule)
 
 
@@ -92,7 +122,8 @@ def from_v(fn: Callable[..., Any], schedule: Any) -> Partial:
 
 
 def from_score(fn: Callable[..., Any], schedule: Any) -> Partial:
-  """The denoiser of a network that predicts the score, -eps / sigma; arguments as `from_eps`."""
+  """The denoiser of a network that predicts the score, -eps / sigma; as `from_eps`, also in what warns."""
+  _warn_where_alpha_vanishes("from_score", schedule)
   return _denoiser(_score_pair, fn, schedule)
 
 

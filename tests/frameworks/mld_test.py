@@ -477,6 +477,10 @@ def test_reconstruct_goes_through_the_latent():
   [
     ({"variant": "none"}, "masked, inpaint, unidiffuser"),
     ({"score__schedule": "none"}, "vp_linear or vp_cosine"),
+    (
+      {"score__prediction": "eps"},
+      "score.prediction is 'eps'.*score.schedule 'vp_cosine'.*prediction=v, or .*vp_linear",
+    ),
     ({"score__network__kind": "none"}, "'towers' or 'published'"),
     ({"sampling__solver": "none"}, "dpmpp_2m"),
     ({"autoencoder__a__likelihood": "categorical"}, "gaussian or laplace or bernoulli"),
