@@ -14,6 +14,7 @@ modalities there are, nor on the number of devices.
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
+import itertools
 import math
 from typing import Any, NamedTuple
 import zlib
@@ -392,6 +393,34 @@ jax.tree_util.register_pytree_with_keys(
 )
 
 
+def states(path: Path) -> frozenset[str]:
+  """The states of modalities that a path visits, to be held against those of a draw in training.
+
+  In each step in which some time moves, a modality that stands still at 0 is given and one that
+  stands still at 1 is absent. All others are being diffused, any two of them at one shared time or
+  apart.
+
+  Args:
+    path: its times must be concrete; in a function that is being traced, construct the path within
+      `jax.ensure_compile_time_eval`.
+
+  Returns:
+    Those of "given", "absent", "shared" and "apart" that occur.
+  """
+  times = np.stack([np.asarray(times) for times in path.times.values()])
+  t, s = times[:, :-1], times[:, 1:]
+  t, s = (x[:, np.any(t != s, axis=0)] for x in (t, s))
+  given, absent = ((t == end) & (s == end) for end in (0, 1))
+  diffused = ~given & ~absent
+  occurs = {"given": given.any(), "absent": absent.any(), "shared": False, "apart": False}
+  for i, j in itertools.combinations(range(len(times)), 2):
+    together = (t[i] == t[j]) & (s[i] == s[j])
+    both = diffused[i] & diffused[j]
+    occurs["shared"] |= np.any(both & together)
+    occurs["apart"] |= np.any(both & ~together)
+  return frozenset(name for name, does in occurs.items() if does)
+
+
 def uniform_grid(num_steps: int) -> Float[Array, " points"]:
   """Times 1, 1 - 1/N, ..., 0; its last steps are far too long in log_snr for multistep methods."""
   return jnp.asarray(1 - np.arange(num_steps + 1) / num_steps)
@@ -494,6 +523,9 @@ def _falls(groups, lag, num_steps, given, absent, grid):
 
 def staggered(names: Sequence[str], lag: int, num_steps: int, *, grid: Array | None = None) -> Path:
   """Times fall one after the other: the k-th modality starts `k * lag` steps after the first.
+
+  A lag between 0 and `num_steps` visits pairs of times that only `draw_independent` trains; see
+  `states`.
 
   Args:
     names: the modalities, in the order in which they start.

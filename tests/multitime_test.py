@@ -218,6 +218,29 @@ def test_some_rows_draw_what_they_do_in_the_whole_batch(name, x64):
       np.testing.assert_array_equal(found, whole[first::step][:rows])
 
 
+@pytest.mark.parametrize(
+  ("path", "expected"),
+  [
+    (multitime.joint(NAMES, 4), {"shared"}),
+    (multitime.reverse(multitime.joint(NAMES, 4)), {"shared"}),
+    (multitime.joint(NAMES[:1], 4), set()),
+    (multitime.conditional(NAMES, ("a",), 4), {"given", "shared"}),
+    (multitime.conditional(NAMES, ("a", "b"), 4), {"given"}),
+    (multitime.marginal(NAMES, ("a",), 4), {"absent"}),
+    (multitime.sequential(NAMES, 4), {"given", "absent"}),
+    (multitime.sequential([("a", "b"), "c"], 4), {"given", "absent", "shared"}),
+    (multitime.staggered(NAMES[:2], 1, 4), {"given", "absent", "apart"}),
+    (multitime.repaint(NAMES, 4, jump=2, repeats=2), {"shared"}),
+    # A modality that waits between the ends is at a time of its own.
+    (multitime.Path({"a": jnp.array([1.0, 0.5]), "b": jnp.array([0.5, 0.5])}), {"apart"}),
+    # Where all stand still no network is asked.
+    (multitime.Path({"a": jnp.zeros(3), "b": jnp.ones(3)}), set()),
+  ],
+)
+def test_states_of_paths(path, expected):
+  assert multitime.states(path) == expected
+
+
 @pytest.mark.parametrize("kind", ["rbg", "unsafe_rbg"])
 def test_keys_of_other_kinds(kind):
   key = jax.random.key(3, impl=kind)
