@@ -81,6 +81,7 @@ def main(argv: Sequence[str]) -> None:
       f"{num} samples (--num) are no whole number of examples with {draws} samples of each"
       f" (config.evaluation.draws). Take a multiple of {draws}."
     )
+  tasks = tasks_of(trained)[: 1 if _JOINT_ONLY.value else None]
   others = ml_collections.ConfigDict(config.evaluation.get("data")).to_dict()
   others |= _options(_DATA.value)
   options = config.data.to_dict() | others
@@ -103,7 +104,6 @@ def main(argv: Sequence[str]) -> None:
       say=_say,
     )
   seeds = range(_SEEDS.value or config.evaluation.seeds)
-  tasks = tasks_of(trained)[: 1 if _JOINT_ONLY.value else None]
   agreement = {m.name: datasets.agreement(m.name, **options) for m in trained.framework.modalities}
   results, panels = evaluate(
     trained, judges, data, tasks, num=num, seeds=seeds, agreement=agreement

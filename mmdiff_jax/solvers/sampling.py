@@ -122,7 +122,7 @@ def from_v(fn: Callable[..., Any], schedule: Any) -> Partial:
 
 
 def from_score(fn: Callable[..., Any], schedule: Any) -> Partial:
-  """The denoiser of a network that predicts the score, -eps / sigma; it warns as `from_eps` does."""
+  """The denoiser of a network that predicts the score, -eps / sigma; it warns as `from_eps`."""
   _warn_where_alpha_vanishes("from_score", schedule)
   return _denoiser(_score_pair, fn, schedule)
 

@@ -24,6 +24,36 @@ _FREE_FIELDS = (
 _COMPARED_ROWS = 64  # Rows of the training split that are compared: few, since reading may be slow.
 
 
+def check_config(workdir: str | os.PathLike[str], config: ml_collections.ConfigDict) -> None:
+  """Checks that a config would train the weights of a workdir, if this holds a run; writes nothing.
+
+  Args:
+    workdir: the folder of the run.
+    config: how it is trained.
+
+  Raises:
+    UserError: the workdir was made with another config; says what differs. Or its name is one that
+      Orbax takes for a pattern: it would write checkpoints and not find them.
+  """
+  if strange := set("[]*?") & set(os.path.abspath(workdir)):
+    raise UserError(
+      f"The workdir {workdir} cannot have {' '.join(sorted(strange))} in its path: checkpoints"
+      " there cannot be read. Choose another --workdir."
+    )
+  config_path = storage.path(workdir) / "config.json"
+  if config_path.exists():
+    # Through JSON, so that tuples and lists compare as equal.
+    old, new = _flat(_read_config(config_path)), _flat(json.loads(json.dumps(config.to_dict())))
+    differing = [
+      words for name, words in _differences(old, new) if not name.startswith(_FREE_FIELDS)
+    ]
+    if differing:
+      raise UserError(
+        f"The workdir {workdir} was made with another config: {'; '.join(differing)}. Give the "
+        "same fields to go on with it, or choose another --workdir."
+      )
+
+
 def claim_workdir(
   workdir: str | os.PathLike[str],
   config: ml_collections.ConfigDict,
@@ -41,27 +71,10 @@ def claim_workdir(
     data: the training split: the modalities that are trained on, and their masks.
 
   Raises:
-    UserError: the workdir was made with another config or other data; says what differs. Or its
-      name is one that Orbax takes for a pattern: it would write checkpoints and not find them.
+    UserError: as `check_config`, or the workdir was made with other data; says what differs.
   """
-  if strange := set("[]*?") & set(os.path.abspath(workdir)):
-    raise UserError(
-      f"The workdir {workdir} cannot have {' '.join(sorted(strange))} in its path: checkpoints"
-      " there cannot be read. Choose another --workdir."
-    )
+  check_config(workdir, config)
   config_path, data_path = (storage.path(workdir) / name for name in ("config.json", "data.json"))
-  # Through JSON, so that tuples and lists compare as equal.
-  text = json.dumps(config.to_dict(), indent=2)
-  if config_path.exists():
-    old, new = _flat(_read_config(config_path)), _flat(json.loads(text))
-    differing = [
-      words for name, words in _differences(old, new) if not name.startswith(_FREE_FIELDS)
-    ]
-    if differing:
-      raise UserError(
-        f"The workdir {workdir} was made with another config: {'; '.join(differing)}. Give the "
-        "same fields to go on with it, or choose another --workdir."
-      )
   fingerprint = _fingerprint(data)
   if data_path.exists():
     claimed = _read_json(data_path, "Delete it if the data are the same")
@@ -73,7 +86,7 @@ def claim_workdir(
       )
   config_path.parent.mkdir(parents=True, exist_ok=True)
   if jax.process_index() == 0:
-    storage.write_atomically(config_path, text)
+    storage.write_atomically(config_path, json.dumps(config.to_dict(), indent=2))
     if not data_path.exists():
       storage.write_atomically(data_path, json.dumps(fingerprint, indent=1))
 
