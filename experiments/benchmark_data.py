@@ -27,6 +27,7 @@ import numpy as np
 
 from configs import mld as mld_config
 from experiments import setup, timing
+from mmdiff_jax import multitime
 from mmdiff_jax.data import pipeline, poly_mnist
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.frameworks.base import Stage
@@ -166,7 +167,7 @@ def _steps(
   )
   sample = {n: jnp.asarray(x[: settings.batch_size]) for n, x in examples.items()}
   tx = state_lib.optimizer(settings)
-  key = jax.random.key(0)
+  key = multitime.make_key(0)
   state = parallel.replicate(layout, state_lib.create(stage.init(key, {}, sample), tx))
   names, train_step = step_lib.make_train_step(stage, tx, layout, state.params, {}, sample)
   meter = step_lib.new_meter(layout, names)

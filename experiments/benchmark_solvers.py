@@ -129,12 +129,12 @@ def contestants(sizes: Sizes, against: str | None) -> dict[str, timing.Contestan
 
 def start(sizes: Sizes) -> Float[Array, "rows dims"]:
   """Where all paths start, at t = 1."""
-  return jax.random.normal(jax.random.key(0), (sizes.rows, sizes.dims))
+  return jax.random.normal(multitime.make_key(0), (sizes.rows, sizes.dims))
 
 
 def _compiled(loop, sizes, burst):
   """The function `() -> x` that calls `loop`, `(key, x) -> (x, steps)`, so many times."""
-  key, x = jax.random.key(1), start(sizes)
+  key, x = multitime.make_key(1), start(sizes)
   program = jax.jit(loop).lower(key, x).compile()
 
   def call():

@@ -81,6 +81,7 @@ def main(argv: Sequence[str]) -> None:
       f"{num} samples (--num) are no whole number of examples with {draws} samples of each"
       f" (config.evaluation.draws). Take a multiple of {draws}."
     )
+  tasks = tasks_of(trained)[: 1 if _JOINT_ONLY.value else None]
   others = ml_collections.ConfigDict(config.evaluation.get("data")).to_dict()
   others |= _options(_DATA.value)
   options = config.data.to_dict() | others
@@ -103,7 +104,6 @@ def main(argv: Sequence[str]) -> None:
       say=_say,
     )
   seeds = range(_SEEDS.value or config.evaluation.seeds)
-  tasks = tasks_of(trained)[: 1 if _JOINT_ONLY.value else None]
   agreement = {m.name: datasets.agreement(m.name, **options) for m in trained.framework.modalities}
   results, panels = evaluate(
     trained, judges, data, tasks, num=num, seeds=seeds, agreement=agreement
@@ -179,7 +179,7 @@ def _bound(trained: generation.Trained, data: Mapping[str, Data]) -> dict[str, f
   began = time.monotonic()
   names = [modality.name for modality in trained.framework.modalities]
   train, test = (missing.complete(data[split], names) for split in ("train", "test"))
-  found = trained.framework.bound(trained.params, jax.random.key(0), train, test)
+  found = trained.framework.bound(trained.params, multitime.make_key(0), train, test)
   shown = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
   _say(f"variational bound: {shown}; {time.monotonic() - began:.1f} s")
   return found
@@ -454,7 +454,7 @@ def _sample(test, given, key_name, num, draws, seeds, generator):
     size, wanted = len(next(iter(test.values()))), num // draws
     rows = np.concatenate([rng.permutation(size) for _ in range(-(-wanted // size))])[:wanted]
     rows = np.repeat(rows, draws)
-    key = multitime.modality_key(jax.random.key(seed), key_name)
+    key = multitime.modality_key(multitime.make_key(seed), key_name)
     samples.append((rows, generator.generate(key, {name: test[name][rows] for name in given})))
   return samples, (time.monotonic() - began) / len(seeds)
 

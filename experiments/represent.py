@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 import pathlib
 
 from absl import flags
-import jax
 import numpy as np
 
 from experiments import setup
@@ -82,7 +81,7 @@ def represent(
   Returns:
     Of each split float16 [n, 256], whose error of 0.05 % is nothing to a network, at half the size.
   """
-  key = multitime.modality_key(jax.random.key(_SEED), modality.name)
+  key = multitime.modality_key(multitime.make_key(_SEED), modality.name)
   labels = {split: np.asarray(arrays["label"]) for split, arrays in data.items()}
   classifier = classifiers.fit(
     modality, data["train"][modality.name], labels["train"], key, say=_say

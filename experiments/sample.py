@@ -21,11 +21,10 @@ import time
 
 from absl import flags
 from etils import epath
-import jax
 import numpy as np
 
 from experiments import generation, setup
-from mmdiff_jax import storage
+from mmdiff_jax import multitime, storage
 from mmdiff_jax.data import datasets, missing, readers
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.evaluation import pictures
@@ -62,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
     values = _from_test_split(trained.config.data, given, num, _SEED.value) if given else {}
   generator = generation.generator(trained, values, given, targets, num)
   began = time.monotonic()
-  samples = generator.generate(jax.random.key(_SEED.value), values)
+  samples = generator.generate(multitime.make_key(_SEED.value), values)
   print(
     f"{num:,} samples in {time.monotonic() - began:.2f} s, after {generator.seconds:.1f} s of"
     " compiling"

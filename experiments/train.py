@@ -27,12 +27,13 @@ def main(argv: Sequence[str]) -> None:
   # Where a stage takes steps the trainer heeds the signal instead, and of several processes JAX.
   with trainer.on_sigterm(_between_steps), processes.joined(config.monitor.peer_timeout):
     framework = setup.build(config)
+    workdir, stages = setup.WORKDIR.value, chosen.STAGES.value
+    trainer.check(framework, config, workdir, stages)
     data = {s: datasets.load(**config.data.to_dict(), split=s) for s in ("train", "test")}
     data["train"] = missing.drop(
       data["train"], config.modalities, config.get("drop_prob", 0.0), config.seed
     )
-    workdir = setup.WORKDIR.value
-    trainer.train(framework, config, workdir, data["train"], data["test"], chosen.STAGES.value)
+    trainer.train(framework, config, workdir, data["train"], data["test"], stages)
     if jax.process_index() == 0:
       print(f"Trained: {workdir}")
 

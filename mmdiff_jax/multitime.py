@@ -14,6 +14,7 @@ modalities there are, nor on the number of devices.
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
+import itertools
 import math
 from typing import Any, NamedTuple
 import zlib
@@ -27,6 +28,19 @@ import numpy as np
 from mmdiff_jax import arguments, schedules
 
 # --- Noise ---
+
+_THREEFRY = "threefry2x32"
+
+
+def make_key(seed: int | Int[Array, ""]) -> PRNGKeyArray:
+  """A Threefry key, whatever kind JAX's option `jax_default_prng_impl` names.
+
+  The programs draw from such keys alone, so that their numbers do not depend on the environment.
+
+  Args:
+    seed: an integer.
+  """
+  return jax.random.key(seed, impl=_THREEFRY)
 
 
 def modality_key(key: PRNGKeyArray, name: str) -> PRNGKeyArray:
@@ -63,6 +77,10 @@ def normal_like(
   noise does not depend on how many rows there are, nor on how they lie on devices. It has the
   resolution of float32, also where `x` is float64: 2^24 values, none beyond 5.4. For an `x` of
   integers or booleans it is float32.
+
+  The numbers come from Threefry whatever the kind of the key. Keys of the kinds `rbg` and
+  `unsafe_rbg` have four words, of which the first two are used; those of an `rbg` key are the words
+  of the Threefry key with the same seed, and so is the noise.
   """
   x = jnp.asarray(arguments.floating("normal_like", "x", x))
   if not x.ndim:
@@ -108,15 +126,21 @@ def key_of_rows(key: PRNGKeyArray, first: int | Int[Array, ""], step: int = 1) -
   rows, too.
 
   Args:
-    key: a key of JAX's default kind, Threefry.
+    key: a Threefry key (see `make_key`). What other kinds draw for a row is no function of its
+      place alone.
     first: the place in the batch of the first row.
     step: the places from one row to the next.
 
   Raises:
-    TypeError: `key` is no key, or `first` or `step` no integer.
+    TypeError: `key` is no key, or not Threefry's, or `first` or `step` is no integer.
     ValueError: `first` or `step` is negative.
   """
   arguments.key("key_of_rows", key)
+  if jax.random.key_impl(key) != _THREEFRY:
+    raise TypeError(
+      f"key_of_rows: the key is of the kind {str(jax.random.key_impl(key))!r}, and only Threefry"
+      " draws the same for a row wherever it lies. Make the key by multitime.make_key(seed)."
+    )
   for argument, value in (("first", first), ("step", step)):
     place = arguments.array("key_of_rows", argument, value)
     if place.ndim or not jnp.issubdtype(place.dtype, jnp.integer):
@@ -154,13 +178,13 @@ def _children_of_rows(words, children):
 
 
 def _threefry_key(words):
-  return jax.random.wrap_key_data(words[:2], impl="threefry2x32")
+  return jax.random.wrap_key_data(words[:2], impl=_THREEFRY)
 
 
 _OF_ROWS = jax.extend.random.define_prng_impl(
   key_shape=(4,),
   seed=lambda seed: jnp.concatenate(
-    [jax.random.key_data(jax.random.key(seed)), jnp.array([0, 1], jnp.uint32)]
+    [jax.random.key_data(make_key(seed)), jnp.array([0, 1], jnp.uint32)]
   ),
   split=lambda words, shape: _children_of_rows(
     words, jax.random.split(_threefry_key(words), shape)
@@ -437,6 +461,34 @@ jax.tree_util.register_pytree_with_keys(
 )
 
 
+def states(path: Path) -> frozenset[str]:
+  """The states of modalities that a path visits, to be held against those of a draw in training.
+
+  In each step in which some time moves, a modality that stands still at 0 is given and one that
+  stands still at 1 is absent. All others are being diffused, any two of them at one shared time or
+  apart.
+
+  Args:
+    path: its times must be concrete; in a function that is being traced, construct the path within
+      `jax.ensure_compile_time_eval`.
+
+  Returns:
+    Those of "given", "absent", "shared" and "apart" that occur.
+  """
+  times = np.stack([np.asarray(times) for times in path.times.values()])
+  t, s = times[:, :-1], times[:, 1:]
+  t, s = (x[:, np.any(t != s, axis=0)] for x in (t, s))
+  given, absent = ((t == end) & (s == end) for end in (0, 1))
+  diffused = ~given & ~absent
+  occurs = {"given": given.any(), "absent": absent.any(), "shared": False, "apart": False}
+  for i, j in itertools.combinations(range(len(times)), 2):
+    together = (t[i] == t[j]) & (s[i] == s[j])
+    both = diffused[i] & diffused[j]
+    occurs["shared"] |= np.any(both & together)
+    occurs["apart"] |= np.any(both & ~together)
+  return frozenset(name for name, does in occurs.items() if does)
+
+
 def uniform_grid(num_steps: int) -> Float[Array, " points"]:
   """Times 1, 1 - 1/N, ..., 0; its last steps are far too long in log_snr for multistep methods."""
   return jnp.asarray(1 - np.arange(num_steps + 1) / num_steps)
@@ -541,6 +593,9 @@ def _falls(where, argument, groups, lag, num_steps, given, absent, grid):
 
 def staggered(names: Sequence[str], lag: int, num_steps: int, *, grid: Array | None = None) -> Path:
   """Times fall one after the other: the k-th modality starts `k * lag` steps after the first.
+
+  A lag between 0 and `num_steps` visits pairs of times that only `draw_independent` trains; see
+  `states`.
 
   Args:
     names: the modalities, in the order in which they start.

@@ -1,6 +1,8 @@
 """Tests of the draws of times in training, and of paths."""
 
 import itertools
+import pathlib
+import re
 
 import jax
 from jax.extend.random import threefry_2x32
@@ -214,6 +216,52 @@ def test_some_rows_draw_what_they_do_in_the_whole_batch(name, x64):
       found = part(first)
       assert found.dtype == whole.dtype
       np.testing.assert_array_equal(found, whole[first::step][:rows])
+
+
+@pytest.mark.parametrize(
+  ("path", "expected"),
+  [
+    (multitime.joint(NAMES, 4), {"shared"}),
+    (multitime.reverse(multitime.joint(NAMES, 4)), {"shared"}),
+    (multitime.joint(NAMES[:1], 4), set()),
+    (multitime.conditional(NAMES, ("a",), 4), {"given", "shared"}),
+    (multitime.conditional(NAMES, ("a", "b"), 4), {"given"}),
+    (multitime.marginal(NAMES, ("a",), 4), {"absent"}),
+    (multitime.sequential(NAMES, 4), {"given", "absent"}),
+    (multitime.sequential([("a", "b"), "c"], 4), {"given", "absent", "shared"}),
+    (multitime.staggered(NAMES[:2], 1, 4), {"given", "absent", "apart"}),
+    (multitime.repaint(NAMES, 4, jump=2, repeats=2), {"shared"}),
+    # A modality that waits between the ends is at a time of its own.
+    (multitime.Path({"a": jnp.array([1.0, 0.5]), "b": jnp.array([0.5, 0.5])}), {"apart"}),
+    # Where all stand still no network is asked.
+    (multitime.Path({"a": jnp.zeros(3), "b": jnp.ones(3)}), set()),
+  ],
+)
+def test_states_of_paths(path, expected):
+  assert multitime.states(path) == expected
+
+
+@pytest.mark.parametrize("kind", ["rbg", "unsafe_rbg"])
+def test_keys_of_other_kinds(kind):
+  key = jax.random.key(3, impl=kind)
+  few, many = (multitime.normal_like(key, "a", jnp.zeros((rows, 500))) for rows in (2, 20))
+  np.testing.assert_array_equal(few, many[:2])
+  assert abs(np.mean(many)) < 0.05 and abs(np.std(many) - 1) < 0.05
+  with pytest.raises(TypeError, match=f"key_of_rows.*{kind}.*make_key"):
+    multitime.key_of_rows(key, 0)
+  with pytest.raises(TypeError, match="key_of_rows.*rows"):
+    multitime.key_of_rows(multitime.key_of_rows(jax.random.key(3), 0), 0)
+
+
+def test_keys_of_the_programs_do_not_depend_on_the_environment():
+  with jax.default_prng_impl("rbg"):
+    key, seeded = multitime.make_key(3), jax.random.key(3, impl=multitime._OF_ROWS)
+  assert key == jax.random.key(3, impl="threefry2x32")
+  np.testing.assert_array_equal(jax.random.uniform(seeded, 3), jax.random.uniform(key, 3))
+  root = pathlib.Path(multitime.__file__).parents[1]
+  for path in [*root.glob("mmdiff_jax/**/*.py"), *root.glob("experiments/*.py")]:
+    makes = re.findall(r"random\.(?:key|PRNGKey)\([^\n]*", path.read_text())
+    assert all("impl=" in call for call in makes), f"{path}: {makes}"
 
 
 def test_rows_of_others_are_seen_where_there_are_parts():

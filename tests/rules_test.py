@@ -15,6 +15,8 @@ from mmdiff_jax.errors import UserError
     (rules.one_of(None, "a"), [None, "a"], ["b", "", 0, (), ["a"]]),
     (rules.tuple_of(rules.whole(), 1), [(1,), [1, 2]], [(), (0,), (1, "2"), 1, "12", None]),
     (rules.NAMES, [(), ("a", "b")], ["ab", (1,), (("a",),), None]),
+    (rules.TEXT, ["", "a"], [1, None, ("a",)]),
+    (rules.SECTION, [{}, ml_collections.ConfigDict({"a": 1})], [1, "a", None, ("a",)]),
     (rules.FLAG, [True, False], [0, 1, "True", None]),
     (rules.DECAY, [0, 0.999], [1, 1.0, -0.1, math.nan, "0", False]),
   ],

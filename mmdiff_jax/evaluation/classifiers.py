@@ -243,7 +243,7 @@ def load_or_fit(
   if saved is not None and np.array_equal(saved.pop("made_of", None), made_of):
     network = _network(modality, int(labels.max()) + 1)
     return Classifier(traverse_util.unflatten_dict(saved, sep="/"), _inference(network))
-  key = multitime.modality_key(jax.random.key(_SEED), modality.name)
+  key = multitime.modality_key(multitime.make_key(_SEED), modality.name)
   classifier = fit(modality, x, labels, key, num_steps=num_steps, say=say)
   path.parent.mkdir(parents=True, exist_ok=True)
   flat = {

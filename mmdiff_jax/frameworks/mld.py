@@ -84,15 +84,22 @@ def build(config: Any, modalities: Sequence[Modality]) -> Framework:
     The framework: one stage an autoencoder, then the stage `score`.
 
   Raises:
-    UserError: an unknown variant, schedule, network, solver or likelihood, a number that cannot be,
-      or a modality that the config has no autoencoder for.
+    UserError: an unknown variant, schedule, network, solver or likelihood, a prediction that does
+      not go with the schedule, a number that cannot be, or a modality that the config has no
+      autoencoder for.
   """
   rules.check(config, _RULES)
   if config.variant not in VARIANTS:
     raise UserError(
       f"config.variant is {config.variant!r}; MLD has the variants {', '.join(VARIANTS)}."
     )
-  schedule_of(config)
+  schedule = schedule_of(config)
+  if config.score.prediction == "eps" and schedule.alpha(jnp.ones(())) == 0:
+    raise UserError(
+      f"config.score.prediction is 'eps' and config.score.schedule {config.score.schedule!r}, whose"
+      " alpha is 0 at t = 1: eps does not determine x0 there, and every solver becomes first order."
+      " Use config.score.prediction=v, or config.score.schedule=vp_linear."
+    )
   modalities = tuple(modalities)
   codecs = {modality.name: autoencoder(modality, config) for modality in modalities}
   stages = [autoencoder_stage(m, codecs[m.name], config) for m in modalities]
@@ -330,14 +337,12 @@ def sample(
   absent = [name for name in names if name not in given and name not in targets]
   groups = _groups(targets, sampling.order if config.variant != "inpaint" else ())
   measured = params["statistics"]
-  _warn_untrained(config, absent, groups, sampling, gaps="share" in measured[names[0]])
 
   prior_key, loop_key, absent_key, known_key = jax.random.split(key, 4)
   shapes = {name: (codecs[name].latent,) for name in names}
   prior, other = (solvers.prior(k, schedule, shapes, num) for k in (prior_key, absent_key))
   known = {name: _standardised_latent(codecs, params, name, x) for name, x in given.items()}
 
-  grid = multitime.power_grid(sampling.steps, config.sampling.grid_power)
   network = score_network(config)
   predict = jax.tree_util.Partial(network.apply, params["score"])
   convert = solvers.from_eps if config.score.prediction == "eps" else solvers.from_v
@@ -345,17 +350,23 @@ def sample(
   if config.variant == "inpaint":
     # The network knows joint times only: all fall together, and what is given is put back, noised
     # to the current time, after each step.
-    path = multitime.marginal(names, [*groups[0], *known], sampling.steps, grid=grid)
-
+    with jax.ensure_compile_time_eval():
+      grid = multitime.power_grid(sampling.steps, config.sampling.grid_power)
+      path = multitime.marginal(names, [*groups[0], *known], sampling.steps, grid=grid)
+    guided = False
     project = solvers.replace_known(schedule, known)
     x_init = project(known_key, prior, {name: jnp.float32(1.0) for name in names})
   else:
-    if sampling.guidance != 1.0 and (known or len(groups) > 1):
+    guided = sampling.guidance != 1.0 and bool(known or len(groups) > 1)
+    if guided:
       denoiser = guidance.guide(denoiser, sampling.guidance, other)
-    path = multitime.sequential(
-      groups, sampling.steps, given=tuple(known), absent=tuple(absent), grid=grid
-    )
+    with jax.ensure_compile_time_eval():
+      grid = multitime.power_grid(sampling.steps, config.sampling.grid_power)
+      path = multitime.sequential(
+        groups, sampling.steps, given=tuple(known), absent=tuple(absent), grid=grid
+      )
     project, x_init = None, {**prior, **known}
+  warn_untrained(config, path, guided=guided, gaps="share" in measured[names[0]])
   z = solvers.sample(
     loop_key, denoiser, schedule, x_init, path, solver=sampling.solver, project=project
   )
@@ -375,22 +386,73 @@ def _standardised_latent(codecs, params, name, x):
   return (z - measured["mean"]) / measured["std"]
 
 
-def _warn_untrained(config, absent, groups, sampling: Sampling, gaps: bool) -> None:
-  """Says when the path visits states that the network has not been trained on.
+_UNTRAINED = {
+  "given": (
+    "given modalities (time 0)",
+    "train the variant 'masked' with config.score.given_prob above 0",
+  ),
+  "absent": (
+    "absent modalities (time 1)",
+    "name every modality as given or target, leave sampling.order empty and guidance at 1, or train"
+    " the variant 'masked' with config.score.absent_prob above 0",
+  ),
+  "shared": (
+    "several modalities at one shared time, which independent times have with probability 0",
+    "generate one modality after the other, or train the variant 'masked'",
+  ),
+  "apart": (
+    "modalities at different times strictly between 0 and 1",
+    "let their times fall together or one after the other, or train the variant 'unidiffuser'",
+  ),
+}
 
-  A training set with gaps has shown it absent modalities.
+
+def trained_states(config: Any, *, gaps: bool = False) -> frozenset[str]:
+  """The states of modalities that training draws; as `multitime.states` names those of a path.
+
+  Independent times are never exactly 0, 1 or equal. They count as training given and absent
+  modalities nevertheless, which such networks are made for: whatever the number of modalities, a
+  fraction d of each one's times lies within d of an end. The diagonal does not count: that k
+  modalities lie within d of one shared time has a probability of order d^(k - 1).
+
+  Args:
+    config: reads `variant`, `score.given_prob` and `score.absent_prob`.
+    gaps: whether some training examples lack modalities, which are then absent.
   """
-  uses_absent = bool(absent) or len(groups) > 1 or sampling.guidance != 1.0
-  trained = (
-    gaps
-    or config.variant == "unidiffuser"
-    or (config.variant == "masked" and config.score.absent_prob > 0)
-  )
-  if uses_absent and not trained:
+  if config.variant == "unidiffuser":
+    return frozenset({"given", "absent", "apart"})
+  masked = config.variant == "masked"
+  drawn = {
+    "shared": True,
+    "given": masked and config.score.given_prob > 0,
+    "absent": gaps or (masked and config.score.absent_prob > 0),
+  }
+  return frozenset(state for state, occurs in drawn.items() if occurs)
+
+
+def warn_untrained(
+  config: Any, path: multitime.Path, *, guided: bool = False, gaps: bool = False
+) -> None:
+  """Warns when a path visits states that the network has not been trained on.
+
+  `sample` calls this. Call it yourself for a path of your own, such as a staggered one.
+
+  Args:
+    config: of the run.
+    path: through the times of the network's modalities, concrete (see `multitime.states`).
+    guided: whether `guidance.guide` evaluates the network with the given modalities absent, too.
+    gaps: as for `trained_states`.
+  """
+  visited = multitime.states(path) | ({"absent"} if guided else set())
+  missing_states = visited - trained_states(config, gaps=gaps)
+  untrained = [state for state in _UNTRAINED if state in missing_states]
+  if untrained:
+    score = config.score
     warnings.warn(
-      "This way of sampling needs absent modalities (time 1), and this network was trained without"
-      f" them (variant {config.variant!r}, config.score.absent_prob={config.score.absent_prob})."
-      " Name every modality as given or target, leave sampling.order empty and guidance at 1, or"
-      " train with config.score.absent_prob above 0.",
-      stacklevel=2,
+      "The path visits states that this network was not trained on (config.variant"
+      f" {config.variant!r}, config.score.given_prob={score.given_prob},"
+      f" config.score.absent_prob={score.absent_prob}):"
+      f" {'; '.join(_UNTRAINED[state][0] for state in untrained)}. To avoid that,"
+      f" {'; '.join(_UNTRAINED[state][1] for state in untrained)}.",
+      stacklevel=3,
     )

@@ -6,7 +6,10 @@ with `Partial(fn, params)`, do not recompile a jitted sampler.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import functools
+import reprlib
 from typing import Any
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -70,10 +73,36 @@ def _denoiser(maker, pair, fn, schedule, levels=_levels):
   return Partial(_denoise, Partial(pair), Partial(levels), fn, schedule)
 
 
+def _warn_where_alpha_vanishes(constructor, schedule):
+  """Warns once per schedule whose alpha(1) is 0; one with traced parameters is not checked."""
+  for each in schedule.values() if isinstance(schedule, dict) else (schedule,):
+    try:
+      with jax.ensure_compile_time_eval():
+        vanishes = bool(each.alpha(jnp.ones(())) == 0)
+    except jax.errors.ConcretizationTypeError:
+      continue
+    if vanishes:
+      # A table's repr has a thousand numbers.
+      _warn_once(
+        f"{constructor}: the schedule {reprlib.repr(each)} has alpha(1) = 0, where eps does not"
+        " determine x0. x0 is taken as 0 on the first move from t = 1, which makes every solver"
+        " first order. Predict v, x0 or the velocity, or start the path at `schedule.t_max`."
+      )
+
+
+@functools.cache
+def _warn_once(message):
+  # Cached, since any `warnings.catch_warnings` makes Python forget which warnings it has shown.
+  warnings.warn(message, stacklevel=4)
+
+
 def from_eps(fn: Callable[..., Any], schedule: Any) -> Partial:
   """The denoiser of a network that predicts eps.
 
-  At alpha = 0 its x0 is 0, not known: a schedule with alpha(1) = 0 wants another prediction.
+  Where alpha is 0, eps does not determine x0, which is taken as 0, the prior's mean. On a schedule
+  with alpha(1) = 0 (`VPCosine`, `RectifiedFlow`) this makes the first move from t = 1 wrong, and
+  every solver first order. Such a schedule warns, once: predict v, x0 or the velocity, or start the
+  path at the schedule's `t_max`.
 
   Args:
     fn: `(x, t) -> dict` shaped as `x`, with an array for each modality, also for one that is
@@ -91,7 +120,9 @@ def from_eps(fn: Callable[..., Any], schedule: Any) -> Partial:
       dict.
     ValueError: when it is called, `fn` leaves out a modality or returns another shape.
   """
-  return _denoiser("from_eps", _eps_pair, fn, schedule)
+  denoiser = _denoiser("from_eps", _eps_pair, fn, schedule)
+  _warn_where_alpha_vanishes("from_eps", schedule)
+  return denoiser
 
 
 def from_x0(fn: Callable[..., Any], schedule: Any) -> Partial:
@@ -105,8 +136,10 @@ def from_v(fn: Callable[..., Any], schedule: Any) -> Partial:
 
 
 def from_score(fn: Callable[..., Any], schedule: Any) -> Partial:
-  """The denoiser of a network that predicts the score, -eps / sigma; arguments as `from_eps`."""
-  return _denoiser("from_score", _score_pair, fn, schedule)
+  """The denoiser of a network that predicts the score, -eps / sigma; it warns as `from_eps`."""
+  denoiser = _denoiser("from_score", _score_pair, fn, schedule)
+  _warn_where_alpha_vanishes("from_score", schedule)
+  return denoiser
 
 
 def from_velocity(fn: Callable[..., Any], schedule: Any) -> Partial:

@@ -14,6 +14,7 @@ import numpy as np
 from mmdiff_jax import storage
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.errors import UserError
+from mmdiff_jax.training import checkpoints
 
 # Fields that two runs in one workdir need not share: they change what is shown or where it is
 # computed, not the weights. The data, which may lie elsewhere on another machine, are compared
@@ -22,6 +23,36 @@ _FREE_FIELDS = (
   "monitor.", "parallel.", "sampling.", "evaluation.", "data.data_dir", "data.manual_dir"
 )  # fmt: skip
 _COMPARED_ROWS = 64  # Rows of the training split that are compared: few, since reading may be slow.
+
+
+def check_config(workdir: str | os.PathLike[str], config: ml_collections.ConfigDict) -> None:
+  """Checks that a config would train the weights of a workdir, if this holds a run; writes nothing.
+
+  Args:
+    workdir: the folder of the run.
+    config: how it is trained.
+
+  Raises:
+    UserError: the workdir was made with another config; says what differs. Or its name is one that
+      Orbax takes for a pattern: it would write checkpoints and not find them.
+  """
+  if strange := set("[]*?") & set(os.path.abspath(workdir)):
+    raise UserError(
+      f"The workdir {workdir} cannot have {' '.join(sorted(strange))} in its path: checkpoints"
+      " there cannot be read. Choose another --workdir."
+    )
+  config_path = storage.path(workdir) / "config.json"
+  if config_path.exists():
+    # Through JSON, so that tuples and lists compare as equal.
+    old, new = _flat(_read_config(config_path)), _flat(json.loads(json.dumps(config.to_dict())))
+    differing = [
+      words for name, words in _differences(old, new) if not name.startswith(_FREE_FIELDS)
+    ]
+    if differing:
+      raise UserError(
+        f"The workdir {workdir} was made with another config: {'; '.join(differing)}. Give the "
+        "same fields to go on with it, or choose another --workdir."
+      )
 
 
 def claim_workdir(
@@ -41,27 +72,10 @@ def claim_workdir(
     data: the training split: the modalities that are trained on, and their masks.
 
   Raises:
-    UserError: the workdir was made with another config or other data; says what differs. Or its
-      name is one that Orbax takes for a pattern: it would write checkpoints and not find them.
+    UserError: as `check_config`, or the workdir was made with other data; says what differs.
   """
-  if strange := set("[]*?") & set(os.path.abspath(workdir)):
-    raise UserError(
-      f"The workdir {workdir} cannot have {' '.join(sorted(strange))} in its path: checkpoints"
-      " there cannot be read. Choose another --workdir."
-    )
+  check_config(workdir, config)
   config_path, data_path = (storage.path(workdir) / name for name in ("config.json", "data.json"))
-  # Through JSON, so that tuples and lists compare as equal.
-  text = json.dumps(config.to_dict(), indent=2)
-  if config_path.exists():
-    old, new = _flat(_read_config(config_path)), _flat(json.loads(text))
-    differing = [
-      words for name, words in _differences(old, new) if not name.startswith(_FREE_FIELDS)
-    ]
-    if differing:
-      raise UserError(
-        f"The workdir {workdir} was made with another config: {'; '.join(differing)}. Give the "
-        "same fields to go on with it, or choose another --workdir."
-      )
   fingerprint = _fingerprint(data)
   if data_path.exists():
     claimed = _read_json(data_path, "Delete it if the data are the same")
@@ -73,7 +87,7 @@ def claim_workdir(
       )
   config_path.parent.mkdir(parents=True, exist_ok=True)
   if jax.process_index() == 0:
-    storage.write_atomically(config_path, text)
+    storage.write_atomically(config_path, json.dumps(config.to_dict(), indent=2))
     if not data_path.exists():
       storage.write_atomically(data_path, json.dumps(fingerprint, indent=1))
 
@@ -112,7 +126,8 @@ def load_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
   """The config that a workdir was made with.
 
   Raises:
-    UserError: the folder holds no training run.
+    UserError: the folder holds no training run, or its `config.json` cannot be read or was changed
+      in what the weights of a checkpoint depend on.
   """
   path = storage.path(workdir) / "config.json"
   if not path.exists():
@@ -120,7 +135,20 @@ def load_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
       f"{workdir} holds no training run: there is no {path}. Train first: python -m "
       f"experiments.train --config=CONFIG --workdir={workdir}"
     )
-  return ml_collections.ConfigDict(_tuples(_read_config(path)))
+  config = _read_config(path)
+  for file, trained in checkpoints.configs(workdir).items():
+    differing = [
+      words
+      for name, words in _differences(_flat(trained), _flat(config))
+      # A module of the user's may have moved; the shapes of what it brings are checked.
+      if not f"{name}.".startswith(_FREE_FIELDS) and "use" not in name.split(".")
+    ]
+    if differing:
+      raise UserError(
+        f"{path} no longer fits the checkpoint {file.parent.parent}: {'; '.join(differing)}. Undo"
+        f" the change; the config that was trained is in {file}, under 'config'."
+      )
+  return ml_collections.ConfigDict(_tuples(config))
 
 
 def _read_config(path: epath.Path) -> dict[str, Any]:
@@ -129,7 +157,10 @@ def _read_config(path: epath.Path) -> dict[str, Any]:
 
 def _read_json(path: epath.Path, remedy: str) -> dict[str, Any]:
   try:
-    return json.loads(path.read_text())
+    tree = json.loads(path.read_text())
+    if not isinstance(tree, dict):
+      raise ValueError(f"it holds a {type(tree).__name__}, not an object with fields")
+    return tree
   except ValueError as error:
     raise UserError(
       f"{path} cannot be read as JSON ({error}). {remedy}, or choose another --workdir."

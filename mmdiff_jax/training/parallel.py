@@ -259,7 +259,7 @@ def compile_sampler(
     given: the shapes of what will be given, [rows, ...].
     rows: how many are made at once, a multiple of the number of devices.
   """
-  copied, key = replicated(layout), jax.random.key(0)
+  copied, key = replicated(layout), multitime.make_key(0)
   params = jax.device_put(params, copied)
   if layout.kind == "jit":
     split_rows = batch_sharding(layout)

@@ -102,7 +102,7 @@ def make_train_step(
     value, metrics = stage.loss(params, frozen, key, batch)
     return value, {"loss": value, **metrics}
 
-  _, shapes = jax.eval_shape(measured, params, frozen, jax.random.key(0), batch)
+  _, shapes = jax.eval_shape(measured, params, frozen, multitime.make_key(0), batch)
   names = (*shapes, "grad_norm", "learning_rate")
 
   def gradients(

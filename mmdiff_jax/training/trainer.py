@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from mmdiff_jax import storage
+from mmdiff_jax import multitime, storage
 from mmdiff_jax.data import pipeline
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.errors import PreemptedError, UserError
@@ -34,6 +34,46 @@ from mmdiff_jax.training.parallel import Layout
 
 class DivergedError(FloatingPointError):
   """A loss or a gradient is not finite. The last good checkpoint has been kept."""
+
+
+def check(
+  framework: Framework,
+  config: ml_collections.ConfigDict,
+  workdir: str | os.PathLike[str],
+  stages: Sequence[str] = (),
+) -> Layout:
+  """Checks all of a training that needs no data; call it before they are read, which takes long.
+
+  Args:
+    framework: what to train.
+    config: as `train`.
+    workdir: as `train`.
+    stages: names of those to train; all if empty.
+
+  Returns:
+    The layout.
+
+  Raises:
+    UserError: the workdir belongs to another config, there is no such stage, one that it needs is
+      not trained, the layout or a batch size does not fit the devices, or no checkpoint is to be
+      kept.
+  """
+  base.check_stages(framework, stages)
+  layout = parallel.layout_of(**config.parallel)
+  if config.monitor.keep < 1:
+    raise UserError(
+      f"config.monitor.keep is {config.monitor.keep}: at least the last checkpoint must be kept, 1."
+    )
+  done = []
+  for stage in framework.stages:
+    if not _is_trained(stage, workdir):
+      if stages and stage.name not in stages:
+        continue
+      parallel.check_batch_size(layout, stage.settings.batch_size, stage.settings.accumulate)
+      _check_needs(stage, done, workdir)
+    done.append(stage.name)
+  claims.check_config(workdir, config)
+  return layout
 
 
 def train(
@@ -68,20 +108,11 @@ def train(
     All parameters that there are: the running means of the trained entries, and the measured ones.
 
   Raises:
-    UserError: the workdir belongs to another config or other data, a checkpoint is damaged, there
-      is no such stage, one that it needs is not trained, the layout or a batch size does not fit
-      the devices, or no checkpoint is to be kept, or that of a metric that a stage does not have.
+    UserError: as `check`, or the workdir belongs to other data, a checkpoint is damaged, or the one
+      is to be kept that is best by a metric that a stage does not have.
     DivergedError: a loss or a gradient is not finite.
   """
-  base.check_stages(framework, stages)
-  layout = parallel.layout_of(**config.parallel)
-  if config.monitor.keep < 1:
-    raise UserError(
-      f"config.monitor.keep is {config.monitor.keep}: at least the last checkpoint must be kept, 1."
-    )
-  for stage in framework.stages:
-    if (not stages or stage.name in stages) and not _is_trained(stage, workdir):
-      parallel.check_batch_size(layout, stage.settings.batch_size, stage.settings.accumulate)
+  layout = check(framework, config, workdir, stages)
   names = [name for m in framework.modalities for name in (m.name, f"{m.name}_present")]
   trained_on = {name: train_data[name] for name in names if name in train_data}
   claims.claim_workdir(workdir, config, trained_on)
@@ -133,7 +164,7 @@ def _train_stage(
   settings = stage.settings
   grouped = settings.steps_per_dispatch > 1
   # Keyed by name, so that a stage put before this one does not change it.
-  key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(stage.name.encode()))
+  key = jax.random.fold_in(multitime.make_key(config.seed), zlib.crc32(stage.name.encode()))
   init_key, step_key, report_key = jax.random.split(key, 3)
 
   monitor.say(f"{stage.name}: preparing")

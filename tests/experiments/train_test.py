@@ -14,6 +14,7 @@ import pytest
 
 from configs import mld as mld_config
 from experiments import train
+from mmdiff_jax.data import datasets
 
 TOY = pathlib.Path(__file__).parents[1] / "training" / "conftest.py"
 
@@ -150,6 +151,34 @@ def test_asked_to_stop_while_data_are_read(run, tmp_path):
   """
   says(run(*flags(tmp_path), before=signal), 75, "goes on")
   assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def unread(monkeypatch):
+  """No data can be read."""
+
+  def load(**_):
+    raise AssertionError("data were read")
+
+  monkeypatch.setattr(datasets, "load", load)
+
+
+@pytest.mark.parametrize(
+  ("argument", "words"),
+  [
+    ("--stages=scor", ("no stage 'scor'", "score")),
+    ("--stages=score", ("'score' needs autoencoder_digit",)),
+    ("--config.parallel.mesh=(3, 5)", ("config.parallel.mesh is (3, 5)", "(-1, 1)")),
+    ("--config.score.training.accumulate=7", ("256 examples", "7 pieces", "multiple of 7")),
+    ("--config.monitor.keep=0", ("config.monitor.keep",)),
+    ("--config.seed=1", ("seed was 0, now 1",)),
+  ],
+)
+def test_what_needs_no_data_is_checked_first(command, refused, unread, tmp_path, argument, words):
+  config = mld_config.get_config("digits")
+  (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+  path = pathlib.Path(mld_config.__file__)
+  refused(command(train, f"--config={path}", f"--workdir={tmp_path}", argument), *words)
 
 
 def test_missing_arguments(run, tmp_path):

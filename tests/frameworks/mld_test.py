@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import sys
 import warnings
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs import mld as mld_config
-from mmdiff_jax import modalities as modalities_lib, solvers
+from mmdiff_jax import modalities as modalities_lib, multitime, solvers
 from mmdiff_jax.data import missing, pairing
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import base, latents as latents_lib, mld
@@ -451,19 +452,71 @@ def test_evaluations_are_those_that_run(given, targets, changes, expected):
   assert len(calls) == expected
 
 
-def test_untrained_states_warn():
-  framework, params = made(tiny(score__absent_prob=0.0))
-  key, given = jax.random.key(0), {"a": data()["a"][:5]}
-  with pytest.warns(UserWarning, match="absent_prob above 0"):
-    framework.sample(params, key, given, ("b",), 5, sampling())
+UNTRAINED = {
+  "given": r"given modalities .*given_prob above 0",
+  "absent": r"absent modalities .*absent_prob above 0",
+  "shared": r"one shared time.*the variant 'masked'",
+  "apart": r"different times.*the variant 'unidiffuser'",
+}
+NONE = {"score__absent_prob": 0.0}
+
+
+@pytest.fixture(scope="module")
+def params():
+  return made(tiny())[1]
+
+
+def warned(config, params, given, targets, **fields):
+  """Which states sampling warns of."""
+  framework = mld.build(config, MODALITIES)
+  rows = {name: data()[name][:5] for name in given}
+
+  def sample(params):
+    return framework.sample(params, jax.random.key(0), rows, tuple(targets), 5, sampling(**fields))
+
+  with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    jax.eval_shape(sample, params)
+  text = " ".join(str(warning.message) for warning in caught)
+  return {state for state, words in UNTRAINED.items() if re.search(words, text)}
+
+
+@pytest.mark.parametrize(
+  ("changes", "given", "targets", "fields", "expected"),
+  [
+    (NONE, "a", "bc", {}, set()),
+    (NONE, "", "abc", {}, set()),
+    (NONE, "a", "b", {}, {"absent"}),
+    (NONE, "", "abc", {"order": (("a",),)}, {"absent"}),
+    (NONE, "a", "bc", {"guidance": 2.0}, {"absent"}),
+    # Guidance is by what is given.
+    (NONE, "", "abc", {"guidance": 2.0}, set()),
+    ({}, "a", "b", {"guidance": 2.0}, set()),
+    ({"score__given_prob": 0.0}, "a", "bc", {}, {"given"}),
+    ({"score__given_prob": 0.0}, "", "abc", {"order": (("a",),)}, {"given"}),
+    ({"variant": "inpaint"}, "a", "bc", {"guidance": 2.0}, set()),
+    ({"variant": "inpaint"}, "a", "b", {}, {"absent"}),
+    ({"variant": "unidiffuser"}, "a", "b", {"guidance": 2.0}, set()),
+    ({"variant": "unidiffuser"}, "a", "bc", {}, {"shared"}),
+  ],
+)
+def test_untrained_states_warn(params, changes, given, targets, fields, expected):
+  assert warned(tiny(**changes), params, given, targets, **fields) == expected
+
+
+def test_a_training_set_with_gaps_has_absent_modalities():
+  _, params = made(tiny(), data() | {"a_present": np.arange(40) % 3 > 0})
+  for variant in ("masked", "inpaint"):
+    assert not warned(tiny(variant=variant, **NONE), params, "a", "b")
+
+
+def test_staggered_paths_need_independent_times():
+  path = multitime.staggered(("a", "b", "c"), 1, 4)
+  with pytest.warns(UserWarning, match=UNTRAINED["apart"]):
+    mld.warn_untrained(tiny(), path)
   with warnings.catch_warnings():
     warnings.simplefilter("error")
-    framework.sample(params, key, given, ("b", "c"), 5, sampling())
-    # A training set with gaps has shown them.
-    framework, params = made(
-      tiny(score__absent_prob=0.0), data() | {"a_present": np.arange(40) % 3 > 0}
-    )
-    framework.sample(params, key, given, ("b",), 5, sampling())
+    mld.warn_untrained(tiny(variant="unidiffuser"), path)
 
 
 def test_reconstruct_goes_through_the_latent():
@@ -477,6 +530,10 @@ def test_reconstruct_goes_through_the_latent():
   [
     ({"variant": "none"}, "masked, inpaint, unidiffuser"),
     ({"score__schedule": "none"}, "vp_linear or vp_cosine"),
+    (
+      {"score__prediction": "eps"},
+      "score.prediction is 'eps'.*score.schedule 'vp_cosine'.*prediction=v, or .*vp_linear",
+    ),
     ({"score__network__kind": "none"}, "'towers' or 'published'"),
     ({"sampling__solver": "none"}, "dpmpp_2m"),
     ({"autoencoder__a__likelihood": "categorical"}, "gaussian or laplace or bernoulli"),

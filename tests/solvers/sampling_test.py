@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import warnings
 
 from flax import nnx
 import jax
@@ -116,6 +117,65 @@ def test_vmap_over_paths():
     np.testing.assert_allclose(got[i], run(x, path=path, solver=solvers.heun)["b"], rtol=1e-5)
 
 
+# Other than the default, for which a warning may have been given.
+VANISHING = (schedules.VPCosine(t_max=0.9985), schedules.RectifiedFlow(t_max=0.9985))
+
+
+@pytest.mark.parametrize("convert", [solvers.from_eps, solvers.from_score])
+def test_eps_warns_once_where_alpha_vanishes(convert):
+  with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(2):
+      convert(fn, {"a": VANISHING[0], "b": SCHEDULE})
+      jax.jit(lambda x: convert(fn, VANISHING[1])(x, {"a": jnp.float32(0.5)}))({"a": jnp.ones(2)})
+  texts = [str(warning.message) for warning in caught]
+  assert ["VPCosine" in text for text in texts] == [True, False]
+  assert all(convert.__name__ in text and "Predict v, x0" in text for text in texts)
+
+
+def test_other_schedules_and_predictions_do_not_warn():
+  @jax.jit
+  def traced(scale):
+    class Scaled:
+      def alpha(self, t):
+        return scale * (1 - t)
+
+    solvers.from_eps(fn, Scaled())
+    return scale
+
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    cosine = schedules.Table(schedules.betas_cosine(10))
+    for schedule in (SCHEDULE, schedules.SubVP(), schedules.VE(), cosine):
+      solvers.from_eps(fn, schedule)
+    for convert in (solvers.from_v, solvers.from_x0, solvers.from_velocity):
+      convert(fn, schedules.VPCosine(t_max=0.9975))
+    traced(1.0)
+
+
+@pytest.mark.filterwarnings("ignore:from_eps")
+def test_eps_on_a_path_that_starts_at_t_max():
+  """The remedy of the warning: the mean of a Gaussian, wrong by far from t = 1, is right."""
+  schedule, mean, std = schedules.VPCosine(), 0.8, 0.6
+
+  def eps(x, t):
+    alpha, sigma = schedule.alpha(t["a"]), schedule.sigma(t["a"])
+    return {"a": sigma * (x["a"] - alpha * mean) / (alpha**2 * std**2 + sigma**2)}
+
+  x = solvers.prior(jax.random.key(0), schedule, {"a": (5000,)}, 1)
+  error = []
+  for start in (1.0, schedule.t_max):
+    path = multitime.joint(("a",), 16, grid=multitime.uniform_grid(16).at[0].set(start))
+    denoiser = solvers.from_eps(eps, schedule)
+    got = solvers.sample(jax.random.key(1), denoiser, schedule, x, path, solver=solvers.dpmpp_2m)[
+      "a"
+    ]
+    # Draws of the prior are not of mean 0.
+    error.append(abs(got.mean() - std * x["a"].mean() - mean))
+  assert error[0] > 0.03 and error[1] < 0.003, error
+
+
+@pytest.mark.filterwarnings("ignore:from_")
 def test_every_prediction_makes_the_same_denoiser():
   schedule, t = schedules.RectifiedFlow(), {"a": jnp.float32(0.3)}
   x0, eps = jnp.array([[0.2, 1.0]]), jnp.array([[-0.5, 0.4]])

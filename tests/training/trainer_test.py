@@ -239,6 +239,13 @@ def test_several_steps_a_dispatch_are_the_same_steps(toy, tmp_path, group):
     np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
 
 
+def test_the_kind_of_keys_in_the_environment_changes_nothing(toy, tmp_path):
+  framework = toy.only_first(toy.framework(steps=4, accumulate=2))
+  default = train(toy, tmp_path / "default", framework)
+  with jax.default_prng_impl("rbg"):
+    equal(default, train(toy, tmp_path / "rbg", framework))
+
+
 def test_a_stage_waits_for_those_that_it_needs(toy, tmp_path):
   """To their end; those that are named alone are trained, and as if all had been."""
   framework = toy.framework()
