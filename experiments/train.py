@@ -15,6 +15,7 @@ from typing import NoReturn
 import jax
 
 from experiments import chosen, processes, setup
+from mmdiff_jax import storage
 from mmdiff_jax.data import datasets, missing
 from mmdiff_jax.errors import PreemptedError
 from mmdiff_jax.training import trainer
@@ -27,6 +28,8 @@ def main(argv: Sequence[str]) -> None:
   # Where a stage takes steps the trainer heeds the signal instead, and of several processes JAX.
   with trainer.on_sigterm(_between_steps), processes.joined(config.monitor.peer_timeout):
     framework = setup.build(config)
+    if jax.process_index() == 0:
+      storage.check_writable(setup.WORKDIR.value, "--workdir")
     data = {s: datasets.load(**config.data.to_dict(), split=s) for s in ("train", "test")}
     data["train"] = missing.drop(
       data["train"], config.modalities, config.get("drop_prob", 0.0), config.seed

@@ -44,7 +44,7 @@ def claim_workdir(
     UserError: the workdir was made with another config or other data; says what differs. Or its
       name is one that Orbax takes for a pattern: it would write checkpoints and not find them.
   """
-  if strange := set("[]*?") & set(os.path.abspath(workdir)):
+  if strange := set("[]*?\\") & set(os.path.abspath(storage.path(workdir))):
     raise UserError(
       f"The workdir {workdir} cannot have {' '.join(sorted(strange))} in its path: checkpoints"
       " there cannot be read. Choose another --workdir."
