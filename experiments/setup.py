@@ -34,18 +34,7 @@ class _Integer(flags.IntegerParser):
       raise ValueError("it must be a whole number") from error
 
 
-class _Number(flags.FloatParser):
-  """Says in our words what is no number."""
-
-  def convert(self, argument: float | str) -> float:
-    try:
-      return super().convert(argument)
-    except ValueError as error:
-      raise ValueError("it must be a number") from error
-
-
 config_flags.register_flag_parser_for_type(int, _Integer())
-config_flags.register_flag_parser_for_type(float, _Number())
 
 
 def define_integer(
@@ -72,9 +61,8 @@ def run(
   """Parses the flags and runs `main`; call it under `if __name__ == "__main__"`.
 
   A UserError, anything wrong with the flags, and what the system refuses (a disk that is full, no
-  permission) is printed as one paragraph: exit code 2. A loss that
-  is not finite likewise: exit code 3. Training that was asked to stop: 75. All else keeps its
-  traceback.
+  permission) is printed as one paragraph: exit code 2. A loss that is not finite likewise: exit
+  code 3. Training that was asked to stop: 75. All else keeps its traceback.
 
   Args:
     main: the entry point; gets what is left of the command line.
@@ -165,9 +153,10 @@ def _guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str], positio
   except OSError as error:
     if error.errno is None:  # Not the system's, but a library's own.
       raise
+    where = error.filename or "A file or connection"
     _exit(
-      f"{error.filename or 'A file or connection'} cannot be read or written: {error.strerror}. Check"
-      " its path, the permissions there and the room on the disk.",
+      f"{where} cannot be read or written: {error.strerror}. Check the path, the permissions there"
+      " and the room on the disk.",
       2,
     )
   except KeyboardInterrupt:
@@ -183,12 +172,21 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
     for key in unset:
       config_path.set_value(key, flags.FLAGS.config, None)
   except (UserError, flags.Error, OSError) as error:
-    pair = r"\('Non-boolean argument to boolean flag', .*\)"  # As absl has it.
-    _exit(re.sub(pair, "it must be True or False", str(error), flags=re.DOTALL), 2)
+    _exit(_in_our_words(str(error)), 2)
   # Info lines of the libraries below would bury the progress lines.
   if flags.FLAGS["verbosity"].using_default_value:
     flags.FLAGS.verbosity = logging.WARNING
   return rest
+
+
+def _in_our_words(message: str) -> str:
+  """What absl says of a value that is none of its flag's type, in the words of `rules`."""
+  for pattern, words in (
+    (r"\('Non-boolean argument to boolean flag', .*\)", "it must be True or False"),
+    (r"could not convert string to float: .*", "it must be a number"),
+  ):
+    message = re.sub(pattern, words, message, flags=re.DOTALL)
+  return message
 
 
 def config_first(argv: Sequence[str]) -> tuple[list[str], list[str]]:

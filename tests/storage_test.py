@@ -61,7 +61,7 @@ def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
   ("name", "words"),
   [
-    ("~nobody_here/x", "The place is ~nobody_here/x, but .* no user 'nobody_here'.*./~nobody_here/x"),
+    ("~nobody_here/x", "The place is ~nobody_here/x, but .*'nobody_here'.* write ./~nobody_here/x"),
     ("", "The place is ''"),
     ("a\0b", "The place is "),
   ],

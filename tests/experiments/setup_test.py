@@ -5,7 +5,7 @@ import sys
 import ml_collections
 import pytest
 
-from experiments import benchmark, benchmark_train, setup
+from experiments import benchmark, benchmark_train, generation, setup  # noqa: F401 (--guidance)
 from mmdiff_jax.data import datasets
 from mmdiff_jax.errors import UserError
 
@@ -81,6 +81,7 @@ def test_overrides_are_read_in_any_order(config_from, first):
     ("--config.seed=None", "seed=None: it must be a whole number"),
     ("--config.score.training.learning_rate=abc", "learning_rate=abc: it must be a number"),
     ("--config.evaluation.similarity=abc", "similarity=abc: it must be True or False"),
+    ("--guidance=abc", "--guidance=abc: it must be a number"),
     ("--rounds=abc", "--rounds=abc: it must be a whole number"),
     ("--config.sed=1", "no key 'sed' (given as --config.sed=1)"),
   ],
