@@ -18,7 +18,7 @@ from experiments import chosen, processes, setup
 from mmdiff_jax import storage
 from mmdiff_jax.data import datasets, missing
 from mmdiff_jax.errors import PreemptedError
-from mmdiff_jax.training import trainer
+from mmdiff_jax.training import claims, trainer
 
 
 def main(argv: Sequence[str]) -> None:
@@ -28,6 +28,7 @@ def main(argv: Sequence[str]) -> None:
   # Where a stage takes steps the trainer heeds the signal instead, and of several processes JAX.
   with trainer.on_sigterm(_between_steps), processes.joined(config.monitor.peer_timeout):
     framework = setup.build(config)
+    claims.check_name(setup.WORKDIR.value)
     if jax.process_index() == 0:
       storage.check_writable(setup.WORKDIR.value, "--workdir")
     data = {s: datasets.load(**config.data.to_dict(), split=s) for s in ("train", "test")}
@@ -36,6 +37,7 @@ def main(argv: Sequence[str]) -> None:
     )
     workdir = setup.WORKDIR.value
     trainer.train(framework, config, workdir, data["train"], data["test"], chosen.STAGES.value)
+    claims.check_name(setup.WORKDIR.value)
     if jax.process_index() == 0:
       print(f"Trained: {workdir}")
 

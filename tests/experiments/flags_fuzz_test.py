@@ -371,6 +371,14 @@ def test_nothing_is_computed_where_it_cannot_be_written(
   assert (programs / "file").read_text() == "text"
 
 
+def test_a_workdir_that_orbax_cannot_read_is_refused_before_data_are_read(
+  programs, command, refused, monkeypatch
+):
+  monkeypatch.setattr(datasets, "load", None)
+  ended = command(train, "--config=~/mine.py", "--workdir=a\\b", **ENTRIES[train][0])
+  refused(ended, "a\\b", "cannot have \\ in its path")
+
+
 def test_a_disk_that_is_full_is_a_sentence(programs, command, refused, monkeypatch):
   def full(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
