@@ -23,7 +23,6 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import json
-import pathlib
 from typing import Any
 
 from absl import flags
@@ -43,7 +42,7 @@ from mmdiff_jax.training import state as state_lib
 _AGAINST = flags.DEFINE_enum(
   "against", None, ["torch", "diffrax"], "Also measure this counterpart."
 )
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds, of which the median is told.", lower_bound=1)
+_ROUNDS = setup.define_integer("rounds", 5, "Rounds, of which the median is told.", 1)
 _OUT = flags.DEFINE_string("out", None, "JSON file for the results.")
 
 SCHEDULE = schedules.VPLinear()
@@ -101,9 +100,9 @@ def main(argv: Sequence[str]) -> None:
     )
   if (name == "train") != (chosen.CONFIG.value is not None):
     raise UserError("--config=FILE says what `benchmark train` measures, and no other benchmark.")
-  storage.check_on_disk(_OUT.value, "The file for the results (--out)")
-  if _OUT.value:
-    pathlib.Path(_OUT.value).parent.mkdir(parents=True, exist_ok=True)
+  out = _OUT.value and storage.on_disk(_OUT.value, "The file for the results (--out)")
+  if out:
+    storage.check_file_writable(out, "--out")
   options = {"against": _AGAINST.value, "rounds": _ROUNDS.value}
   if name == "train":
     config, stages = chosen.CONFIG.value, chosen.STAGES.value
@@ -124,8 +123,10 @@ def main(argv: Sequence[str]) -> None:
     timing.limit_threads()
     results = run(Sizes(), **options)
     print(table(results))
-  if _OUT.value:
-    pathlib.Path(_OUT.value).write_text(json.dumps(results, indent=2) + "\n")
+  if out:
+    with storage.writing(out, "--out"):
+      out.parent.mkdir(parents=True, exist_ok=True)
+      out.write_text(json.dumps(results, indent=2) + "\n")
 
 
 def run(sizes: Sizes, *, against: str | None, rounds: int) -> dict[str, Any]:

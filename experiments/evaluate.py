@@ -51,7 +51,7 @@ from mmdiff_jax.evaluation import (
 from mmdiff_jax.evaluation.classifiers import Classifier
 from mmdiff_jax.modalities import Modality
 
-_SEEDS = flags.DEFINE_integer("seeds", None, "How many sampling seeds.", lower_bound=1)
+_SEEDS = setup.define_integer("seeds", None, "How many sampling seeds.", 1, 10**6)
 _JOINT_ONLY = flags.DEFINE_bool("joint_only", False, "Judge joint samples only, write nothing.")
 _DATA = flags.DEFINE_multi_string(
   "data", [], "OPTION=VALUE of the data set in place of the run's own; may be given repeatedly."
@@ -75,6 +75,8 @@ def main(argv: Sequence[str]) -> None:
   folder = generation.folder(_OUT.value)
   config = trained.config
   num = generation.NUM.value or config.evaluation.num
+  if num < 2:
+    raise UserError("--num (or config.evaluation.num) is 1; spreads and distances need 2 or more.")
   draws = config.evaluation.get("draws", 1)
   if num % draws:
     raise UserError(
@@ -84,6 +86,10 @@ def main(argv: Sequence[str]) -> None:
   tasks = tasks_of(trained)[: 1 if _JOINT_ONLY.value else None]
   others = ml_collections.ConfigDict(config.evaluation.get("data")).to_dict()
   others |= _options(_DATA.value)
+  if "split" in others:
+    raise UserError("--data=split=... is no option of a data set: both splits are read.")
+  if not _JOINT_ONLY.value:
+    storage.check_writable(folder, "--out or --workdir")
   options = config.data.to_dict() | others
   data = {split: datasets.load(**options, split=split) for split in ("train", "test")}
   for modality in trained.framework.modalities:
@@ -115,7 +121,8 @@ def main(argv: Sequence[str]) -> None:
   if _JOINT_ONLY.value:
     print(f"\n{tables.screen(results)}", flush=True)
     return
-  picture = _write(folder, trained, tasks, results, panels)
+  with storage.writing(folder, "--out or --workdir"):
+    picture = _write(folder, trained, tasks, results, panels)
   print(f"\n{tables.screen(results)}\nPicture: {picture}", flush=True)
 
 
@@ -170,8 +177,10 @@ def _options(given: Sequence[str]) -> dict[str, Any]:
       raise UserError(f"--data={option} has no value: write --data=OPTION=VALUE.")
     try:
       options[name] = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-      options[name] = value
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+      options[name] = value  # A string without quotes.
+    if name in ("data_dir", "manual_dir") and not isinstance(options[name], str):
+      options[name] = value  # Such as a folder 2024.
   return options
 
 

@@ -140,24 +140,31 @@ def _data(sets: Sequence[ml_collections.ConfigDict], framework: Framework):
       return data
   first = sets[0]
   if first.name == "folder":
-    columns = [data.columns for data in sets if data.get("manual_dir") == first.manual_dir]
+    columns = [data.columns for data in sets if _folder(data) == _folder(first)]
     with first.unlocked():
       for more in columns:
         first.columns.update(more)
   return first
 
 
+def _folder(data: ml_collections.ConfigDict) -> str | None:
+  """One name for each folder of a user's own files."""
+  folder = data.get("manual_dir")
+  return folder and os.path.abspath(storage.expanded(folder, "config.data.manual_dir"))
+
+
 def _term(text: str) -> tuple[str, tuple[str, ...]]:
   """The run and the conditions named, none if all are meant."""
   run, colon, names = text.rpartition(":")
-  if not colon or names.startswith("//") or os.path.isdir(text):
+  if not colon or names.startswith("//") or os.path.isdir(_run(text)):
     return _run(text), ()
   return _run(run), tuple(names.split("+"))
 
 
 def _run(name: str) -> str:
   """One name for each run, so that naming one twice is seen."""
-  return str(storage.path(name)) if storage.in_bucket(name) else os.path.normpath(name)
+  name = os.fspath(storage.path(name))
+  return name if storage.in_bucket(name) else os.path.normpath(name)
 
 
 def _weight(text: str) -> Any:

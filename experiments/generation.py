@@ -18,11 +18,9 @@ from mmdiff_jax.frameworks import base
 from mmdiff_jax.frameworks.base import Framework, Params, Sampling
 from mmdiff_jax.training import checkpoints, claims, parallel
 
-NUM = flags.DEFINE_integer("num", None, "How many samples.", lower_bound=1)
+NUM = setup.define_integer("num", None, "How many samples.", 1, 10**7)
 SOLVER = flags.DEFINE_string("solver", None, "Solver; the config's if not given.")
-STEPS = flags.DEFINE_integer(
-  "steps", None, "Steps of the solver; the config's if not given.", lower_bound=1
-)
+STEPS = setup.define_integer("steps", None, "Steps of the solver; the config's if not given.", 1)
 GUIDANCE = flags.DEFINE_float(
   "guidance", None, "Strength of what is given; 1 is plain, and the config's if not given."
 )

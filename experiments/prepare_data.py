@@ -11,6 +11,7 @@ they are there, from the manual folder, which is `<data_dir>/downloads/manual` b
 from collections.abc import Iterator, Mapping, Sequence, Set
 import contextlib
 import logging
+import os
 import pathlib
 import sys
 import tempfile
@@ -70,10 +71,12 @@ def main(argv: Sequence[str]) -> None:
   name = _DATASET.value
   data = options(name) | {"data_dir": _DATA_DIR.value, "manual_dir": _MANUAL_DIR.value}
   modalities = datasets.modalities(**data)
-  storage.check_on_disk(_OUT.value, "The folder for the contact sheets (--out)")
-  out = pathlib.Path(_OUT.value or pathlib.Path("contact_sheets") / name)
+  out = storage.on_disk(
+    _OUT.value or os.path.join("contact_sheets", name), "The folder for the contact sheets (--out)"
+  )
   files = {file for modality in modalities for file in _files(modality)} | {REPORT}
   _check_own(out, name, files)
+  storage.check_writable(out.parent, "--out")
   arrays, splits = {}, {}
   with _sources_tell():
     for split in SPLITS:

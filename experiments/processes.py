@@ -12,17 +12,18 @@ from typing import Any
 from absl import flags
 import jax
 
+from experiments import setup
 from mmdiff_jax.errors import PreemptedError, UserError
 
 _COORDINATOR = flags.DEFINE_string(
   "coordinator", None, "HOST:PORT of process 0, where several processes find one another."
 )
-_NUM_PROCESSES = flags.DEFINE_integer(
+_NUM_PROCESSES = setup.define_integer(
   "num_processes",
   None,
   "How many train together; 1 by itself is this one alone, whatever srun or a TPU pod says.",
 )
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
+_PROCESS_ID = setup.define_integer("process_id", None, "Which of them this one is, from 0.")
 
 
 @contextlib.contextmanager

@@ -10,13 +10,12 @@ command makes the same file again.
 """
 
 from collections.abc import Mapping, Sequence
-import pathlib
 
 from absl import flags
 import numpy as np
 
 from experiments import setup
-from mmdiff_jax import multitime
+from mmdiff_jax import multitime, storage
 from mmdiff_jax.data import datasets, readers
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.errors import UserError
@@ -46,7 +45,7 @@ _SEED = 6007  # Not that of the classifiers that judge.
 def main(argv: Sequence[str]) -> None:
   """Trains, represents, prints and writes."""
   del argv
-  name, out = _DATASET.value, pathlib.Path(_OUT.value)
+  name, out = _DATASET.value, storage.on_disk(_OUT.value, "The NPZ file (--out)")
   modalities = {modality.name: modality for modality in datasets.modalities(name)}
   if _MODALITY.value not in modalities or "label" not in modalities:
     raise UserError(
@@ -55,17 +54,15 @@ def main(argv: Sequence[str]) -> None:
     )
   if not out.parent.is_dir():
     raise UserError(f"There is no folder {out.parent} to write {out.name} (--out) into. Make it.")
+  storage.check_file_writable(out, "--out")
+  storage.check_writable(out.parent, "--out")  # The file is first written beside its place.
   data = {
     split: datasets.load(name, split, _DATA_DIR.value, _MANUAL_DIR.value)
     for split in ("train", "test")
   }
   features = represent(modalities[_MODALITY.value], data)
-  try:
+  with storage.writing(out, "--out"):
     readers.write_npz(out, **features)
-  except OSError as error:
-    raise UserError(
-      f"{out} cannot be written ({error}). Make room, or name another file with --out."
-    ) from error
   print(f"Wrote {out}.", flush=True)
 
 

@@ -33,7 +33,9 @@ from mmdiff_jax.modalities import film, Modality
 
 _GIVEN = flags.DEFINE_list("given", [], "Modalities that are given.")
 _TARGETS = flags.DEFINE_list("targets", [], "Modalities to generate; all others if none.")
-_SEED = flags.DEFINE_integer("seed", 0, "Draws the noise, and what is given from the test split.")
+_SEED = setup.define_integer(
+  "seed", 0, "Draws the noise, and what is given from the test split.", 0, 10**9
+)
 _GIVEN_NPZ = flags.DEFINE_string(
   "given_npz", None, "NPZ file with what is given, in the model's view; else the test split."
 )
@@ -59,6 +61,7 @@ def main(argv: Sequence[str]) -> None:
   else:
     num = generation.NUM.value or 16
     values = _from_test_split(trained.config.data, given, num, _SEED.value) if given else {}
+  storage.check_writable(out, "--out")
   generator = generation.generator(trained, values, given, targets, num)
   began = time.monotonic()
   samples = generator.generate(multitime.make_key(_SEED.value), values)
@@ -68,7 +71,9 @@ def main(argv: Sequence[str]) -> None:
   )
   stem = "joint" if set(targets) == set(modalities) else "_".join(targets)
   stem += "_from_" + "_".join(given) if given else ""
-  for path in write(out, stem, list(modalities.values()), values, samples):
+  with storage.writing(out, "--out"):
+    paths = write(out, stem, list(modalities.values()), values, samples)
+  for path in paths:
     print(f"Wrote {path}")
 
 

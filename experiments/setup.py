@@ -1,6 +1,7 @@
 """What all entry points share: flags, errors in plain words, the compilation cache, building."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+import contextlib
 import importlib
 import os
 import pathlib
@@ -11,13 +12,39 @@ from typing import Any
 from absl import app, flags, logging
 import jax
 import ml_collections
-from ml_collections.config_flags import config_flags
+from ml_collections.config_flags import config_flags, config_path
 
-from mmdiff_jax import rules
+from mmdiff_jax import rules, storage
 from mmdiff_jax.data import datasets
 from mmdiff_jax.errors import PreemptedError, UserError
 from mmdiff_jax.frameworks.base import Framework
 from mmdiff_jax.modalities import Modality
+
+
+class _Integer(flags.IntegerParser):
+  """Reads 1e2 and 100.0 as the integer that they are, too."""
+
+  def convert(self, argument: int | str) -> int:
+    try:
+      return super().convert(argument)
+    except ValueError as error:
+      with contextlib.suppress(ValueError):
+        if (number := float(argument)).is_integer():
+          return int(number)
+      raise ValueError("it must be a whole number") from error
+
+
+config_flags.register_flag_parser_for_type(int, _Integer())
+
+
+def define_integer(
+  name: str, default: int | None, text: str, least: int | None = None, most: int | None = None
+) -> flags.FlagHolder[int | None]:
+  """As `flags.DEFINE_integer`, but that 1e2 and 100.0 are read as well."""
+  return flags.DEFINE(
+    _Integer(least, most), name, default, text, serializer=flags.ArgumentSerializer()
+  )
+
 
 # Here, since flags have one name space and every entry point has this one.
 WORKDIR = flags.DEFINE_string(
@@ -33,16 +60,18 @@ def run(
 ) -> None:
   """Parses the flags and runs `main`; call it under `if __name__ == "__main__"`.
 
-  A UserError, and anything wrong with the flags, is printed as one paragraph: exit code 2. A loss
-  that is not finite likewise: exit code 3. Training that was asked to stop: 75. All else keeps its
-  traceback.
+  A UserError, anything wrong with the flags, and what the system refuses (a disk that is full, no
+  permission) is printed as one paragraph: exit code 2. A loss that is not finite likewise: exit
+  code 3. Training that was asked to stop: 75. All else keeps its traceback.
 
   Args:
     main: the entry point; gets what is left of the command line.
     required: names of the flags that must be given.
     positional: how many arguments that are no flags `main` takes.
   """
-  flags.mark_flags_as_required(required)
+  for name in required:
+    flags.mark_flag_as_required(name)
+    flags.register_validator(name, bool, "Give it a value; it is empty.")
   app.run(lambda argv: _guarded(main, argv, positional), flags_parser=_parse)
 
 
@@ -158,6 +187,15 @@ def _guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str], positio
     _exit(error, 3)
   except PreemptedError as error:
     _exit(error, 75)
+  except OSError as error:
+    if error.errno is None:  # Not the system's, but a library's own.
+      raise
+    where = error.filename or "A file or connection"
+    _exit(
+      f"{where} cannot be read or written: {error.strerror}. Check the path, the permissions there"
+      " and the room on the disk.",
+      2,
+    )
   except KeyboardInterrupt:
     _exit("Stopped. The same command goes on from the last checkpoint.", 130)
 
@@ -165,48 +203,116 @@ def _guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str], positio
 def _parse(argv: Sequence[str]) -> Sequence[str]:
   """Parses the flags; what is wrong with them is said in one paragraph."""
   try:
-    _check_config(argv)
-    rest = flags.FLAGS(argv)
+    # ml_collections reads the overrides from there.
+    sys.argv, unset = config_first(argv)
+    rest = flags.FLAGS(sys.argv)
+    for key in unset:
+      config_path.set_value(key, flags.FLAGS.config, None)
   except (UserError, flags.Error, OSError) as error:
-    _exit(error, 2)
+    _exit(_in_our_words(str(error)), 2)
   # Info lines of the libraries below would bury the progress lines.
   if flags.FLAGS["verbosity"].using_default_value:
     flags.FLAGS.verbosity = logging.WARNING
   return rest
 
 
-def _check_config(argv: Sequence[str]) -> None:
-  """Raises UserError when `--config` is no file, or a `--config.KEY` is no key of it."""
-  source = re.compile(r"--?config(?:=(.*))?$")
-  override = re.compile(r"--?(?:no)?config\.([^=]+)")
-  path = None
-  for i, argument in enumerate(argv):
-    if match := source.match(argument):
-      path = match[1] if match[1] is not None else "".join(argv[i + 1 : i + 2])
-  if path is None:
-    return
-  if not pathlib.Path(path.split(":")[0]).is_file():
+def _in_our_words(message: str) -> str:
+  """What absl says of a value that is none of its flag's type, in the words of `rules`."""
+  for pattern, words in (
+    (r"\('Non-boolean argument to boolean flag', .*\)", "it must be True or False"),
+    (r"could not convert string to float: .*", "it must be a number"),
+  ):
+    message = re.sub(pattern, words, message, flags=re.DOTALL)
+  return message
+
+
+def config_first(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+  """A command line in the order that ml_collections wants, checked as far as it is a config's.
+
+  Args:
+    argv: the program's name and the arguments, in any order.
+
+  Returns:
+    The same with `--config` first, `~` in its path expanded, and without overrides whose last value
+    is None; and the keys of these, which are to be set to None.
+
+  Raises:
+    UserError: `--config` is no file or no config, or a `--config.KEY` is no key of it.
+  """
+  given, rest = [], []
+  arguments = iter(argv[1:])
+  for argument in arguments:
+    if match := re.fullmatch(r"--?config(?:=(.*))?", argument, re.DOTALL):
+      given.append(next(arguments, "") if match[1] is None else match[1])
+    else:
+      rest.append(argument)
+  if not given:
+    return list(argv), []
+  file, colon, preset = given[-1].partition(":")
+  if file:
+    file = storage.expanded(file, "--config")
+  config = _load_config(file, colon, preset)
+  keys = dict(_keys(config))
+  kept, last = [], {}
+  arguments = iter(rest)
+  for argument in arguments:
+    match = re.fullmatch(r"--?(?:no)?config\.([^=]+)(?:=(.*))?", argument, re.DOTALL)
+    if not match:
+      kept.append(argument)
+      continue
+    key, value = match.groups()
+    optional = keys.get(re.sub(r"\[.*", "", key))
+    if optional is None:
+      raise UserError(
+        f"The config {file + colon + preset} has no key {key!r} (given as {argument}). The nearest"
+        f" one is --config.{rules.nearest(key, keys)}; all keys are in that file."
+      )
+    if optional and value is None:
+      value = next(arguments, "")
+      argument = f"{argument}={value}"
+    if optional:
+      last[key] = value
+    if not (optional and value == "None"):
+      kept.append(argument)
+  unset = [key for key, value in last.items() if value == "None"]
+  return [argv[0], f"--config={file + colon + preset}", *kept], unset
+
+
+def _load_config(file: str, colon: str, preset: str) -> ml_collections.ConfigDict:
+  """The config of a file, `FILE:PRESET`."""
+  if not os.path.isfile(file):
     raise UserError(
-      f"There is no config file {path.split(':')[0]!r}. Give one with --config=FILE or "
+      f"There is no config file {file!r}. Give one with --config=FILE or "
       "--config=FILE:DATASET, such as --config=configs/mld.py:digits."
     )
-  config = config_flags.ConfigFileFlagParser("config").parse(path)
-  known = list(_keys(config.to_dict()))
-  for argument in argv:
-    if (match := override.match(argument)) and re.sub(r"\[.*", "", match[1]) not in known:
-      raise UserError(
-        f"The config {path} has no key {match[1]!r} (given as {argument}). The nearest one is "
-        f"--config.{rules.nearest(match[1], known)}; all keys are in that file."
-      )
+  try:
+    config = config_flags.ConfigFileFlagParser("config").parse(file + colon + preset)
+  except UserError:
+    raise
+  except Exception as error:  # Whatever a file that is no config, or has a slip, can raise.
+    last = " ".join(str(error).split("Traceback")[-1].split())
+    raise UserError(
+      f"The config file {file!r} fails ({type(error).__name__}: {last}). It must be Python with a"
+      " function get_config(name) that returns a ConfigDict; see configs/mld.py."
+    ) from error
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise UserError(
+      f"get_config of the config file {file!r} returns {type(config).__name__}; it must return an"
+      " ml_collections.ConfigDict."
+    )
+  return config
 
 
-def _keys(tree: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
-  """The dotted names of the leaves of nested dicts."""
-  for name, value in tree.items():
-    if isinstance(value, dict):
+def _keys(tree: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[str, bool]]:
+  """The dotted names of the leaves of a config, and whether each may be None."""
+  for name, value in tree.items(preserve_field_references=True):
+    optional = isinstance(value, ml_collections.FieldReference)
+    if optional:
+      value = value.get()
+    if isinstance(value, ml_collections.ConfigDict):
       yield from _keys(value, f"{prefix}{name}.")
     else:
-      yield prefix + name
+      yield prefix + name, optional
 
 
 def _exit(message: object, code: int) -> None:

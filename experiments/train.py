@@ -15,6 +15,7 @@ from typing import NoReturn
 import jax
 
 from experiments import chosen, processes, setup
+from mmdiff_jax import storage
 from mmdiff_jax.data import datasets, missing
 from mmdiff_jax.errors import PreemptedError
 from mmdiff_jax.training import trainer
@@ -29,6 +30,8 @@ def main(argv: Sequence[str]) -> None:
     framework = setup.build(config)
     workdir, stages = setup.WORKDIR.value, chosen.STAGES.value
     trainer.check(framework, config, workdir, stages)
+    if jax.process_index() == 0:
+      storage.check_writable(workdir, "--workdir")
     data = {s: datasets.load(**config.data.to_dict(), split=s) for s in ("train", "test")}
     data["train"] = missing.drop(
       data["train"], config.modalities, config.get("drop_prob", 0.0), config.seed

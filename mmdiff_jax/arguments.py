@@ -6,7 +6,6 @@ transformation of JAX only shapes and types can be.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-import difflib
 import inspect
 import math
 from typing import Any
@@ -17,12 +16,13 @@ from jax.tree_util import Partial
 from jaxtyping import Array, PRNGKeyArray
 import numpy as np
 
+from mmdiff_jax import rules
+
 
 def nearest(name: str, names: Iterable[str]) -> str:
   """The end of a message about a name that does not exist: the nearest name, and all names."""
   names = sorted(names)
-  close = difflib.get_close_matches(name, names, 1, 0.0)
-  return f"the nearest is {close[0]!r}, of {names}" if close else "there is none"
+  return f"the nearest is {rules.nearest(name, names)!r}, of {names}" if names else "there is none"
 
 
 def names(where: str, argument: str, value: Any) -> tuple[str, ...]:

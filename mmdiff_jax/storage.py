@@ -1,12 +1,16 @@
-"""Folders that may lie in a bucket of Google Cloud Storage, `gs://BUCKET/FOLDER`.
+"""Paths that a user gives: files and folders, and those in a bucket, `gs://BUCKET/FOLDER`.
 
 `epath.Path` reads and writes them by TensorFlow, and those of the file system by itself. What a
 bucket lacks is thought of where it matters: an object is written as a whole, and counts when it is;
 adding to one writes it anew; a folder is moved object by object.
 """
 
+from collections.abc import Iterator
+import contextlib
 import importlib.util
 import os
+import pathlib
+import tempfile
 
 from etils import epath
 
@@ -14,10 +18,11 @@ from mmdiff_jax.errors import UserError
 
 
 def path(name: str | os.PathLike[str]) -> epath.Path:
-  """A file or folder that may lie in a bucket.
+  """A file or folder that may lie in a bucket; of the file system as `expanded` gives it.
 
   Raises:
-    UserError: it lies there, and TensorFlow is not installed, or in another kind of storage.
+    UserError: it lies there, and TensorFlow is not installed, or in another kind of storage; or as
+      `expanded`.
   """
   if "://" in os.fspath(name):
     if not in_bucket(name):
@@ -31,7 +36,8 @@ def path(name: str | os.PathLike[str]) -> epath.Path:
         " give a folder of the file system."
       )
     quieten_tensorflow()
-  return epath.Path(name)
+    return epath.Path(name)
+  return epath.Path(expanded(name))
 
 
 def in_bucket(name: str | os.PathLike[str]) -> bool:
@@ -39,12 +45,98 @@ def in_bucket(name: str | os.PathLike[str]) -> bool:
   return os.fspath(name).startswith("gs://")
 
 
-def check_on_disk(name: str | None, what: str) -> None:
-  """Raises UserError when the name of `what` is `gs://...` or the like, which cannot be there."""
-  if "://" in (name or ""):
+def on_disk(name: str | os.PathLike[str], what: str) -> pathlib.Path:
+  """A file or folder that must lie in the file system, as `expanded` gives it.
+
+  Args:
+    name: the path.
+    what: names it in messages, with the flag or field it comes from.
+
+  Raises:
+    UserError: it is `gs://...` or the like; or as `expanded`.
+  """
+  if "://" in os.fspath(name):
     raise UserError(
       f"{what} cannot be {name}: give a folder of the file system, such as a mounted bucket."
     )
+  return pathlib.Path(expanded(name, what))
+
+
+def expanded(name: str | os.PathLike[str], what: str = "A path") -> str:
+  """A path of the file system with the home folder in place of a leading `~` or `~USER`.
+
+  The shell leaves `~` as it is in `--flag=~/x`, and nothing expands it in a config.
+
+  Args:
+    name: the path.
+    what: names it in messages.
+
+  Raises:
+    UserError: it is empty or holds a null character, or there is no such user.
+  """
+  name = os.fspath(name)
+  if not name or "\0" in name:
+    raise UserError(f"{what} is {name!r}: give the name of a file or folder.")
+  path = os.path.expanduser(name)
+  if path.startswith("~"):
+    user, _, rest = name.partition("/")
+    raise UserError(
+      f"{what} is {name}, but there is no user {user[1:]!r}. For a folder of that name write"
+      f" ./{user}{rest and '/'}{rest}."
+    )
+  return path
+
+
+def check_writable(folder: str | os.PathLike[str], flag: str) -> None:
+  """Checks that a folder can be made and written into, before the work whose results it takes.
+
+  Leaves everything as it was. A bucket is not tried.
+
+  Args:
+    folder: the folder, there or not.
+    flag: names where it comes from, for the message.
+
+  Raises:
+    UserError: it cannot be written into.
+  """
+  folder = path(folder)
+  if in_bucket(folder):
+    return
+  folder = pathlib.Path(folder)
+  with writing(folder, flag):
+    new = [part for part in (folder, *folder.parents) if not os.path.lexists(part)]
+    try:
+      if new:
+        folder.mkdir(parents=True, exist_ok=True)
+      tempfile.TemporaryFile(dir=folder).close()
+    finally:
+      for part in new:
+        with contextlib.suppress(OSError):
+          part.rmdir()
+
+
+def check_file_writable(file: str | os.PathLike[str], flag: str) -> None:
+  """As `check_writable`, for a file, whose folder need not be there either."""
+  file = path(file)
+  if file.is_dir():
+    raise UserError(f"{file} ({flag}) is a folder: give the name of a file.")
+  if not file.exists():
+    check_writable(file.parent, flag)
+    return
+  with writing(file, flag):
+    file.open("ab").close()
+
+
+@contextlib.contextmanager
+def writing(target: str | os.PathLike[str], flag: str) -> Iterator[None]:
+  """Within, an OSError becomes a UserError that names the file or folder and its flag."""
+  try:
+    yield
+  except OSError as error:
+    raise UserError(
+      f"{os.fspath(target)} ({flag}) cannot be written: {error.strerror or error}. Make room or get"
+      " permission to write there, or choose another place."
+    ) from error
 
 
 def quieten_tensorflow() -> None:

@@ -1,11 +1,14 @@
+import errno
 import importlib.util
 import os
+import tempfile
 
+import numpy as np
 import pytest
 
 from experiments import experts
 from mmdiff_jax import storage
-from mmdiff_jax.data import datasets
+from mmdiff_jax.data import datasets, readers, sources
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.training import checkpoints, claims
 
@@ -35,6 +38,61 @@ def test_a_name_in_a_bucket_stays_one():
 def test_a_stage_lies_in_an_absolute_folder(monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
   assert os.fspath(checkpoints.stage_dir("run", "x")) == str(tmp_path / "run/checkpoints/x")
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
+  home, here = tmp_path / "home", tmp_path / "here"
+  for folder in (home, here):
+    folder.mkdir()
+  monkeypatch.setenv("HOME", str(home))
+  monkeypatch.chdir(here)
+  assert storage.expanded("~") == str(home) and storage.expanded("a~") == "a~"
+  assert os.fspath(storage.path("~/run")) == str(storage.on_disk("~/run", "it")) == f"{home}/run"
+  assert os.fspath(checkpoints.stage_dir("~/run", "x")) == f"{home}/run/checkpoints/x"
+  assert experts._term("~/run:sketch+mask") == (f"{home}/run", ("sketch", "mask"))
+  assert experts._term("~/run/") == (f"{home}/run", ())
+  assert sources.manual(None, "~/mine") == home / "mine"
+  readers.write_npz("~/a.npz", x=np.arange(3))
+  assert readers.kept_npz("~/a.npz").keys() == {"x"} and len(readers.array("~/a.npz", "x")) == 3
+  storage.check_writable("~/run", "--out")
+  assert {path.name for path in home.iterdir()} == {"a.npz"} and not list(here.iterdir())
+
+
+@pytest.mark.parametrize(
+  ("name", "words"),
+  [
+    ("~nobody_here/x", "The place is ~nobody_here/x, but .*'nobody_here'.* write ./~nobody_here/x"),
+    ("", "The place is ''"),
+    ("a\0b", "The place is "),
+  ],
+)
+def test_names_that_are_no_path(name, words):
+  with pytest.raises(UserError, match=words):
+    storage.on_disk(name, "The place")
+  with pytest.raises(UserError):
+    storage.path(name)
+
+
+def test_a_folder_is_tried_before_it_is_needed(tmp_path, monkeypatch):
+  (tmp_path / "file").touch()
+  (tmp_path / "there").mkdir()
+  for name in ("there", "new/deep/er"):
+    storage.check_writable(tmp_path / name, "--out")
+  storage.check_file_writable(tmp_path / "file", "--out")
+  storage.check_file_writable(tmp_path / "new" / "file", "--out")
+  for name in ("file", "file/below", "x" * 300):
+    with pytest.raises(UserError, match=f"{name} .--out. cannot be written: "):
+      storage.check_writable(tmp_path / name, "--out")
+  with pytest.raises(UserError, match="there .--out. is a folder"):
+    storage.check_file_writable(tmp_path / "there", "--out")
+
+  def refuse(**_):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS), "name")
+
+  monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+  with pytest.raises(UserError, match="new/deep .--out. cannot be written: Read-only file system"):
+    storage.check_writable(tmp_path / "new" / "deep", "--out")
+  assert {path.name for path in tmp_path.iterdir()} == {"file", "there"}
 
 
 @pytest.mark.parametrize("name", ["data_dir", "manual_dir"])

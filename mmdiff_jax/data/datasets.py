@@ -23,6 +23,8 @@ from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.modalities import Modality
 
+_PREPARED = "The folder for prepared data (data_dir, or TFDS_DATA_DIR)"
+
 
 def prepared(data_dir: str | None) -> pathlib.Path:
   """The folder of prepared data sets: that one, else tfds's own.
@@ -30,7 +32,7 @@ def prepared(data_dir: str | None) -> pathlib.Path:
   Tfds's own is what the environment's TFDS_DATA_DIR says, else `~/tensorflow_datasets`.
   """
   own = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-  return pathlib.Path(data_dir or own).expanduser()
+  return pathlib.Path(storage.expanded(data_dir or own, _PREPARED))
 
 
 def _find(name: str) -> types.ModuleType | None:
@@ -131,11 +133,15 @@ def load(
   """
   module = _module(name)
   _check_options(name, module, options)
-  own = "The folder for prepared data (data_dir, or TFDS_DATA_DIR)"
-  storage.check_on_disk(data_dir or os.environ.get("TFDS_DATA_DIR"), own)
-  storage.check_on_disk(manual_dir, "The folder of your own files (manual_dir)")
-  # `~` is no matter of the shell where it stands in a config or after `--data_dir=`.
-  data_dir, manual_dir = (path and os.path.expanduser(path) for path in (data_dir, manual_dir))
+  data_dir, manual_dir = (
+    path if path is None else os.fspath(storage.on_disk(path, what))
+    for path, what in (
+      (data_dir, _PREPARED),
+      (manual_dir, "The folder of your own files (manual_dir)"),
+    )
+  )
+  if own := os.environ.get("TFDS_DATA_DIR"):
+    storage.on_disk(own, _PREPARED)
   if data_dir is not None and not os.path.isdir(data_dir):
     raise UserError(
       f"The folder for prepared data, {data_dir!r}, does not exist. Make it (mkdir -p), or leave "

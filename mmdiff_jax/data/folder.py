@@ -39,7 +39,7 @@ import zlib
 
 import numpy as np
 
-from mmdiff_jax import rules
+from mmdiff_jax import rules, storage
 from mmdiff_jax.data import audio, datasets, derived, readers
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.modalities import image_picture, mask_picture, Modality, video_picture
@@ -191,7 +191,7 @@ def open_folder(
   """
   if incomplete not in ("refuse", "keep", "drop"):
     raise UserError(f"incomplete is {incomplete!r}; it can be 'refuse', 'keep' or 'drop'.")
-  root = pathlib.Path(root)
+  root = storage.on_disk(root, "The folder of your own files")
   if not root.is_dir():
     raise UserError(f"There is no folder {str(root)!r} with data.")
   base, hashed = _base(root, columns, split)
@@ -608,7 +608,7 @@ def load(
   if manual_dir is None:
     raise UserError("Which folder is yours? Say --config.data.manual_dir=FOLDER.")
   # One folder is one, however it is named.
-  root = pathlib.Path(os.path.abspath(os.path.expanduser(manual_dir)))
+  root = pathlib.Path(os.path.abspath(storage.on_disk(manual_dir, "config.data.manual_dir")))
   own, other = (test_split, "train") if split == "test" else (split, test_split)
   parsed, parting = parse(columns), {"test_share": test_share, "together": together}
   options = {**parting, "incomplete": incomplete, "aligned": aligned}

@@ -394,7 +394,8 @@ def kept_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray] | None:
   It may lie in a bucket, see `storage.path`.
   """
   try:
-    whole = io.BytesIO(storage.path(path).read_bytes()) if storage.in_bucket(path) else path
+    path = storage.path(path)
+    whole = io.BytesIO(path.read_bytes()) if storage.in_bucket(path) else path
     with np.load(whole, allow_pickle=False) as file:  # What is in a ZIP has a checksum.
       return dict(file)
   except (OSError, ValueError, EOFError, zipfile.BadZipFile):
@@ -407,6 +408,7 @@ def array(path: str | os.PathLike[str], key: str) -> np.ndarray:
   Raises:
     UserError: the file is not there, is damaged or needs pickle, or has no such array.
   """
+  path = storage.expanded(path)
   with reading(path):
     if not zipfile.is_zipfile(path):
       raise ValueError("it is not there, or no NPZ file")

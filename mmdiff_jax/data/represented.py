@@ -8,7 +8,7 @@ import os
 
 import numpy as np
 
-from mmdiff_jax import rules
+from mmdiff_jax import rules, storage
 from mmdiff_jax.data import datasets, readers
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.errors import UserError
@@ -57,7 +57,7 @@ def load(
       "config.data.file is not set: name the NPZ file of the representations. experiments.represent"
       " makes one."
     )
-  path = os.path.expanduser(file)
+  path = os.fspath(storage.on_disk(file, "config.data.file"))
   rows = {name: _read(path, name, size) for name in {"train", split}}
   data = datasets.load(of, split, data_dir, manual_dir)
   number = len(next(iter(data.values())))

@@ -26,6 +26,7 @@ import zlib
 from jaxtyping import Int
 import numpy as np
 
+from mmdiff_jax import storage
 from mmdiff_jax.data import datasets, readers
 from mmdiff_jax.errors import UserError
 
@@ -254,7 +255,7 @@ def pendigits(split: str, data_dir: str | None = None, manual_dir: str | None = 
 def manual(data_dir: str | None, manual_dir: str | None) -> pathlib.Path:
   """The folder of files that a user brings."""
   if manual_dir is not None:
-    return pathlib.Path(manual_dir).expanduser()
+    return storage.on_disk(manual_dir, "The folder of your own files (manual_dir)")
   return datasets.prepared(data_dir) / "downloads" / "manual"
 
 
@@ -319,6 +320,7 @@ def prepare(
       if missing:
         # Without a network tfds would try for minutes before it gives up.
         socket.getaddrinfo("tensorflow.org", 443)
+      manual_dir = manual_dir and storage.expanded(manual_dir)
       config = tfds.download.DownloadConfig(manual_dir=manual_dir)
       builder.download_and_prepare(download_config=config)
     except failures as error:
@@ -349,7 +351,7 @@ def _at_hand(builder: Any, manual_dir: str | os.PathLike[str] | None, files: str
   from tensorflow_datasets.core.download import resource
 
   downloads = pathlib.Path(builder.data_dir_root, "downloads")
-  brought = pathlib.Path(manual_dir or downloads / "manual")
+  brought = pathlib.Path(storage.expanded(manual_dir or downloads / "manual"))
   cached = {path.name for path in downloads.rglob("*")}
   return all(
     (brought / info.filename).is_file() or resource.get_dl_fname(url, info.checksum) in cached

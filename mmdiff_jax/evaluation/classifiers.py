@@ -226,6 +226,9 @@ def load_or_fit(
 
   Returns:
     The classifier. A file of other data, or a damaged one, is replaced.
+
+  Raises:
+    UserError: the file cannot be written.
   """
   if modality.name == "label":
     one_hot = functools.partial(jax.nn.one_hot, num_classes=modality.num_classes)
@@ -243,14 +246,17 @@ def load_or_fit(
   if saved is not None and np.array_equal(saved.pop("made_of", None), made_of):
     network = _network(modality, int(labels.max()) + 1)
     return Classifier(traverse_util.unflatten_dict(saved, sep="/"), _inference(network))
+  # Before minutes of training.
+  storage.check_writable(path.parent, "the folder of the classifiers")
   key = multitime.modality_key(multitime.make_key(_SEED), modality.name)
   classifier = fit(modality, x, labels, key, num_steps=num_steps, say=say)
-  path.parent.mkdir(parents=True, exist_ok=True)
   flat = {
     name: np.asarray(value)
     for name, value in traverse_util.flatten_dict(classifier.params, sep="/").items()
   }
-  readers.write_npz(path, made_of=made_of, **flat)
+  with storage.writing(path, "the file of a classifier"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    readers.write_npz(path, made_of=made_of, **flat)
   return classifier
 
 

@@ -75,7 +75,7 @@ def _denoiser(maker, pair, fn, schedule, levels=_levels):
 
 def _warn_where_alpha_vanishes(constructor, schedule):
   """Warns once per schedule whose alpha(1) is 0; one with traced parameters is not checked."""
-  for each in schedule.values() if isinstance(schedule, dict) else (schedule,):
+  for each in schedule.values() if isinstance(schedule, Mapping) else (schedule,):
     try:
       with jax.ensure_compile_time_eval():
         vanishes = bool(each.alpha(jnp.ones(())) == 0)

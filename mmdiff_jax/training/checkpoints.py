@@ -48,9 +48,10 @@ class SaveError(Exception):
 
 def stage_dir(workdir: str | os.PathLike[str], stage: str) -> epath.Path:
   """The folder of one stage's checkpoints."""
+  workdir = storage.path(workdir)
   if not storage.in_bucket(workdir):
-    workdir = os.path.join(os.getcwd(), workdir)  # Orbax wants to know all of it.
-  return storage.path(workdir) / "checkpoints" / stage
+    workdir = os.getcwd() / workdir  # Orbax wants to know all of it.
+  return workdir / "checkpoints" / stage
 
 
 def latest_step(workdir: str | os.PathLike[str], stage: str) -> int | None:

@@ -25,6 +25,15 @@ _FREE_FIELDS = (
 _COMPARED_ROWS = 64  # Rows of the training split that are compared: few, since reading may be slow.
 
 
+def check_name(workdir: str | os.PathLike[str]) -> None:
+  """Raises UserError if Orbax takes the path for a pattern: it would not find its checkpoints."""
+  if strange := set("[]*?\\") & set(os.path.abspath(storage.path(workdir))):
+    raise UserError(
+      f"The workdir {workdir} cannot have {' '.join(sorted(strange))} in its path: checkpoints"
+      " there cannot be read. Choose another --workdir."
+    )
+
+
 def check_config(workdir: str | os.PathLike[str], config: ml_collections.ConfigDict) -> None:
   """Checks that a config would train the weights of a workdir, if this holds a run; writes nothing.
 
@@ -33,14 +42,9 @@ def check_config(workdir: str | os.PathLike[str], config: ml_collections.ConfigD
     config: how it is trained.
 
   Raises:
-    UserError: the workdir was made with another config; says what differs. Or its name is one that
-      Orbax takes for a pattern: it would write checkpoints and not find them.
+    UserError: the workdir was made with another config; says what differs. Or as `check_name`.
   """
-  if strange := set("[]*?") & set(os.path.abspath(workdir)):
-    raise UserError(
-      f"The workdir {workdir} cannot have {' '.join(sorted(strange))} in its path: checkpoints"
-      " there cannot be read. Choose another --workdir."
-    )
+  check_name(workdir)
   config_path = storage.path(workdir) / "config.json"
   if config_path.exists():
     # Through JSON, so that tuples and lists compare as equal.

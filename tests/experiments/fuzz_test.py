@@ -9,7 +9,7 @@ import random
 
 from absl import flags
 import jax
-from ml_collections.config_flags import config_flags
+from ml_collections.config_flags import config_flags, config_path
 import numpy as np
 import pytest
 
@@ -57,9 +57,11 @@ WORDS = ("wrong", "", "None", "0", "True", "()", "('a', 'b')", "nan", "-1", "2.5
 def config_of(argv):
   """The config of a command line, read as the entry points read it."""
   values = flags.FlagValues()
-  config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=["train", *argv])
-  setup._check_config(argv)
-  values(["train", *argv])
+  argv, unset = setup.config_first(["train", *argv])
+  config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
+  values(argv)
+  for key in unset:
+    config_path.set_value(key, values.config, None)
   return values.config
 
 

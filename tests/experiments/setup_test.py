@@ -1,9 +1,12 @@
+import errno
 import json
+import os
+import sys
 
 import ml_collections
 import pytest
 
-from experiments import setup
+from experiments import benchmark, benchmark_train, generation, setup  # noqa: F401 (--guidance)
 from mmdiff_jax.data import datasets
 from mmdiff_jax.errors import UserError
 
@@ -60,3 +63,103 @@ def test_names_that_the_data_set_does_not_have(field, value):
   assert len(setup.modalities(tree(right))) == 1
   with pytest.raises(UserError, match=rf"config\.{field} is 3; it must be"):
     setup.modalities(tree(3))
+
+
+DIGITS = "--config=configs/mld.py:digits"
+
+
+@pytest.fixture
+def config_from(command, monkeypatch):
+  """`config_from(*arguments)` is the config that the benchmark of training is given."""
+  given = []
+  monkeypatch.setattr(benchmark_train, "run", lambda config, *_, **__: given.append(config) or {})
+  monkeypatch.setattr(benchmark_train, "table", str)
+
+  def config_from(*arguments):
+    ended = command(benchmark, "train", *arguments, positional=1)
+    assert ended.code == 0, ended.err
+    return given.pop()
+
+  return config_from
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_overrides_are_read_in_any_order(config_from, first):
+  overrides = [
+    "--config.score.training.steps=1e2",
+    "--config.score.training.batch_size=100.0",
+    "--config.seed=7",
+    "--config.score.training.learning_rate=1",
+    "--config.data.data_dir=None",
+    "--config.evaluation.classifier_steps=3",
+    "--config.evaluation.classifier_steps",
+    "None",
+    "--config.autoencoder.digit.use=a:b",
+    "--config.autoencoder.scene.use=None",
+    "--config.autoencoder.scene.use=a:b",
+    "--config.framework=None",
+  ]
+  config = config_from(*([DIGITS, *overrides] if first else [*overrides, "--config", DIGITS[9:]]))
+  training = config.score.training
+  assert (training.steps, training.batch_size, training.learning_rate) == (100, 100, 1.0)
+  assert config.seed == 7
+  assert config.data.data_dir is None and config.evaluation.classifier_steps is None
+  assert config.autoencoder.digit.use == config.autoencoder.scene.use == "a:b"
+  assert config.framework == "None"  # A field that must have a value.
+
+
+@pytest.mark.parametrize(
+  ("argument", "words"),
+  [
+    ("--config.score.training.steps=abc", "training.steps=abc: it must be a whole number"),
+    ("--config.score.training.steps=1.5", "training.steps=1.5: it must be a whole number"),
+    ("--config.seed=None", "seed=None: it must be a whole number"),
+    ("--config.score.training.learning_rate=abc", "learning_rate=abc: it must be a number"),
+    ("--config.evaluation.similarity=abc", "similarity=abc: it must be True or False"),
+    ("--guidance=abc", "--guidance=abc: it must be a number"),
+    ("--rounds=abc", "--rounds=abc: it must be a whole number"),
+    ("--config.sed=1", "no key 'sed' (given as --config.sed=1)"),
+  ],
+)
+def test_overrides_that_are_no_value_of_their_field(command, refused, argument, words):
+  for arguments in ([DIGITS, argument], [argument, DIGITS]):
+    refused(command(benchmark, "train", *arguments, positional=1), words)
+
+
+def test_integers_of_flags_are_read_like_those_of_configs(command, monkeypatch):
+  monkeypatch.setattr(benchmark, "run", lambda sizes, **options: options)
+  monkeypatch.setattr(benchmark, "table", lambda options: str(options["rounds"]))
+  assert command(benchmark, "--rounds=1e1", positional=1).out.strip() == "10"
+
+
+@pytest.mark.parametrize(
+  ("text", "words"),
+  [
+    ("def get_config(", "fails (SyntaxError"),
+    ("x = 1", "fails (AttributeError: .*get_config"),
+    ("def get_config(): return 1 / 0", "fails (ZeroDivisionError"),
+    ("def get_config(): raise ValueError('no\\nway')", "ValueError: no way"),
+    ("def get_config(): return {}", "returns dict; it must return an ml_collections.ConfigDict"),
+  ],
+)
+def test_files_that_are_no_config(command, tmp_path, monkeypatch, refused, text, words):
+  monkeypatch.delitem(sys.modules, "config_config", raising=False)
+  (tmp_path / "mine.py").write_text(text)
+  refused(command(benchmark, "train", f"--config={tmp_path / 'mine.py'}", positional=1), "mine.py")
+  with pytest.raises(UserError) as error:
+    setup.config_first(["benchmark", f"--config={tmp_path / 'mine.py'}"])
+  for word in words.split(".*"):
+    assert word in str(error.value)
+
+
+def test_errors_of_the_system_are_a_sentence(command, monkeypatch, refused):
+  def fail(*_, **__):
+    raise error
+
+  monkeypatch.setattr(benchmark, "run", fail)
+  for number in (errno.EACCES, errno.ENOSPC, errno.ENOTDIR, errno.EROFS):
+    error = OSError(number, os.strerror(number), "there/x")
+    refused(command(benchmark, positional=1), "there/x", os.strerror(number))
+  error = OSError("of a library")  # No number: a defect, which keeps its traceback.
+  with pytest.raises(OSError, match="of a library"):
+    setup._guarded(benchmark.main, ["benchmark"], 1)

@@ -19,7 +19,7 @@ def test_another_config_is_refused_and_changes_nothing(toy, workdir):
   assert (workdir / "config.json").read_text() == before
 
 
-@pytest.mark.parametrize("name", ["run[1]", "what?", "all*/run"])
+@pytest.mark.parametrize("name", ["run[1]", "what?", "all*/run", "runs\\x"])
 def test_a_folder_whose_checkpoints_could_not_be_read_is_refused(toy, tmp_path, name):
   with pytest.raises(UserError, match="cannot have .* in its path: checkpoints there"):
     toy.train(tmp_path / name)
