@@ -24,6 +24,15 @@ _FREE_FIELDS = (
 _COMPARED_ROWS = 64  # Rows of the training split that are compared: few, since reading may be slow.
 
 
+def check_name(workdir: str | os.PathLike[str]) -> None:
+  """Raises UserError for a name that Orbax takes for a pattern: checkpoints would not be found."""
+  if strange := set("[]*?") & set(os.path.abspath(workdir)):
+    raise UserError(
+      f"The workdir {workdir} cannot have {' '.join(sorted(strange))} in its path: checkpoints"
+      " there cannot be read. Choose another --workdir."
+    )
+
+
 def claim_workdir(
   workdir: str | os.PathLike[str],
   config: ml_collections.ConfigDict,
@@ -41,14 +50,8 @@ def claim_workdir(
     data: the training split: the modalities that are trained on, and their masks.
 
   Raises:
-    UserError: the workdir was made with another config or other data; says what differs. Or its
-      name is one that Orbax takes for a pattern: it would write checkpoints and not find them.
+    UserError: the workdir was made with another config or other data; says what differs.
   """
-  if strange := set("[]*?") & set(os.path.abspath(workdir)):
-    raise UserError(
-      f"The workdir {workdir} cannot have {' '.join(sorted(strange))} in its path: checkpoints"
-      " there cannot be read. Choose another --workdir."
-    )
   config_path, data_path = (storage.path(workdir) / name for name in ("config.json", "data.json"))
   # Through JSON, so that tuples and lists compare as equal.
   text = json.dumps(config.to_dict(), indent=2)
