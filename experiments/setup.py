@@ -14,7 +14,7 @@ import jax
 import ml_collections
 from ml_collections.config_flags import config_flags
 
-from mmdiff_jax import rules
+from mmdiff_jax import rules, storage
 from mmdiff_jax.data import datasets
 from mmdiff_jax.errors import PreemptedError, UserError
 from mmdiff_jax.frameworks.base import Framework
@@ -109,8 +109,7 @@ def modalities(config: ml_collections.ConfigDict) -> tuple[Modality, ...]:
 def _guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str], positional: int) -> None:
   """Runs `main` with the compilation cache on and errors turned into words."""
   if not jax.config.jax_compilation_cache_dir:
-    cache = pathlib.Path.home() / ".cache" / "mmdiff_jax" / "xla"
-    jax.config.update("jax_compilation_cache_dir", os.fspath(cache))
+    jax.config.update("jax_compilation_cache_dir", os.fspath(storage.cache_dir() / "xla"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
   try:
     if len(argv) > 1 + positional:

@@ -6,7 +6,9 @@ adding to one writes it anew; a folder is moved object by object.
 """
 
 import importlib.util
+import logging
 import os
+import pathlib
 
 from etils import epath
 
@@ -48,9 +50,23 @@ def check_on_disk(name: str | None, what: str) -> None:
 
 
 def quieten_tensorflow() -> None:
-  """Call it before TensorFlow is imported: its own lines on screen would bury ours."""
+  """Call it before TensorFlow or tfds is imported: their own lines on screen would bury ours."""
+  from absl import logging as absl_logging
+
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  # Otherwise a line says that oneDNN is on, whatever the level of logging.
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+  absl_logging.get_absl_logger().addFilter(_matters)
+
+
+def _matters(record: logging.LogRecord) -> bool:
+  """Whether a log record is an error, or not of tfds, which warns of what we handle."""
+  return record.levelno >= logging.ERROR or "tensorflow_datasets" not in record.pathname
+
+
+def cache_dir() -> pathlib.Path:
+  """The folder of what is kept between runs to save time; it may be deleted at any time."""
+  return pathlib.Path.home() / ".cache" / "mmdiff_jax"
 
 
 def write_atomically(target: epath.Path, text: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import json
 import math
 import os
+import sys
 import time
 from typing import Any
 
@@ -232,6 +233,8 @@ class Monitor:
   def _open_tensorboard(self, step: int) -> Any:
     """A writer that works in a thread of its own, or None where TensorFlow is missing."""
     storage.quieten_tensorflow()
+    if "tensorflow" not in sys.modules:
+      self.say("Loading TensorFlow, which writes for TensorBoard")
     try:
       from clu import metric_writers
       from tensorboard.compat.proto import event_pb2
