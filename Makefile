@@ -23,7 +23,8 @@ lint: .venv/installed
 	$(PYTHON) -m ruff check .
 	.venv/bin/lint-imports
 
-.venv/installed: requirements.txt
+.venv/installed: Makefile pyproject.toml requirements.txt
 	python3 -m venv .venv
 	$(PYTHON) -m pip install --quiet --requirement requirements.txt
+	$(PYTHON) -m pip install --quiet --no-deps --editable .
 	touch $@

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import importlib
 import os
-import pathlib
 import re
 import sys
 from typing import Any
@@ -165,8 +164,7 @@ def _flat(names: Any) -> Iterable[str]:
 def _guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str], positional: int) -> None:
   """Runs `main` with the compilation cache on and errors turned into words."""
   if not jax.config.jax_compilation_cache_dir:
-    cache = pathlib.Path.home() / ".cache" / "mmdiff_jax" / "xla"
-    jax.config.update("jax_compilation_cache_dir", os.fspath(cache))
+    jax.config.update("jax_compilation_cache_dir", os.fspath(storage.cache_dir() / "xla"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
   try:
     if len(argv) > 1 + positional:

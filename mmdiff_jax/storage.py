@@ -8,6 +8,7 @@ adding to one writes it anew; a folder is moved object by object.
 from collections.abc import Iterator
 import contextlib
 import importlib.util
+import logging
 import os
 import pathlib
 import tempfile
@@ -140,9 +141,23 @@ def writing(target: str | os.PathLike[str], flag: str) -> Iterator[None]:
 
 
 def quieten_tensorflow() -> None:
-  """Call it before TensorFlow is imported: its own lines on screen would bury ours."""
+  """Call it before TensorFlow or tfds is imported: their own lines on screen would bury ours."""
+  from absl import logging as absl_logging
+
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  # Otherwise a line says that oneDNN is on, whatever the level of logging.
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+  absl_logging.get_absl_logger().addFilter(_matters)
+
+
+def _matters(record: logging.LogRecord) -> bool:
+  """Whether a log record is an error, or not of tfds, which warns of what we handle."""
+  return record.levelno >= logging.ERROR or "tensorflow_datasets" not in record.pathname
+
+
+def cache_dir() -> pathlib.Path:
+  """The folder of what is kept between runs to save time; it may be deleted at any time."""
+  return pathlib.Path.home() / ".cache" / "mmdiff_jax"
 
 
 def write_atomically(target: epath.Path, text: str) -> None:

@@ -9,5 +9,17 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 from jaxtyping import install_import_hook  # noqa: E402
+import pytest  # noqa: E402
 
 install_import_hook("mmdiff_jax", "beartype.beartype")
+
+from mmdiff_jax import storage  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+  """Keeps what tests make out of the user's own cache."""
+  folder = tmp_path_factory.mktemp("cache")
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(storage, "cache_dir", lambda: folder)
+    yield

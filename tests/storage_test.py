@@ -1,8 +1,10 @@
 import errno
 import importlib.util
+import logging
 import os
 import tempfile
 
+from absl import logging as absl_logging
 import numpy as np
 import pytest
 
@@ -105,3 +107,17 @@ def test_nor_where_the_environment_says_so(monkeypatch):
   monkeypatch.setenv("TFDS_DATA_DIR", "gs://bucket/data")
   with pytest.raises(UserError, match="TFDS_DATA_DIR. cannot be gs://bucket/data"):
     datasets.load("digits", "train")
+
+
+def test_tensorflow_and_tfds_are_quiet_and_others_are_heard(monkeypatch):
+  for name in ("TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS"):
+    monkeypatch.delenv(name, raising=False)
+  storage.quieten_tensorflow()
+  assert (os.environ["TF_CPP_MIN_LOG_LEVEL"], os.environ["TF_ENABLE_ONEDNN_OPTS"]) == ("3", "0")
+  logger = absl_logging.get_absl_logger()
+  heard = [
+    logger.filter(logging.LogRecord("absl", level, f"/lib/{package}/x.py", 1, "text", (), None))
+    for package in ("tensorflow_datasets/core", "orbax")
+    for level in (logging.WARNING, logging.ERROR)
+  ]
+  assert list(map(bool, heard)) == [False, True, True, True]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from jaxtyping import Float, Int, UInt8
 import numpy as np
 
-from mmdiff_jax.data import pairing, rendering, sources
+from mmdiff_jax.data import cache, pairing, progress, rendering, sources
 from mmdiff_jax.data.mnist import LABEL
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.modalities import image_picture, Modality
@@ -126,20 +126,36 @@ def load(
   digits, labels = sources.mnist(split, data_dir, manual_dir)
   seed = (_SEED, split == "test")
   index = pairing.pair((labels,), COUNTS[split], seed=seed)[:, 0]
-  rng = np.random.default_rng((*seed, 1))
-  chunks = [index[i : i + _CHUNK] for i in range(0, len(index), _CHUNK)]
-  ink = np.concatenate([draw(digits[chunk, ..., 0], rng) for chunk in chunks])
-  colour = _colours(len(index), rng)
+  drawn = cache.arrays(
+    f"captioned_digits-{split}",
+    (digits, labels, index, split),
+    lambda: _drawn(digits, labels, index, split),
+  )
+  ink, colour = drawn.pop("ink"), drawn.pop("ink_colour")
   pictures = Column(np.arange(len(index)), lambda i: paint(ink[i], colour[i]))
-  measured = [measure(pictures[i : i + _CHUNK]) for i in range(0, len(index), _CHUNK)]
+  return {"digit": pictures, "caption": drawn.pop("caption"), "label": labels[index], **drawn}
+
+
+def _drawn(
+  digits: np.ndarray, labels: np.ndarray, index: np.ndarray, split: str
+) -> dict[str, np.ndarray]:
+  """Ink and its colours, uint8 [n, 32, 32] and [n, 3], captions, and `Attributes`."""
+  rng = np.random.default_rng((_SEED, split == "test", 1))
+  starts = range(0, len(index), _CHUNK)
+  ink = np.concatenate(
+    [
+      draw(digits[index[i : i + _CHUNK], ..., 0], rng)
+      for i in progress.shown(f"Drawing captioned_digits ({split})", starts)
+    ]
+  )
+  colour = _colours(len(index), rng)
+  measured = [
+    measure(paint(ink[i : i + _CHUNK], colour[i : i + _CHUNK]))
+    for i in progress.shown(f"Measuring captioned_digits ({split})", starts)
+  ]
   seen = Attributes(*(np.concatenate(parts) for parts in zip(*measured, strict=True)))
-  said = captions(labels[index], seen, rng)
-  return {
-    "digit": pictures,
-    "caption": rendering.tokens_of(said, CAPTION_LENGTH),
-    "label": labels[index],
-    **seen._asdict(),
-  }
+  tokens = rendering.tokens_of(captions(labels[index], seen, rng), CAPTION_LENGTH)
+  return {"ink": ink, "ink_colour": colour, "caption": tokens, **seen._asdict()}
 
 
 def draw(

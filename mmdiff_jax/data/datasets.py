@@ -149,4 +149,5 @@ def load(
     )
   if manual_dir is not None and not os.path.isdir(manual_dir):
     raise UserError(f"The folder of your own files, manual_dir {manual_dir!r}, does not exist.")
+  print(f"Reading the data set {name} ({split})", flush=True)
   return module.load(split, data_dir, manual_dir, **options)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdiff_jax.data import audio, rendering, sources
+from mmdiff_jax.data import audio, cache, rendering, sources
 from mmdiff_jax.modalities import image_picture, mask_picture, Modality
 
 LOUDEST = 32767  # of a 16-bit sample
@@ -70,8 +70,7 @@ def load(
     UserError: it cannot be prepared, such as on a full disk, or what is prepared is damaged.
   """
   del manual_dir
-  views = [model_view(records) for records in read(prepared(data_dir), split)]
-  return {name: np.concatenate([view[name] for view in views]) for name in views[0]}
+  return _views(arrays(prepared(data_dir), split))
 
 
 def prepared(data_dir: str | None) -> Any:
@@ -103,13 +102,48 @@ def read(builder: Any, split: str, skipped: Sequence[str] = ()) -> Iterator[dict
     yield {name: np.stack([record[name] for record in records]) for name in records[0]}
 
 
+def arrays(builder: Any, split: str) -> dict[str, np.ndarray]:
+  """A prepared split, kept on disk for the next time.
+
+  Args:
+    builder: from `prepared`.
+    split: which one.
+
+  Returns:
+    digit, scene and mask as uint8, tone and caption as `load` returns them, label as int32, and
+    handwriting and scene_handwriting, their numbers among scikit-learn's, as int64.
+
+  Raises:
+    UserError: a file is missing or damaged.
+  """
+
+  def make() -> dict[str, np.ndarray]:
+    parts = [_compact(records) for records in read(builder, split)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+  return cache.arrays(f"digits-{split}", sources.states(builder.data_path), make)
+
+
 def model_view(records: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """What the model sees, as `load` describes it, of records as `read` yields them."""
+  """The model's view, as `load` describes it, of records as `read` yields them."""
+  return _views(_compact(records))
+
+
+def _compact(records: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   return {
-    "digit": records["digit"] / np.float32(255),
-    "scene": records["scene"] / np.float32(255),
+    **records,
     "tone": audio.log_mel(records["tone"] / np.float32(LOUDEST), rendering.TONE),
     "caption": rendering.tokens_of([text.decode() for text in records["caption"]]),
     "label": records["label"].astype(np.int32),
-    "mask": records["mask"].astype(np.int32),
+  }
+
+
+def _views(compact: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  return {
+    "digit": compact["digit"] / np.float32(255),
+    "scene": compact["scene"] / np.float32(255),
+    "tone": compact["tone"],
+    "caption": compact["caption"],
+    "label": compact["label"],
+    "mask": compact["mask"].astype(np.int32),
   }

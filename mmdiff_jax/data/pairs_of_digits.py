@@ -16,7 +16,6 @@ from jaxtyping import Float, Int, Num
 import numpy as np
 
 from mmdiff_jax.data import (
-  audio,
   digits,
   pairing,
   rendering,
@@ -190,29 +189,14 @@ def load(
 def _tones(split: str, data_dir: str | None, manual_dir: str | None):
   del manual_dir
   builder = digits.prepared(data_dir)
-  read = digits.read(builder, split, ("digit", "scene", "caption", "mask"))
-  records = [
-    (audio.log_mel(part["tone"] / np.float32(digits.LOUDEST), rendering.TONE), part["label"])
-    for part in read
-  ]
-  heard, labels = (np.concatenate(column) for column in zip(*records, strict=True))
+  arrays = digits.arrays(builder, split)
+  number = len(arrays["label"])
   first = builder.number("train") if split == "test" else 0
-  return (
-    heard,
-    labels.astype(np.int32),
-    np.zeros(len(labels), np.int32),
-    first + np.arange(len(labels)),
-  )
-
-
-def _recordings(split: str, data_dir: str | None, manual_dir: str | None):
-  view = spoken_mnist.SPEECH
-  clips, *rest = sources.spoken_digit(split, view.samples, data_dir, manual_dir)
-  return audio.log_mel(clips / np.float32(32767), view), *rest
+  return arrays["tone"], arrays["label"], np.zeros(number, np.int32), first + np.arange(number)
 
 
 # Log-mel float32 [n, 32, 32], digits, speakers and numbers in the source, none in both splits.
-_SPEECH = {"mnist": _recordings, "digits": _tones}
+_SPEECH = {"mnist": spoken_mnist.speech, "digits": _tones}
 
 
 def _parts(

@@ -398,7 +398,7 @@ def kept_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray] | None:
     whole = io.BytesIO(path.read_bytes()) if storage.in_bucket(path) else path
     with np.load(whole, allow_pickle=False) as file:  # What is in a ZIP has a checksum.
       return dict(file)
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+  except (*_DAMAGE, KeyError):
     return None
 
 

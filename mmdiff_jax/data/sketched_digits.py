@@ -13,7 +13,16 @@ from typing import Any
 from jaxtyping import Float, Int, Num, UInt8
 import numpy as np
 
-from mmdiff_jax.data import agreement as measures, derived, digits, masked, rendering, sources
+from mmdiff_jax.data import (
+  agreement as measures,
+  cache,
+  derived,
+  digits,
+  masked,
+  progress,
+  rendering,
+  sources,
+)
 from mmdiff_jax.data.captioned_digits import (
   draw,
   FORM,
@@ -110,15 +119,13 @@ def load(
   modalities(of=of, part=part)
   items, labels, writing = handwriting(of, split, data_dir, manual_dir)
   # All are drawn, so that what is random does not depend on the part.
-  rng = np.random.default_rng((_SEED, split == "test"))
-  chunks = _chunks(len(items))
-  ink = np.concatenate(
-    [_place(draw(items[chunk], rng, size=SIZE, reach=0.0), rng) for chunk in chunks]
+  drawn = cache.arrays(
+    f"sketched_digits-{of}-{split}",
+    (items, labels, split),
+    lambda: _drawn(items, labels, split),
   )
+  ink = drawn["ink"]
   pages = Column(np.arange(len(ink)), lambda i: ink[i, ..., None] / np.float32(255))
-  measured = [form_of(pages[chunk][..., 0]) for chunk in chunks]
-  seen = Form(*(np.concatenate(parts) for parts in zip(*measured, strict=True)))
-  said = captions(labels, seen, rng)
 
   def mask(i):
     visible = masked.masks(i, split, ("half",), 0.5, (SIZE, SIZE))
@@ -133,9 +140,9 @@ def load(
       f"config.data.part is {part!r}, but {of!r} has {number:,} handwritings. Take fewer parts."
     )
   whole = {
-    "caption": rendering.tokens_of(said, CAPTION_LENGTH),
+    "caption": drawn["caption"],
     "label": labels,
-    **seen._asdict(),
+    **{name: drawn[name] for name in Form._fields},
   }
   return {
     "digit": Column(rows, pages.read),
@@ -143,6 +150,19 @@ def load(
     "mask": Column(rows, mask),
     **{name: column[rows] for name, column in whole.items()},
   }
+
+
+def _drawn(items: np.ndarray, labels: np.ndarray, split: str) -> dict[str, np.ndarray]:
+  """Ink on pages, uint8 [n, 28, 28], what can be seen of them as in `Form`, and captions."""
+  rng = np.random.default_rng((_SEED, split == "test"))
+  chunks = progress.shown(f"Drawing sketched_digits ({split})", _chunks(len(items)))
+  ink, measured = [], []
+  for chunk in chunks:
+    ink.append(_place(draw(items[chunk], rng, size=SIZE, reach=0.0), rng))
+    measured.append(form_of(ink[-1] / np.float32(255)))
+  seen = Form(*(np.concatenate(parts) for parts in zip(*measured, strict=True)))
+  tokens = rendering.tokens_of(captions(labels, seen, rng), CAPTION_LENGTH)
+  return {"ink": np.concatenate(ink), "caption": tokens, **seen._asdict()}
 
 
 def _chunks(number: int) -> list[slice]:
@@ -170,11 +190,8 @@ def _mnist(split: str, data_dir: str | None, manual_dir: str | None):
 
 def _digits(split: str, data_dir: str | None, manual_dir: str | None):
   del manual_dir
-  builder = digits.prepared(data_dir)
-  records = list(digits.read(builder, split, ("scene", "tone", "caption", "mask")))
-  items, labels, writing = (
-    np.concatenate([part[name] for part in records]) for name in ("digit", "label", "handwriting")
-  )
+  arrays = digits.arrays(digits.prepared(data_dir), split)
+  items, labels, writing = (arrays[name] for name in ("digit", "label", "handwriting"))
   # Place on MNIST's page -> place on that of `digits`.
   places = np.arange(SIZE, dtype=np.float32) - (SIZE - 1) / 2
   places = places / np.float32(_ENLARGED) + (items.shape[1] - 1) / 2
@@ -187,7 +204,7 @@ def _digits(split: str, data_dir: str | None, manual_dir: str | None):
   ]
   low, high = _LEVELS
   ink = np.clip((np.concatenate(pages) - low) / (high - low), 0, 1)
-  return np.round(255 * ink).astype(np.uint8), labels.astype(np.int32), writing
+  return np.round(255 * ink).astype(np.uint8), labels, writing
 
 
 def _place(ink: UInt8[np.ndarray, "n h w"], rng: np.random.Generator) -> UInt8[np.ndarray, "n h w"]:

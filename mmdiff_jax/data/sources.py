@@ -27,7 +27,7 @@ from jaxtyping import Int
 import numpy as np
 
 from mmdiff_jax import storage
-from mmdiff_jax.data import datasets, readers
+from mmdiff_jax.data import cache, datasets, progress, readers
 from mmdiff_jax.errors import UserError
 
 _CHUNK = 1000  # records read at once
@@ -132,16 +132,20 @@ def svhn(split: str, data_dir: str | None = None, manual_dir: str | None = None)
   """
   folder = manual(data_dir, manual_dir) / "svhn"
   if (path := folder / f"{split}_32x32.mat").is_file():
-    with path.open("rb") as file:
-      found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != _SVHN_FILES[split]:
-      raise UserError(
-        f"{path} is truncated or was altered: its SHA-256 is {found} instead of "
-        f"{_SVHN_FILES[split]}. Get it again from http://ufldl.stanford.edu/housenumbers."
-      )
-    source = svhn_mat(path)
-    _log_found("svhn", split, len(source.labels), [path])
-    return source
+
+    def make() -> dict[str, np.ndarray]:
+      with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+      if found != _SVHN_FILES[split]:
+        raise UserError(
+          f"{path} is truncated or was altered: its SHA-256 is {found} instead of "
+          f"{_SVHN_FILES[split]}. Get it again from http://ufldl.stanford.edu/housenumbers."
+        )
+      source = svhn_mat(path)
+      _log_found("svhn", split, len(source.labels), [path])
+      return source._asdict()
+
+    return Source(**cache.arrays(f"svhn-{split}", [path, *states(path)], make))
   own = f" Or put the original's files train_32x32.mat and test_32x32.mat into {folder}."
   return _images("svhn_cropped", split, data_dir, manual_dir, own)
 
@@ -272,6 +276,7 @@ def opened(make: Callable[..., Any], name: str, data_dir: str | None) -> Any:
   """
   from google.protobuf import json_format
 
+  storage.quieten_tensorflow()
   try:
     return make(data_dir=data_dir, file_format="array_record")
   except (json_format.ParseError, ValueError, OSError) as error:
@@ -418,7 +423,7 @@ def records(
 ) -> Iterator[list[dict[str, Any]]]:
   """Yields the records of a prepared split, some at a time; arguments and errors as `reader`."""
   read = reader(builder, split, number, skipped)
-  for start in range(0, number, _CHUNK):
+  for start in progress.shown(f"Reading {builder.name} ({split})", range(0, number, _CHUNK)):
     yield read(range(start, min(start + _CHUNK, number)))
   _log_found(builder.name, split, number, builder.info.splits[split].filepaths)
 
@@ -437,18 +442,14 @@ def labels(builder: Any, split: str, number: int, num_classes: int) -> Int[np.nd
   Raises:
     UserError: there are others, or as `reader`.
   """
-  from tensorflow_datasets.core.utils import tqdm_utils
-
   path = pathlib.Path(builder.data_path, f"labels_{split}.npz")
   kept = (readers.kept_npz(path) or {}).get("label")
   if kept is not None and kept.shape == (number,):
     return kept
-  parts = []
-  with tqdm_utils.tqdm(total=number, desc=f"Labels of {split}", unit=" examples") as bar:
-    for chunk in records(builder, split, number, ("image",)):
-      parts.append(np.array([record["label"] for record in chunk], np.int32))
-      bar.update(len(chunk))
-  found = np.concatenate(parts)
+  chunks = records(builder, split, number, ("image",))
+  found = np.concatenate(
+    [np.array([record["label"] for record in chunk], np.int32) for chunk in chunks]
+  )
   if not ((found >= 0) & (found < num_classes)).all():
     raise UserError(
       f"{builder.data_path} has labels from {found.min()} to {found.max()} in its split {split!r};"
@@ -465,9 +466,38 @@ def _images(
   name: str, split: str, data_dir: str | None, manual_dir: str | None, remedy: str = ""
 ) -> Source:
   """All images and labels of a split that tfds has."""
-  found = _public(name, split, data_dir, manual_dir, remedy)
-  images = np.stack([record["image"] for record in found])
-  return Source(images, np.array([record["label"] for record in found], np.int32))
+
+  def make() -> dict[str, np.ndarray]:
+    found = _public(name, split, data_dir, manual_dir, remedy)
+    images = np.stack([record["image"] for record in found])
+    return {"items": images, "labels": np.array([record["label"] for record in found], np.int32)}
+
+  state = prepared_state(name, data_dir, manual_dir, remedy)
+  return Source(**cache.arrays(f"{name}-{split}", state, make))
+
+
+def prepared_state(
+  name: str, data_dir: str | None, manual_dir: str | None, remedy: str = ""
+) -> list[tuple[str, int, int]]:
+  """Changes when a file of a public set does; arguments and errors as `prepared`.
+
+  It needs no tfds, which takes its time to import, where the set is prepared.
+  """
+  folder = datasets.prepared(data_dir) / name
+  if not folder.is_dir():
+    prepared(name, data_dir, manual_dir, remedy)
+  return states(folder)
+
+
+def states(path: str | os.PathLike[str]) -> list[tuple[str, int, int]]:
+  """Name, size and time of change of a file, or of all files in a folder."""
+  path, files = pathlib.Path(path), []
+  for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+    with contextlib.suppress(OSError):  # It may be another process's that prepares the set now.
+      if file.is_file():
+        stat = file.stat()
+        files.append((file.name, stat.st_size, stat.st_mtime_ns))
+  return files
 
 
 def prepared(
@@ -571,6 +601,7 @@ def _use_tensorflow(purpose: str) -> None:
     raise UserError(
       f"{purpose}: pip install tensorflow-cpu, or choose a data set that does without."
     )
+  storage.quieten_tensorflow()
   import tensorflow as tf
 
   tf.config.set_visible_devices([], "GPU")

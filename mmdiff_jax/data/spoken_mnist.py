@@ -6,7 +6,7 @@ index into each of the three. The splits are the sources' own (`sources` says ho
 
 import numpy as np
 
-from mmdiff_jax.data import audio, pairing, sources
+from mmdiff_jax.data import audio, cache, pairing, sources
 from mmdiff_jax.data.mnist import DIGIT, LABEL
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.modalities import Modality, trajectory_picture
@@ -57,9 +57,8 @@ def load(
     UserError: a source is not there.
   """
   inks, labels = sources.mnist(split, data_dir, manual_dir)
-  clips, spoken, *_ = sources.spoken_digit(split, SPEECH.samples, data_dir, manual_dir)
+  heard, spoken, *_ = speech(split, data_dir, manual_dir)
   points, written = sources.pendigits(split, data_dir, manual_dir)
-  heard = audio.log_mel(clips / np.float32(32767), SPEECH)
   index = pairing.pair((labels, spoken, written), COUNTS[split], seed=(_SEED, split == "test"))
   return {
     "digit": Column(index[:, 0], lambda i: inks[i] / np.float32(255)),
@@ -67,3 +66,20 @@ def load(
     "pen": Column(index[:, 2], lambda i: points[i] / np.float32(100)),
     "label": labels[index[:, 0]],
   }
+
+
+def speech(
+  split: str, data_dir: str | None = None, manual_dir: str | None = None
+) -> sources.Recordings:
+  """Spoken digits as log-mel spectrograms, float32 [n, frames, bands], as `sources.spoken_digit`.
+
+  Arguments and errors as `load`. They are kept on disk: reading them again needs no TensorFlow.
+  """
+
+  def make() -> dict[str, np.ndarray]:
+    recordings = sources.spoken_digit(split, SPEECH.samples, data_dir, manual_dir)
+    heard = audio.log_mel(recordings.items / np.float32(32767), SPEECH)
+    return recordings._replace(items=heard)._asdict()
+
+  state = sources.prepared_state("spoken_digit", data_dir, manual_dir)
+  return sources.Recordings(**cache.arrays(f"spoken_digit-{split}", state, make))

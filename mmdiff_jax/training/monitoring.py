@@ -1,6 +1,9 @@
 """What a person sees of a training run: lines on screen, `metrics.jsonl`, TensorBoard.
 
-TensorFlow, which the TensorBoard writer needs, is imported only when a monitor is made, and is kept
+TensorBoard's files lie in `tensorboard/STAGE`: a stage that goes on from step n has TensorBoard
+drop the points after n that an interrupted run wrote, which it does for all of a folder.
+
+TensorFlow, which the TensorBoard writer needs, is imported only when a stage starts, and is kept
 off the accelerators. Where it is not installed the run goes on without TensorBoard.
 """
 
@@ -8,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import json
 import math
 import os
+import sys
 import time
 from typing import Any
 
@@ -55,16 +59,15 @@ class Monitor:
     modalities: Sequence[Modality],
     config: ml_collections.ConfigDict,
   ):
-    """Opens the files in `workdir` and writes down the config."""
+    """Writes nothing yet: `start` opens the files in `workdir`."""
     self._active = jax.process_index() == 0
     self._several = jax.process_count() > 1
     self._watchdog = Watchdog(config.monitor.stall_timeout if self._several else None)
     self._modalities = {modality.name: modality for modality in modalities}
-    self._path = storage.path(workdir) / "metrics.jsonl"
+    self._workdir, self._config = storage.path(workdir), json.dumps(config.to_dict(), indent=2)
+    self._path = self._workdir / "metrics.jsonl"
     self._unwritten, self._last_write = "", 0.0
-    self._writer = self._tensorboard(workdir) if self._active else None
-    text = json.dumps(config.to_dict(), indent=2)
-    self._to_tensorboard("write_texts", 0, {"config": f"```json\n{text}\n```"})
+    self._tensorboard, self._writer = self._active, None
 
   def __enter__(self) -> "Monitor":
     if self._several:
@@ -82,7 +85,7 @@ class Monitor:
       print(line, flush=True)
 
   def start(self, stage: Stage, step: int, params: Params) -> None:
-    """Begins a stage at `step`; drops the metrics that an interrupted run wrote after it."""
+    """Starts a stage at `step`; drops the metrics that an interrupted run wrote after it."""
     self._watchdog.alive()
     self._stage, self._steps = stage.name, stage.settings.steps
     self._began = self._last_line = time.monotonic()
@@ -91,11 +94,15 @@ class Monitor:
     self.say(f"{stage.name}: {self._steps:,} steps{since}, {size:,} parameters; compiling")
     if self._active:
       self._truncate(step)
+    self._to_tensorboard("close")
+    self._writer = self._open_tensorboard(step) if self._tensorboard else None
     if self._writer:
       from clu import parameter_overview
 
       table = parameter_overview.get_parameter_overview(params, include_stats=False)
-      self._to_tensorboard("write_texts", step, {f"{stage.name}/parameters": f"```\n{table}\n```"})
+      texts = {"config": f"```json\n{self._config}\n```"}
+      texts[f"{stage.name}/parameters"] = f"```\n{table}\n```"
+      self._to_tensorboard("write_texts", step, texts)
 
   def compiled(self, step: int) -> None:
     """Says that the first dispatch has run; `step` steps are done and the clock starts here."""
@@ -217,27 +224,42 @@ class Monitor:
     try:
       getattr(self._writer, method)(*arguments, **options)
     except Exception as error:  # Of clu, of TensorFlow, or of the system.
-      self._writer = None
-      self.say(
-        f"WARNING: no more TensorBoard: {error} Training goes on; metrics go to {self._path}."
-      )
+      self._give_up_tensorboard(f"WARNING: no more TensorBoard: {error} Training goes on;")
 
-  def _tensorboard(self, workdir: str | os.PathLike[str]) -> Any:
+  def _give_up_tensorboard(self, reason: str) -> None:
+    self._tensorboard, self._writer = False, None
+    self.say(f"{reason} metrics go to {self._path}.")
+
+  def _open_tensorboard(self, step: int) -> Any:
     """A writer that works in a thread of its own, or None where TensorFlow is missing."""
     storage.quieten_tensorflow()
+    if "tensorflow" not in sys.modules:
+      self.say("Loading TensorFlow, which writes for TensorBoard")
     try:
       from clu import metric_writers
+      from tensorboard.compat.proto import event_pb2
       import tensorflow as tf
     except ImportError as error:
-      self.say(f"No TensorBoard ({error}): metrics go to {self._path} only.")
+      self._give_up_tensorboard(f"No TensorBoard ({error}):")
       return None
     tf.config.set_visible_devices([], "GPU")
     tf.config.set_visible_devices([], "TPU")
 
     class Writer(metric_writers.SummaryWriter):
-      """Shows videos, which clu leaves out: all in one GIF, where TensorBoard shows images."""
+      """Adds what clu leaves out."""
+
+      def write_start(self, step: int) -> None:
+        """Has TensorBoard drop what files before this one say of steps after `step`."""
+        session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        # The step itself was saved, and so were its points.
+        event = event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=session)
+        # TensorFlow 2 writes summaries only; a file of its own might sort behind this one.
+        tf.raw_ops.ImportEvent(
+          writer=self._summary_writer._resource, event=event.SerializeToString()
+        )
 
       def write_videos(self, step: int, videos: Mapping[str, np.ndarray]) -> None:
+        """Shows videos all in one GIF, where TensorBoard shows images."""
         metadata = tf.compat.v1.SummaryMetadata(
           plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name="images")
         )
@@ -248,5 +270,10 @@ class Monitor:
             size = [b"%d" % int.from_bytes(film[i : i + 2], "little") for i in (6, 8)]
             tf.summary.write(tag, tf.constant([*size, film]), step=step, metadata=metadata)
 
-    logdir = storage.path(workdir) / "tensorboard"
-    return metric_writers.AsyncWriter(Writer(os.fspath(logdir)))
+    try:
+      writer = Writer(os.fspath(self._workdir / "tensorboard" / self._stage))
+      writer.write_start(step)
+    except Exception as error:  # Of TensorFlow, or of the system.
+      self._give_up_tensorboard(f"WARNING: no TensorBoard: {error} Training goes on;")
+      return None
+    return metric_writers.AsyncWriter(writer)

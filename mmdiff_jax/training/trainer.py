@@ -24,6 +24,7 @@ from mmdiff_jax.frameworks.base import Batch, Framework, Params, Stage
 from mmdiff_jax.training import (
   checkpoints,
   claims,
+  lock,
   monitoring,
   parallel,
   state as state_lib,
@@ -108,17 +109,20 @@ def train(
     All parameters that there are: the running means of the trained entries, and the measured ones.
 
   Raises:
-    UserError: as `check`, or the workdir belongs to other data, a checkpoint is damaged, or the one
-      is to be kept that is best by a metric that a stage does not have.
+    UserError: as `check`, or the workdir belongs to other data, another process trains in it, a
+      checkpoint is damaged, or the one is to be kept that is best by a metric that a stage does not
+      have.
     DivergedError: a loss or a gradient is not finite.
   """
   layout = check(framework, config, workdir, stages)
   names = [name for m in framework.modalities for name in (m.name, f"{m.name}_present")]
   trained_on = {name: train_data[name] for name in names if name in train_data}
-  claims.claim_workdir(workdir, config, trained_on)
   rows = monitoring.report_rows(test_data)
   params: Params = {}
-  with monitoring.Monitor(workdir, framework.modalities, config) as monitor:
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(lock.training(workdir))
+    claims.claim_workdir(workdir, config, trained_on)
+    monitor = stack.enter_context(monitoring.Monitor(workdir, framework.modalities, config))
     done = []
     for stage in framework.stages:
       for line in checkpoints.set_damaged_aside(workdir, stage.name):

@@ -15,6 +15,7 @@ from scipy.io import savemat
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import resource
 
+from mmdiff_jax import storage
 from mmdiff_jax.data import digits, digits_builder, rendering, sources
 from mmdiff_jax.errors import UserError
 
@@ -411,8 +412,9 @@ def test_damaged_download_is_named(brought, offline, tmp_path, damage):
   assert not list(tmp_path.rglob("*.array_record*"))
 
 
-def test_altered_public_set_is_refused(prepared, monkeypatch):
+def test_altered_public_set_is_refused(prepared, monkeypatch, tmp_path):
   """Files that are whole but hold something else."""
+  monkeypatch.setattr(storage, "cache_dir", lambda: tmp_path)
   read = sources.records
 
   def other(*args):

@@ -14,9 +14,11 @@ def made_up(handwriting, monkeypatch):
   written = labels[39::-1].copy()  # Fewer, in another order.
   across, heights = np.broadcast_arrays(np.arange(8) * 14, 10 * written[:, None])
   points = np.stack([across, heights], -1).astype(np.uint8)
-  speech = sources.Source(clips.astype(np.int16), labels)
+  numbers = np.arange(50)
+  speech = sources.Recordings(clips.astype(np.int16), labels, 0 * labels, numbers)
   pens = sources.Source(points, written)
   monkeypatch.setattr(sources, "spoken_digit", lambda *_: speech)
+  monkeypatch.setattr(sources, "prepared_state", lambda *_: ["made up"])
   monkeypatch.setattr(sources, "pendigits", lambda *_: pens)
   return handwriting
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from experiments import processes, train
-from mmdiff_jax.training import checkpoints
+from mmdiff_jax.training import checkpoints, lock
 
 LOAD_TOY = f"""
 import importlib.util
@@ -153,6 +153,15 @@ def test_one_killed_ends_the_other_and_two_or_one_go_on(start, tmp_path):
   assert "first_stage: 12 steps from step 4" in (tmp_path / "out0").read_text()
   assert len(metrics(whole)) == 6
   np.testing.assert_allclose(metrics(one), metrics(whole), rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_another_training_is_told_by_all(start, tmp_path):
+  with lock.training(tmp_path / "run"):
+    assert ended(start(tmp_path / "run")) == [2, 2]
+  for i in range(2):
+    paragraph = (tmp_path / f"err{i}").read_text().splitlines()[-1]
+    assert paragraph.startswith("Another process trains") and f"pid {os.getpid()} on" in paragraph
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 import errno
 import json
 import os
+import pathlib
+import subprocess
 import sys
 
 import ml_collections
@@ -163,3 +165,56 @@ def test_errors_of_the_system_are_a_sentence(command, monkeypatch, refused):
   error = OSError("of a library")  # No number: a defect, which keeps its traceback.
   with pytest.raises(OSError, match="of a library"):
     setup._guarded(benchmark.main, ["benchmark"], 1)
+
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def start(module, *arguments, **environment):
+  return subprocess.Popen(
+    [sys.executable, "-m", f"experiments.{module}", *arguments],
+    cwd=ROOT,
+    env={**os.environ, **environment},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def test_first_line_comes_before_slow_imports(tmp_path):
+  """JAX would be found in this folder, and would end the process."""
+  (tmp_path / "jax.py").write_text("raise SystemExit('imported')")
+  entry_points = ("train", "sample", "evaluate")
+  started = [start(module, PYTHONPATH=str(tmp_path)) for module in entry_points]
+  for process in started:
+    out, err = process.communicate()
+    assert out == "mmdiff_jax: loading\n"
+    assert "imported" in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dataset", ["mnist_svhn", "spoken_mnist"])
+def test_data_that_cannot_be_had_end_in_one_paragraph(tmp_path, dataset):
+  """TensorFlow and tfds, which are asked for them, say nothing of their own."""
+  (tmp_path / "sitecustomize.py").write_text(
+    "import socket\n"
+    "def offline(*_): raise OSError('no such host')\n"
+    "socket.getaddrinfo = offline\n"
+  )
+  process = start(
+    "train",
+    f"--config=configs/mld.py:{dataset}",
+    f"--workdir={tmp_path / 'run'}",
+    f"--config.data.data_dir={tmp_path}",
+    HOME=str(tmp_path),
+    PYTHONPATH=str(tmp_path),
+  )
+  out, err = process.communicate()
+  assert process.returncode == 2, err
+  assert out.splitlines() == [
+    "mmdiff_jax: loading",
+    f"Reading the data set {dataset} (train)",
+  ]
+  (paragraph,) = err.splitlines()
+  assert paragraph.startswith("The data set 'mnist' is not prepared in")
+  assert not (tmp_path / "run").exists()

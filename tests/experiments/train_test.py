@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 import textwrap
+import time
 import types
 
 import numpy as np
@@ -54,11 +55,11 @@ RUN = """
 
 
 @pytest.fixture
-def run(tmp_path):
+def start(tmp_path):
   (tmp_path / "config.py").write_text(textwrap.dedent(CONFIG))
 
-  def run(*arguments, before=""):
-    return subprocess.run(
+  def start(*arguments, before=""):
+    return subprocess.Popen(
       [sys.executable, "-c", textwrap.dedent(TOY_IN_PLACE + before + RUN), *arguments],
       # Compiled as a user's are: only what takes its time is cached.
       env={
@@ -67,10 +68,20 @@ def run(tmp_path):
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
         "XLA_FLAGS": "",
       },
-      capture_output=True,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
       text=True,
-      check=False,
     )
+
+  return start
+
+
+@pytest.fixture
+def run(start):
+  def run(*arguments, before=""):
+    process = start(*arguments, before=before)
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
   return run
 
@@ -179,6 +190,50 @@ def test_what_needs_no_data_is_checked_first(command, refused, unread, tmp_path,
   (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
   path = pathlib.Path(mld_config.__file__)
   refused(command(train, f"--config={path}", f"--workdir={tmp_path}", argument), *words)
+
+
+# The first report tells that training goes on and waits for an end that does not come.
+BLOCKED = """
+  import dataclasses, pathlib, time
+
+  def blocked(build):
+    def report(*_):
+      print("blocked", flush=True)
+      time.sleep(600)
+    framework = build()
+    stages = tuple(dataclasses.replace(stage, report=report) for stage in framework.stages)
+    return dataclasses.replace(framework, stages=stages)
+
+  ours = setup.build
+  setup.build = lambda config: blocked(lambda: ours(config))
+"""
+
+
+@pytest.mark.slow
+def test_two_trainings_in_one_workdir(start, run, tmp_path):
+  """The second one changes nothing; the lock of the first ends with it, even by SIGKILL."""
+
+  def contents():
+    return {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+  first = start(*flags(tmp_path), before=BLOCKED)
+  try:
+    while "blocked" not in (line := first.stdout.readline()):
+      assert line, first.communicate()
+    while not (tmp_path / "run/checkpoints/first_stage/4.sha256.json").exists():
+      time.sleep(0.01)
+    before = contents()
+    second = run(*flags(tmp_path, "--config.monitor.log_every=1"))
+    says(second, 2, f"Another process trains in the workdir {tmp_path / 'run'}", f"{first.pid} on ")
+    assert contents() == before
+  finally:
+    first.kill()
+    first.communicate()
+  resumed = run(*flags(tmp_path))
+  assert resumed.returncode == 0, resumed.stderr
+  assert "first_stage: 12 steps from step 4" in resumed.stdout
+  rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+  assert [row["step"] for row in rows] == 2 * [2, 4, 6, 8, 10, 12]
 
 
 def test_missing_arguments(run, tmp_path):

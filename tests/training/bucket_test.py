@@ -135,7 +135,7 @@ def test_a_run_is_killed_goes_on_is_loaded_and_a_flipped_byte_is_found(gcs, toy,
   in_stage = {name.split("/")[2] for name in names if name.startswith("checkpoints/")}
   assert in_stage == {"8", "8.sha256.json", "12", "12.sha256.json"}
   assert {"config.json", "data.json", "samples/joint.png", "samples/joint_sound.wav"} < set(names)
-  assert any(name.startswith("tensorboard/events") for name in names)
+  assert any(name.startswith("tensorboard/first_stage/events") for name in names)
 
   # A byte of the arrays, which Orbax would restore as it is.
   start = f"{_LIES_IN}/checkpoints/first_stage/12/model/d/"

@@ -48,7 +48,9 @@ def test_every_kind_is_shown(toy, tmp_path):
   with monitoring.Monitor(tmp_path, shown, toy.config()) as monitor:
     monitor.start(toy.framework().stages[0], 0, {"w": jnp.ones(3)})
     monitor.report(7, {"data": views})
-  events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+  events = event_accumulator.EventAccumulator(
+    str(tmp_path / "tensorboard" / "first_stage")
+  ).Reload()
   found = {name: events.Tensors(f"first_stage/data/{name}")[0].tensor_proto.string_val
            for name in views}  # fmt: skip
   # Width and height: beside each other, a pixel between; a film's pixels are larger.
@@ -69,7 +71,7 @@ def test_event_files_hold_what_a_person_looks_at(toy, tmp_path):
   pytest.importorskip("tensorflow")
   train(toy, tmp_path)
   events = event_accumulator.EventAccumulator(
-    str(tmp_path / "tensorboard"), size_guidance={"tensors": 0, "images": 0, "audio": 0}
+    str(tmp_path / "tensorboard/first_stage"), size_guidance={"tensors": 0, "images": 0, "audio": 0}
   ).Reload()
   tags = {tag: events.Tensors(tag) for tag in events.Tags()["tensors"]}
   assert {"config", "first_stage/parameters", "first_stage/loss", "first_stage/loss_sound",
@@ -144,13 +146,53 @@ def test_lines_that_say_nothing_are_dropped(toy, tmp_path):
   assert (tmp_path / "metrics.jsonl").read_text() == good
 
 
-def test_tensorboard_that_cannot_be_written_is_given_up(toy, tmp_path, capsys):
+def test_points_after_the_step_gone_on_from_are_dropped(toy, tmp_path):
+  """Those of its own stage."""
+  tensor_util = pytest.importorskip("tensorboard.util.tensor_util")
+  # TensorBoard's own; the public one drops points of TensorFlow 1 only.
+  event_accumulator = pytest.importorskip(
+    "tensorboard.backend.event_processing.plugin_event_accumulator"
+  )
+  pytest.importorskip("tensorflow")
+  stages = toy.framework().stages
+
+  def interrupted(stage, steps, value):
+    with monitoring.Monitor(tmp_path, toy.modalities, toy.config()) as monitor:
+      monitor.start(stage, steps[0], {"w": jnp.ones(3)})
+      monitor.compiled(steps[0])
+      for step in steps[1:]:
+        monitor.metrics(step, {"loss": value})
+
+  interrupted(stages[0], (0, 2, 4), 0.0)  # Killed before its first checkpoint.
+  interrupted(stages[0], (0, 2, 4, 6, 8), 1.0)
+  interrupted(stages[1], (0, 2, 4, 6), 1.0)
+  interrupted(stages[0], (4, 6, 8, 10), 2.0)
+  interrupted(stages[0], (8, 10, 12), 3.0)
+  interrupted(stages[1], (2, 4, 6), 2.0)
+  curves = {}
+  for stage in stages:
+    folder = str(tmp_path / "tensorboard" / stage.name)
+    events = event_accumulator.EventAccumulator(folder, purge_orphaned_data=True).Reload()
+    points = events.Tensors(f"{stage.name}/loss")
+    curves[stage.name] = {e.step: float(tensor_util.make_ndarray(e.tensor_proto)) for e in points}
+    assert len(points) == len(curves[stage.name])
+  rows = {stage.name: {} for stage in stages}
+  for row in toy.rows(tmp_path):
+    rows[row["stage"]][row["step"]] = row["loss"]
+  assert curves == rows
+  assert curves == {
+    "first_stage": {2: 1.0, 4: 1.0, 6: 2.0, 8: 2.0, 10: 3.0, 12: 3.0},
+    "second_stage": {2: 1.0, 4: 2.0, 6: 2.0},
+  }
+
+
+def test_tensorboard_that_cannot_be_written_is_given_up(toy, tmp_path, monkeypatch, capsys):
   class Full:
     def write_texts(self, *_):
       raise OSError("No space left on device.")
 
+  monkeypatch.setattr(monitoring.Monitor, "_open_tensorboard", lambda *_: Full())
   with monitoring.Monitor(tmp_path, (), toy.config()) as monitor:
-    monitor._writer = Full()
     monitor.start(toy.framework().stages[0], 0, {"w": jnp.ones(3)})
     monitor.compiled(1)
     monitor.metrics(2, {"loss": 1.0})

@@ -1,0 +1,80 @@
+"""Arrays that take seconds to make, kept on disk for the next start.
+
+Decoded records, spectrograms and drawn pages lie in `~/.cache/mmdiff_jax/data`, one file a name. A
+file is read while everything that determines its arrays is as it was: the inputs, the code of
+`mmdiff_jax.data` and the versions of the packages that it calls. Otherwise, or if it is damaged, it
+is replaced. The folder may be deleted at any time.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import functools
+import hashlib
+from importlib import metadata
+import logging
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from mmdiff_jax import storage
+from mmdiff_jax.data import readers
+
+_PACKAGES = ("numpy", "scipy", "pillow", "tensorflow-datasets", "array_record", "tensorflow-cpu")
+
+_LOG = logging.getLogger(__name__)  # Silent unless somebody asks.
+
+
+def arrays(
+  name: str, inputs: Sequence[Any], make: Callable[[], Mapping[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+  """The arrays that `make` returns, from disk if they were made of the same inputs before.
+
+  Where nothing can be written they are made each time. Processes that make the same arrays at once
+  each write a whole file, of which the last one stays.
+
+  Args:
+    name: of the file; it holds the arrays of the latest inputs.
+    inputs: what the arrays depend on, beyond the code: arrays, and values that `repr` describes.
+    make: makes the arrays.
+
+  Returns:
+    {name: array}, bit for bit what `make` returns.
+  """
+  path = storage.cache_dir() / "data" / f"{name}.npz"
+  stamp = _stamp(inputs)
+  stored = readers.kept_npz(path) or {}
+  # With the names, for a damaged ZIP file may lack some of its parts.
+  if str(stored.pop("stamp", "")) == " ".join([stamp, *stored]):
+    return stored
+  fresh = dict(make())
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    readers.write_npz(path, stamp=np.array(" ".join([stamp, *fresh])), **fresh)
+  except OSError as error:
+    _LOG.info("%s is not kept, and is made again at each start: %s", path, error)
+  return fresh
+
+
+def _stamp(inputs: Sequence[Any]) -> str:
+  digest = hashlib.blake2b(_code().encode(), digest_size=16)
+  for value in inputs:
+    if isinstance(value, np.ndarray):
+      digest.update(f"{value.dtype.str} {value.shape} ".encode())
+      digest.update(np.ascontiguousarray(value))
+    else:
+      digest.update(f"{value!r} ".encode())
+  return digest.hexdigest()
+
+
+@functools.cache
+def _code() -> str:
+  """Changes with the code of `mmdiff_jax.data` and the versions of what it calls."""
+  digest = hashlib.blake2b(digest_size=16)
+  for path in sorted(pathlib.Path(__file__).parent.glob("*.py")):
+    digest.update(path.read_bytes())
+  for package in _PACKAGES:
+    try:
+      digest.update(f"{package} {metadata.version(package)} ".encode())
+    except metadata.PackageNotFoundError:
+      digest.update(f"no {package} ".encode())
+  return digest.hexdigest()

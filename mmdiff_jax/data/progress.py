@@ -1,0 +1,20 @@
+"""Lines on screen that tell how far a long loop over parts of a data set is."""
+
+from collections.abc import Iterator, Sequence
+import time
+from typing import TypeVar
+
+_LINE_EVERY = 5.0  # Seconds between two lines.
+
+_Part = TypeVar("_Part")
+
+
+def shown(title: str, parts: Sequence[_Part]) -> Iterator[_Part]:
+  """Yields equally long parts of a task; prints how many are done, and the time left."""
+  began = last = time.monotonic()
+  for done, part in enumerate(parts):
+    if (now := time.monotonic()) - last > _LINE_EVERY:
+      last = now
+      left = round((now - began) * (len(parts) - done) / done)
+      print(f"{title}: {100 * done // len(parts)} %, {left // 60}:{left % 60:02d} left", flush=True)
+    yield part

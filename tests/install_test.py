@@ -1,0 +1,42 @@
+"""The virtual environment that `make` fills holds the package."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_package_is_found_outside_the_repository(tmp_path):
+  """Without the pins, which take minutes; the build needs setuptools, which pip downloads."""
+  repository, elsewhere = tmp_path / "repository", tmp_path / "elsewhere"
+  elsewhere.mkdir()
+  repository.mkdir()
+  for name in ("Makefile", "pyproject.toml", "README.md"):
+    shutil.copy(ROOT / name, repository)
+  shutil.copytree(ROOT / "mmdiff_jax", repository / "mmdiff_jax")
+  (repository / "requirements.txt").touch()
+  environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+
+  def run(*command, **options):
+    return subprocess.run(
+      command, env=environment, capture_output=True, text=True, check=False, **options
+    )
+
+  made = run("make", ".venv/installed", cwd=repository)
+  if made.returncode and "No matching distribution found for setuptools" in made.stderr:
+    pytest.skip("no package registry can be reached")
+  assert made.returncode == 0, made.stderr
+  python = repository / ".venv" / "bin" / "python"
+  code = "import mmdiff_jax; print(mmdiff_jax.__file__)"
+  assert run(python, "-c", code, cwd=elsewhere).stdout.strip() == str(
+    repository / "mmdiff_jax" / "__init__.py"
+  )
+  # It is made again when what it should hold has changed.
+  assert run("make", "--question", ".venv/installed", cwd=repository).returncode == 0
+  os.utime(repository / "pyproject.toml", (2**33, 2**33))
+  assert run("make", "--question", ".venv/installed", cwd=repository).returncode == 1
