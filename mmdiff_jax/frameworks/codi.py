@@ -19,8 +19,9 @@ needs an example with more than two modalities. Each freezes what those before i
    starts as the one before ended. One link after the other, each on the pairs of two modalities:
    first of both, then of the second alone, against the frozen first:
 
-     L = sum_m E |v - v_m(z_m(t), t, c, V_n(z_n(t)))|^2 + InfoNCE(V_m, V_n).                 (2)
+     L = sum_m E |v - v_m(z_m(t), t, c, V_n(z_n(t)))|^2 + InfoNCE(V_m(z_m(t)), V_n(z_n(s))). (2)
 
+   The contrast has independent times t and s: a shared one would tell rows apart by itself.
 5. Generation of any subset S from any other: all of S fall together from t = 1 to 0, each reading
    the others' V; the prompt is c = sum_n a_n C_n(x_n) over what is given, sum_n a_n = 1.
 """

@@ -3,6 +3,7 @@ import functools
 import hashlib
 import itertools
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from mmdiff_jax import modalities as modalities_lib, solvers
 from mmdiff_jax.data import pairing
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import base, codi, codi_model
+from mmdiff_jax.networks.transformer import Environment
 from mmdiff_jax.training import checkpoints, trainer
 
 KEY = jax.random.key(0)
@@ -580,6 +582,54 @@ def test_losses_of_exact_networks_are_the_variance_that_is_left():
   alone = codi_model.diffusion_loss(model, params, KEY, "digit", a, prompts["digit"])
   assert float(alone) == pytest.approx(1.0, abs=0.01)
   assert expected < 0.95
+
+
+def test_the_contrast_of_environments_falls_by_the_content_alone():
+  """Never below log B for independent latents; well below it for latents that share a class."""
+  num, size = 32, 4
+  config = tiny(alignment__absent_prob=1.0, alignment__contrast=1.0)
+  silent = types.SimpleNamespace(apply=lambda params, z, *_: jnp.zeros_like(z))
+  environment = Environment(tokens=2, size=16, width=64)
+  model = codi_model.Model(
+    config, {}, {}, {}, dict.fromkeys(PAIR, silent), dict.fromkeys(PAIR, environment)
+  )
+  frozen = {f"diffusion_{n}": {"params": {}} for n in PAIR}
+  prompts = dict.fromkeys(PAIR, jnp.zeros((num, 6)))
+  means = 2 * jax.random.normal(KEY, (len(PAIR), 10, 1, 1, size))
+  tx = optax.adam(3e-3)
+
+  def latents(key, shared):
+    label_key, noise_key = jax.random.split(key)
+    labels = jax.random.randint(label_key, (len(PAIR), num), 0, 10)
+    noise = jax.random.normal(noise_key, (len(PAIR), num, 1, 1, size))
+    labels = jnp.where(shared, labels[:1], labels)
+    return {n: means[i][labels[i]] + 0.2 * noise[i] for i, n in enumerate(PAIR)}
+
+  def loss(trained, key, shared):
+    data_key, loss_key = jax.random.split(key)
+    params = {f"alignment_{n}": {"environment": e, "cross": {}} for n, e in trained[0].items()}
+    value, parts = codi_model.alignment_loss(
+      model, frozen | params, loss_key, PAIR, latents(data_key, shared), prompts, trained[1]
+    )
+    return value, parts["contrast"]
+
+  @jax.jit
+  def last_contrasts(shared):
+    z = latents(KEY, shared)
+    keys = dict(zip(PAIR, jax.random.split(KEY), strict=True))
+    trained = {n: environment.init(keys[n], z[n], jnp.zeros(num)) for n in PAIR}, jnp.log(1 / 0.07)
+
+    def step(carry, index):
+      trained, state = carry
+      key = jax.random.fold_in(KEY, index)
+      grads, contrast = jax.grad(loss, has_aux=True)(trained, key, shared)
+      updates, state = tx.update(grads, state)
+      return (optax.apply_updates(trained, updates), state), contrast
+
+    return jax.lax.scan(step, (trained, tx.init(trained)), jnp.arange(200))[1][-50:]
+
+  assert np.mean(last_contrasts(False)) > np.log(num) - 0.1
+  assert np.mean(last_contrasts(True)) < np.log(num) - 0.4
 
 
 def test_prompts_are_mixed_noised_and_withheld():
