@@ -26,7 +26,7 @@ needs an example with more than two modalities. Each freezes what those before i
    the others' V; the prompt is c = sum_n a_n C_n(x_n) over what is given, sum_n a_n = 1.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import functools
 import math
 from typing import Any
@@ -171,7 +171,7 @@ def _bridging_stage(model: Model, bridge: str, name: str, *, first: bool) -> Sta
     del key
     params = {**frozen, **trained}
     prompts = [codi_model.prompt_of(model, params, n, batch[n]) for n in (bridge, name)]
-    value = codi_model.info_nce(*prompts, _log_scale(params[f"contrast_{name}"]))
+    value = codi_model.info_nce(*prompts, _bounded(params[f"contrast_{name}"]["log_scale"]))
     return value, {}
 
   def report(params, key, data):
@@ -187,8 +187,20 @@ def _first_partner(model: Model, bridge: str) -> str:
   return next(name for name in model.modalities if name != bridge)
 
 
-def _log_scale(entry: Mapping[str, Any]):
-  return jnp.minimum(entry["log_scale"], _LARGEST_LOG_SCALE)
+@jax.custom_vjp
+def _bounded(log_scale):
+  """`log_scale` where it is at most log 100, else log 100.
+
+  Past the bound a gradient that leads further counts as 0, and one that leads back is kept.
+  """
+  return jnp.minimum(log_scale, _LARGEST_LOG_SCALE)
+
+
+_bounded.defvjp(
+  lambda log_scale: (_bounded(log_scale), log_scale),
+  # A descent moves against the gradient.
+  lambda log_scale, g: (jnp.where((log_scale > _LARGEST_LOG_SCALE) & (g < 0), 0.0, g),),
+)
 
 
 def _bridgings(model: Model) -> tuple[str, ...]:
@@ -290,7 +302,7 @@ def _alignment_stage(model: Model, link: tuple[str, str], generate, *, first: bo
     params = {**frozen, **trained}
     z = {n: batch[n] for n in link}
     prompts = {n: batch[f"prompt_{n}"] for n in link}
-    log_scale = _log_scale(params[contrast])
+    log_scale = _bounded(params[contrast]["log_scale"])
     return codi_model.alignment_loss(model, params, key, trained_names, z, prompts, log_scale)
 
   settings = settings_of(model.config.alignment.training, "alignment.training.")

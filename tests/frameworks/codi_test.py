@@ -17,7 +17,7 @@ from mmdiff_jax.data import pairing
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import base, codi, codi_model
 from mmdiff_jax.networks.transformer import Environment
-from mmdiff_jax.training import checkpoints, trainer
+from mmdiff_jax.training import checkpoints, state, trainer
 
 KEY = jax.random.key(0)
 ROWS = 24
@@ -33,6 +33,7 @@ SPEECH = modalities_lib.Modality("speech", "audio", (4, 4), show, sample_rate=80
 VIDEO = modalities_lib.Modality("video", "video", (3, 4, 4, 1), show)
 MODALITIES = (CAPTION, DIGIT, SPEECH, VIDEO)
 NAMES = tuple(m.name for m in MODALITIES)
+PAIR = ("digit", "speech")
 # Of each row two modalities are there.
 PAIRS = (("caption", "digit"), ("caption", "speech"), ("speech", "video"), ("caption", "video"))
 
@@ -305,6 +306,47 @@ def test_brought_prompt_encoders_are_not_trained_but_what_is_left_is(prompts, tr
   assert set(params) == expected
 
 
+@pytest.mark.parametrize(("wrong", "start"), [(True, 120.0), (False, 95.0)])
+def test_the_temperature_stops_at_its_bound_and_returns_from_beyond(wrong, start):
+  """By the optimiser of training, on pairs whose encoders are frozen."""
+  config = tiny(modalities=PAIR, bridging__bridge="digit", alignment__links=(PAIR,))
+  config.bridging.use.update(dict.fromkeys(PAIR, f"{THEIRS}:directions"))
+  steps = 200
+  config.bridging.training.update({"steps": steps, "warmup": 0, "learning_rate": 0.01})
+  (stage,) = (s for s in codi.build(config, (DIGIT, SPEECH)).stages if s.name == "bridging_speech")
+  model = codi_model.model_of(config, (DIGIT, SPEECH))
+  frozen = {f"prompt_{n}": model.prompts[n].entry for n in PAIR}
+  # So alike that at the bound the right pairs still want a higher scale.
+  x = 1 + 0.1 * jax.random.normal(KEY, (8, 16))
+  pair = x, jnp.roll(x, 1, axis=0) if wrong else x
+  batch = {m.name: v.reshape(8, *m.shape) for m, v in zip((DIGIT, SPEECH), pair, strict=True)}
+  tx = state.optimizer(stage.settings)
+  (name,) = stage.trainable
+
+  @jax.jit
+  def log_scales():
+    params = {name: {"log_scale": jnp.float32(np.log(start))}}
+
+    def step(carry, _):
+      params, moments = carry
+      grads = jax.grad(lambda params: stage.loss(params, frozen, KEY, batch)[0])(params)
+      updates, moments = tx.update(grads, moments, params)
+      params = optax.apply_updates(params, updates)
+      return (params, moments), params[name]["log_scale"]
+
+    return jax.lax.scan(step, (params, tx.init(params)), None, steps)[1]
+
+  bound = np.log(100.0)
+  if wrong:
+    assert log_scales()[-1] < bound - 0.2
+  else:
+    assert bound < np.max(log_scales()) < bound + 0.2
+  beyond = {name: {"log_scale": jnp.float32(bound + 1)}}
+  value, _ = stage.loss(beyond, frozen, KEY, batch)
+  at_bound, _ = stage.loss({name: {"log_scale": jnp.float32(bound)}}, frozen, KEY, batch)
+  assert value == at_bound
+
+
 def test_brought_autoencoders_give_tokens_of_the_latents_and_views_back():
   model = codi_model.model_of(brought(), MODALITIES)
   for name, codec in model.codecs.items():
@@ -406,9 +448,6 @@ class Pair:
 class Identity:
   def apply(self, params, z, t):
     return z.reshape(len(z), 1, -1)
-
-
-PAIR = ("digit", "speech")
 
 
 def gaussian_pair(r):
