@@ -19,13 +19,14 @@ needs an example with more than two modalities. Each freezes what those before i
    starts as the one before ended. One link after the other, each on the pairs of two modalities:
    first of both, then of the second alone, against the frozen first:
 
-     L = sum_m E |v - v_m(z_m(t), t, c, V_n(z_n(t)))|^2 + InfoNCE(V_m, V_n).                 (2)
+     L = sum_m E |v - v_m(z_m(t), t, c, V_n(z_n(t)))|^2 + InfoNCE(V_m(z_m(t)), V_n(z_n(s))). (2)
 
+   The contrast has independent times t and s: a shared one would tell rows apart by itself.
 5. Generation of any subset S from any other: all of S fall together from t = 1 to 0, each reading
    the others' V; the prompt is c = sum_n a_n C_n(x_n) over what is given, sum_n a_n = 1.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import functools
 import math
 from typing import Any
@@ -170,7 +171,7 @@ def _bridging_stage(model: Model, bridge: str, name: str, *, first: bool) -> Sta
     del key
     params = {**frozen, **trained}
     prompts = [codi_model.prompt_of(model, params, n, batch[n]) for n in (bridge, name)]
-    value = codi_model.info_nce(*prompts, _log_scale(params[f"contrast_{name}"]))
+    value = codi_model.info_nce(*prompts, _bounded(params[f"contrast_{name}"]["log_scale"]))
     return value, {}
 
   def report(params, key, data):
@@ -186,8 +187,20 @@ def _first_partner(model: Model, bridge: str) -> str:
   return next(name for name in model.modalities if name != bridge)
 
 
-def _log_scale(entry: Mapping[str, Any]):
-  return jnp.minimum(entry["log_scale"], _LARGEST_LOG_SCALE)
+@jax.custom_vjp
+def _bounded(log_scale):
+  """`log_scale` where it is at most log 100, else log 100.
+
+  Past the bound a gradient that leads further counts as 0, and one that leads back is kept.
+  """
+  return jnp.minimum(log_scale, _LARGEST_LOG_SCALE)
+
+
+_bounded.defvjp(
+  lambda log_scale: (_bounded(log_scale), log_scale),
+  # A descent moves against the gradient.
+  lambda log_scale, g: (jnp.where((log_scale > _LARGEST_LOG_SCALE) & (g < 0), 0.0, g),),
+)
 
 
 def _bridgings(model: Model) -> tuple[str, ...]:
@@ -289,7 +302,7 @@ def _alignment_stage(model: Model, link: tuple[str, str], generate, *, first: bo
     params = {**frozen, **trained}
     z = {n: batch[n] for n in link}
     prompts = {n: batch[f"prompt_{n}"] for n in link}
-    log_scale = _log_scale(params[contrast])
+    log_scale = _bounded(params[contrast]["log_scale"])
     return codi_model.alignment_loss(model, params, key, trained_names, z, prompts, log_scale)
 
   settings = settings_of(model.config.alignment.training, "alignment.training.")

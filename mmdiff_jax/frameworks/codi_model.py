@@ -280,17 +280,22 @@ def alignment_loss(
   Returns:
     The loss, and its parts.
   """
-  t_key, noise_key, prompt_key = jax.random.split(key, 3)
+  t_key, noise_key, prompt_key, contrast_key = jax.random.split(key, 4)
   first, second = z
   t = multitime.uniform_time()(t_key, len(z[first]))[0]
   noisy, target = noised(noise_key, z, t)
   prompt = told(model.config.alignment, prompt_key, [prompts[first], prompts[second]])
   found = predict(model, params, names, noisy, t, prompt, aligned=True)
   parts = {f"loss_{name}": jnp.mean((found[name] - target[name]) ** 2) for name in names}
+  # Each encoder is given its time: at a shared time both could match rows by that alone, whatever
+  # the latents are.
+  second_t_key, second_noise_key = jax.random.split(contrast_key)
+  second_t = multitime.uniform_time()(second_t_key, len(t))[0]
+  second_noisy, _ = noised(second_noise_key, {second: z[second]}, second_t)
   pooled = []
-  for name in (first, second):
+  for name, value, time in ((first, noisy[first], t), (second, second_noisy[second], second_t)):
     entry = params[f"alignment_{name}"]["environment"]
-    pooled.append(unit(model.environments[name].apply(entry, noisy[name], t).mean(axis=1)))
+    pooled.append(unit(model.environments[name].apply(entry, value, time).mean(axis=1)))
   contrast = info_nce(*pooled, log_scale)
   total = sum(parts.values()) + model.config.alignment.contrast * contrast
   return total, parts | {"contrast": contrast}

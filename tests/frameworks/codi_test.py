@@ -3,6 +3,7 @@ import functools
 import hashlib
 import itertools
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,8 @@ from mmdiff_jax import modalities as modalities_lib, solvers
 from mmdiff_jax.data import pairing
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import base, codi, codi_model
-from mmdiff_jax.training import checkpoints, trainer
+from mmdiff_jax.networks.transformer import Environment
+from mmdiff_jax.training import checkpoints, state, trainer
 
 KEY = jax.random.key(0)
 ROWS = 24
@@ -31,6 +33,7 @@ SPEECH = modalities_lib.Modality("speech", "audio", (4, 4), show, sample_rate=80
 VIDEO = modalities_lib.Modality("video", "video", (3, 4, 4, 1), show)
 MODALITIES = (CAPTION, DIGIT, SPEECH, VIDEO)
 NAMES = tuple(m.name for m in MODALITIES)
+PAIR = ("digit", "speech")
 # Of each row two modalities are there.
 PAIRS = (("caption", "digit"), ("caption", "speech"), ("speech", "video"), ("caption", "video"))
 
@@ -303,6 +306,47 @@ def test_brought_prompt_encoders_are_not_trained_but_what_is_left_is(prompts, tr
   assert set(params) == expected
 
 
+@pytest.mark.parametrize(("wrong", "start"), [(True, 120.0), (False, 95.0)])
+def test_the_temperature_stops_at_its_bound_and_returns_from_beyond(wrong, start):
+  """By the optimiser of training, on pairs whose encoders are frozen."""
+  config = tiny(modalities=PAIR, bridging__bridge="digit", alignment__links=(PAIR,))
+  config.bridging.use.update(dict.fromkeys(PAIR, f"{THEIRS}:directions"))
+  steps = 200
+  config.bridging.training.update({"steps": steps, "warmup": 0, "learning_rate": 0.01})
+  (stage,) = (s for s in codi.build(config, (DIGIT, SPEECH)).stages if s.name == "bridging_speech")
+  model = codi_model.model_of(config, (DIGIT, SPEECH))
+  frozen = {f"prompt_{n}": model.prompts[n].entry for n in PAIR}
+  # So alike that at the bound the right pairs still want a higher scale.
+  x = 1 + 0.1 * jax.random.normal(KEY, (8, 16))
+  pair = x, jnp.roll(x, 1, axis=0) if wrong else x
+  batch = {m.name: v.reshape(8, *m.shape) for m, v in zip((DIGIT, SPEECH), pair, strict=True)}
+  tx = state.optimizer(stage.settings)
+  (name,) = stage.trainable
+
+  @jax.jit
+  def log_scales():
+    params = {name: {"log_scale": jnp.float32(np.log(start))}}
+
+    def step(carry, _):
+      params, moments = carry
+      grads = jax.grad(lambda params: stage.loss(params, frozen, KEY, batch)[0])(params)
+      updates, moments = tx.update(grads, moments, params)
+      params = optax.apply_updates(params, updates)
+      return (params, moments), params[name]["log_scale"]
+
+    return jax.lax.scan(step, (params, tx.init(params)), None, steps)[1]
+
+  bound = np.log(100.0)
+  if wrong:
+    assert log_scales()[-1] < bound - 0.2
+  else:
+    assert bound < np.max(log_scales()) < bound + 0.2
+  beyond = {name: {"log_scale": jnp.float32(bound + 1)}}
+  value, _ = stage.loss(beyond, frozen, KEY, batch)
+  at_bound, _ = stage.loss({name: {"log_scale": jnp.float32(bound)}}, frozen, KEY, batch)
+  assert value == at_bound
+
+
 def test_brought_autoencoders_give_tokens_of_the_latents_and_views_back():
   model = codi_model.model_of(brought(), MODALITIES)
   for name, codec in model.codecs.items():
@@ -404,9 +448,6 @@ class Pair:
 class Identity:
   def apply(self, params, z, t):
     return z.reshape(len(z), 1, -1)
-
-
-PAIR = ("digit", "speech")
 
 
 def gaussian_pair(r):
@@ -580,6 +621,54 @@ def test_losses_of_exact_networks_are_the_variance_that_is_left():
   alone = codi_model.diffusion_loss(model, params, KEY, "digit", a, prompts["digit"])
   assert float(alone) == pytest.approx(1.0, abs=0.01)
   assert expected < 0.95
+
+
+def test_the_contrast_of_environments_falls_by_the_content_alone():
+  """Never below log B for independent latents; well below it for latents that share a class."""
+  num, size = 32, 4
+  config = tiny(alignment__absent_prob=1.0, alignment__contrast=1.0)
+  silent = types.SimpleNamespace(apply=lambda params, z, *_: jnp.zeros_like(z))
+  environment = Environment(tokens=2, size=16, width=64)
+  model = codi_model.Model(
+    config, {}, {}, {}, dict.fromkeys(PAIR, silent), dict.fromkeys(PAIR, environment)
+  )
+  frozen = {f"diffusion_{n}": {"params": {}} for n in PAIR}
+  prompts = dict.fromkeys(PAIR, jnp.zeros((num, 6)))
+  means = 2 * jax.random.normal(KEY, (len(PAIR), 10, 1, 1, size))
+  tx = optax.adam(3e-3)
+
+  def latents(key, shared):
+    label_key, noise_key = jax.random.split(key)
+    labels = jax.random.randint(label_key, (len(PAIR), num), 0, 10)
+    noise = jax.random.normal(noise_key, (len(PAIR), num, 1, 1, size))
+    labels = jnp.where(shared, labels[:1], labels)
+    return {n: means[i][labels[i]] + 0.2 * noise[i] for i, n in enumerate(PAIR)}
+
+  def loss(trained, key, shared):
+    data_key, loss_key = jax.random.split(key)
+    params = {f"alignment_{n}": {"environment": e, "cross": {}} for n, e in trained[0].items()}
+    value, parts = codi_model.alignment_loss(
+      model, frozen | params, loss_key, PAIR, latents(data_key, shared), prompts, trained[1]
+    )
+    return value, parts["contrast"]
+
+  @jax.jit
+  def last_contrasts(shared):
+    z = latents(KEY, shared)
+    keys = dict(zip(PAIR, jax.random.split(KEY), strict=True))
+    trained = {n: environment.init(keys[n], z[n], jnp.zeros(num)) for n in PAIR}, jnp.log(1 / 0.07)
+
+    def step(carry, index):
+      trained, state = carry
+      key = jax.random.fold_in(KEY, index)
+      grads, contrast = jax.grad(loss, has_aux=True)(trained, key, shared)
+      updates, state = tx.update(grads, state)
+      return (optax.apply_updates(trained, updates), state), contrast
+
+    return jax.lax.scan(step, (trained, tx.init(trained)), jnp.arange(200))[1][-50:]
+
+  assert np.mean(last_contrasts(False)) > np.log(num) - 0.1
+  assert np.mean(last_contrasts(True)) < np.log(num) - 0.4
 
 
 def test_prompts_are_mixed_noised_and_withheld():
