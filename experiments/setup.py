@@ -68,6 +68,10 @@ def run(
     required: names of the flags that must be given.
     positional: how many arguments that are no flags `main` takes.
   """
+  for stream in (sys.stdout, sys.stderr):
+    # A file's name need not be text that the terminal can show.
+    if hasattr(stream, "reconfigure"):
+      stream.reconfigure(errors="backslashreplace")
   for name in required:
     flags.mark_flag_as_required(name)
     flags.register_validator(name, bool, "Give it a value; it is empty.")

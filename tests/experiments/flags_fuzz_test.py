@@ -379,6 +379,13 @@ def test_a_workdir_that_orbax_cannot_read_is_refused_before_data_are_read(
   refused(ended, "a\\b", "cannot have \\ in its path")
 
 
+def test_names_that_are_no_text_are_printed_nevertheless(programs, command, refused):
+  ended = command(prepare_data, "--dataset=digits", "--out=caf\udce9")
+  assert ended.code == 0 and r"caf\udce9" in ended.out
+  ended = command(train, *WRITES[train], "--process_id=caf\udce9", **ENTRIES[train][0])
+  refused(ended, r"--process_id=caf\udce9: it must be a whole number")
+
+
 def test_a_disk_that_is_full_is_a_sentence(programs, command, refused, monkeypatch):
   def full(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
