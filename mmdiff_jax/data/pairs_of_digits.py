@@ -18,6 +18,7 @@ import numpy as np
 from mmdiff_jax.data import (
   digits,
   pairing,
+  progress,
   rendering,
   sketched_digits,
   sources,
@@ -242,7 +243,10 @@ def _digit(pages, index, rng) -> dict[str, Column | np.ndarray]:
   rows = np.flatnonzero(index >= 0)
   chunks = [rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)]
   size = DIGIT.shape[0]
-  drawn = [draw(pages[index[chunk]], rng, size=size, reach=0.0) for chunk in chunks]
+  drawn = [
+    draw(pages[index[chunk]], rng, size=size, reach=0.0)
+    for chunk in progress.shown("Drawing pairs_of_digits", chunks)
+  ]
   forms = [form_of(ink / np.float32(255)) for ink in drawn]
   place = np.full(len(index), -1)
   place[rows] = np.arange(len(rows))

@@ -192,6 +192,12 @@ def _digits(split: str, data_dir: str | None, manual_dir: str | None):
   del manual_dir
   arrays = digits.arrays(digits.prepared(data_dir), split)
   items, labels, writing = (arrays[name] for name in ("digit", "label", "handwriting"))
+  enlarged = cache.arrays(f"digits_pages-{split}", [items], lambda: {"ink": _enlarged(items)})
+  return enlarged["ink"], labels, writing
+
+
+def _enlarged(items: UInt8[np.ndarray, "n h w 1"]) -> UInt8[np.ndarray, "n 28 28"]:
+  """Pages of `digits` at MNIST's size and contrast."""
   # Place on MNIST's page -> place on that of `digits`.
   places = np.arange(SIZE, dtype=np.float32) - (SIZE - 1) / 2
   places = places / np.float32(_ENLARGED) + (items.shape[1] - 1) / 2
@@ -204,7 +210,7 @@ def _digits(split: str, data_dir: str | None, manual_dir: str | None):
   ]
   low, high = _LEVELS
   ink = np.clip((np.concatenate(pages) - low) / (high - low), 0, 1)
-  return np.round(255 * ink).astype(np.uint8), labels, writing
+  return np.round(255 * ink).astype(np.uint8)
 
 
 def _place(ink: UInt8[np.ndarray, "n h w"], rng: np.random.Generator) -> UInt8[np.ndarray, "n h w"]:
