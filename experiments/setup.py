@@ -1,7 +1,6 @@
 """What all entry points share: flags, errors in plain words, the compilation cache, building."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-import difflib
 import importlib
 import os
 import pathlib
@@ -47,23 +46,41 @@ def run(
   app.run(lambda argv: _guarded(main, argv, positional), flags_parser=_parse)
 
 
+# Fields that name modalities of the data set, which need not be among those of the run.
+_NAMES = {
+  "modalities": rules.NAMES,
+  "sampling.order": rules.tuple_of(rules.NAMES),
+  "sampling.weights": rules.SECTION,
+  "evaluation.subsets": rules.tuple_of(rules.NAMES),
+  "evaluation.tasks": rules.tuple_of(rules.tuple_of(rules.NAMES)),
+  "alignment.links": rules.tuple_of(rules.NAMES),
+  "bridging.bridge": rules.TEXT,
+  "bridging.use": rules.SECTION,
+  "main": rules.TEXT,
+  "augment.modality": rules.TEXT,
+}
 # What the configs of all frameworks have; each framework checks its own.
 _RULES = {
+  **dict.fromkeys(("data", "evaluation", "parallel", "monitor", "sampling"), rules.SECTION),
+  "data.name": rules.TEXT,
   "seed": rules.whole(0),
-  "modalities": rules.NAMES,
   "evaluation.seeds": rules.whole(),
   "evaluation.num": rules.whole(),
   "evaluation.draws": rules.whole(),
-  "evaluation.subsets": rules.tuple_of(rules.NAMES),
-  "evaluation.tasks": rules.tuple_of(rules.tuple_of(rules.NAMES)),
   "evaluation.similarity": rules.FLAG,
   "evaluation.bound": rules.whole(0),
+  "evaluation.data": rules.SECTION,
+  "evaluation.classifier_steps": rules.Rule(
+    f"None or {rules.whole().words}", lambda x: x is None or rules.whole().holds(x)
+  ),
+  "parallel.kind": rules.one_of("jit", "pmap"),
   "parallel.mesh": rules.tuple_of(rules.whole(-(10**9))),
   "parallel.min_shard_size": rules.whole(),
   "monitor.log_every": rules.whole(),
   "monitor.report_every": rules.whole(),
   "monitor.checkpoint_every": rules.whole(),
   "monitor.keep": rules.whole(),
+  "monitor.best": rules.TEXT,
   "monitor.peer_timeout": rules.whole(),
   "monitor.stall_timeout": rules.number(0.0),
 }
@@ -90,20 +107,30 @@ def modalities(config: ml_collections.ConfigDict) -> tuple[Modality, ...]:
   """The modalities that `config.modalities` names, in that order.
 
   Raises:
-    UserError: the data set has no such modality, or is not known, or one is named twice or none.
+    UserError: the data set has no such modality, or not one that another field names, or is not
+      known, or `config.modalities` names one twice or none.
   """
+  rules.check(config, _NAMES)
   if len(set(config.modalities)) < max(len(config.modalities), 1):
     raise UserError(
       f"config.modalities is {config.modalities}; it must name one modality or more, each once."
     )
   known = {modality.name: modality for modality in datasets.modalities(**config.data.to_dict())}
-  unknown = [name for name in config.modalities if name not in known]
-  if unknown:
-    raise UserError(
-      f"The data set {config.data.name!r} has no modality {unknown[0]!r} (config.modalities). It "
-      f"has: {', '.join(known)}."
-    )
+  for field, names in rules.fields(config, _NAMES):
+    for name in _flat(names):
+      if name not in known:
+        raise UserError(
+          f"The data set {config.data.name!r} has no modality {name!r} ({field}). The nearest one"
+          f" is {rules.nearest(name, known)!r}; it has: {', '.join(known)}."
+        )
   return tuple(known[name] for name in config.modalities)
+
+
+def _flat(names: Any) -> Iterable[str]:
+  """The names in nested tuples or of a section; an empty text alone is none."""
+  if isinstance(names, str):
+    return [names] if names else []
+  return [name for part in names for name in ([part] if isinstance(part, str) else _flat(part))]
 
 
 def _guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str], positional: int) -> None:
@@ -118,6 +145,15 @@ def _guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str], positio
     main(argv)
   except UserError as error:
     _exit(error, 2)
+  except AttributeError as error:
+    if not isinstance(error.obj, ml_collections.ConfigDict):
+      raise
+    _exit(
+      f"The config has no field {error.name!r} beside {', '.join(error.obj)}, and the program needs"
+      " one. Add it to the config as the files in configs/ have it; config.json of a run can be"
+      " restored from a checkpoint's meta item.",
+      2,
+    )
   except FloatingPointError as error:
     _exit(error, 3)
   except PreemptedError as error:
@@ -158,10 +194,9 @@ def _check_config(argv: Sequence[str]) -> None:
   known = list(_keys(config.to_dict()))
   for argument in argv:
     if (match := override.match(argument)) and re.sub(r"\[.*", "", match[1]) not in known:
-      near = difflib.get_close_matches(match[1], known, 1, 0.0)[0]
       raise UserError(
         f"The config {path} has no key {match[1]!r} (given as {argument}). The nearest one is "
-        f"--config.{near}; all keys are in that file."
+        f"--config.{rules.nearest(match[1], known)}; all keys are in that file."
       )
 
 

@@ -1,6 +1,7 @@
 """What the fields of a config may be: a table a section, checked where the section is read."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+import difflib
 from typing import Any, NamedTuple
 
 from mmdiff_jax.errors import UserError
@@ -47,7 +48,9 @@ def tuple_of(rule: Rule, least: int = 0) -> Rule:
 
 
 FLAG = Rule("True or False", lambda x: isinstance(x, bool))
-NAMES = tuple_of(Rule("a name", lambda x: isinstance(x, str)))
+TEXT = Rule("a text", lambda x: isinstance(x, str))
+SECTION = Rule("a section with fields", lambda x: isinstance(x, Mapping) or hasattr(x, "to_dict"))
+NAMES = tuple_of(Rule("a name", TEXT.holds))
 SHARE = number(0.0, 1.0)
 DECAY = Rule("a number from 0 to below 1", lambda x: type(x) in (int, float) and 0 <= x < 1)
 # What no network has more of is a slip. Layers are made one by one, so that a slip there would take
@@ -66,18 +69,43 @@ def check(config: Any, rules: Mapping[str, Rule], section: str = "") -> None:
     section: of the config, with a dot after it; for the message.
 
   Raises:
-    UserError: a field that is not as its rule says.
+    UserError: a field is not as its rule says, or no section where it must be one.
   """
   for path, rule in rules.items():
-    for name, value in _fields(config, path.split(".")):
+    for name, value in fields(config, [path], section):
       if not rule.holds(value):
-        raise UserError(f"config.{section}{name} is {value!r}; it must be {rule.words}.")
+        raise UserError(f"{name} is {value!r}; it must be {rule.words}.")
 
 
-def _fields(tree: Any, path: list[str]) -> Iterator[tuple[str, Any]]:
+def fields(config: Any, paths: Iterable[str], section: str = "") -> Iterator[tuple[str, Any]]:
+  """Those fields of a config that are there.
+
+  Args:
+    config: as `check`.
+    paths: names of fields, as those of the rules of `check`.
+    section: as `check`.
+
+  Yields:
+    Names in full, such as "config.score.prediction", and values.
+
+  Raises:
+    UserError: what must be a section is none.
+  """
+  for path in paths:
+    yield from _fields(config, path.split("."), f"config.{section}")
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+  """The one of `names` that is spelled most like `name`."""
+  return difflib.get_close_matches(name, names, 1, 0.0)[0]
+
+
+def _fields(tree: Any, path: list[str], prefix: str) -> Iterator[tuple[str, Any]]:
+  if not SECTION.holds(tree):
+    raise UserError(f"{prefix[:-1]} is {tree!r}; it must be {SECTION.words}.")
   first, *rest = path
   for name in tree if first == "*" else [first] if first in tree else []:
     if rest:
-      yield from ((f"{name}.{inner}", value) for inner, value in _fields(tree[name], rest))
+      yield from _fields(tree[name], rest, f"{prefix}{name}.")
     else:
-      yield name, tree[name]
+      yield prefix + name, tree[name]

@@ -15,6 +15,8 @@ from mmdiff_jax.errors import UserError
     (rules.one_of(None, "a"), [None, "a"], ["b", "", 0, (), ["a"]]),
     (rules.tuple_of(rules.whole(), 1), [(1,), [1, 2]], [(), (0,), (1, "2"), 1, "12", None]),
     (rules.NAMES, [(), ("a", "b")], ["ab", (1,), (("a",),), None]),
+    (rules.TEXT, ["", "a"], [1, None, ("a",)]),
+    (rules.SECTION, [{}, ml_collections.ConfigDict({"a": 1})], [1, "a", None, ("a",)]),
     (rules.FLAG, [True, False], [0, 1, "True", None]),
     (rules.DECAY, [0, 0.999], [1, 1.0, -0.1, math.nan, "0", False]),
   ],
@@ -31,6 +33,7 @@ def test_fields_are_named_where_they_are():
   for table, section, words in (
     ({"a.c.b": rules.whole()}, "", r"^config\.a\.c\.b is 0; it must be a whole number from 1 to"),
     ({"a.*.b": rules.whole()}, "", r"^config\.a\.c\.b is 0"),
+    ({"d.b": rules.whole()}, "x.", r"^config\.x\.d is 2; it must be a section with fields\.$"),
     ({"d": rules.SHARE}, "x.", r"^config\.x\.d is 2; it must be a number from 0 to 1\.$"),
   ):
     with pytest.raises(UserError, match=words):

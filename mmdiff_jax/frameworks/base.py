@@ -76,9 +76,18 @@ def settings_of(config: Any, section: str) -> Settings:
     section: where it is in the config, with a dot after it; for the message.
 
   Raises:
-    UserError: one that cannot be.
+    UserError: one that cannot be, is missing or does not exist.
   """
   rules.check(config, _SETTINGS, section)
+  for name in config:
+    if name not in _SETTINGS:
+      raise UserError(
+        f"config.{section}{name} is no field; the nearest one is"
+        f" config.{section}{rules.nearest(name, _SETTINGS)}."
+      )
+  for name in ("steps", "batch_size", "learning_rate"):
+    if name not in config:
+      raise UserError(f"config.{section}{name} is not there; every stage needs one.")
   return Settings(**config)
 
 
@@ -182,6 +191,7 @@ def check_stages(framework: Framework, names: Sequence[str]) -> None:
 
 
 _SAMPLING = {
+  "solver": rules.TEXT,
   "steps": rules.whole(most=100_000),
   "guidance": rules.number(),
   "order": rules.tuple_of(rules.NAMES),
@@ -208,6 +218,11 @@ def sampling_of(config: Any) -> Sampling:
   corrector = config.sampling.get("corrector")
   corrected = bool(corrector and corrector.num)
   if corrected:
+    if set(corrector) != {"num", "leapfrog", "snr"}:
+      raise UserError(
+        f"config.sampling.corrector has the fields {', '.join(corrector)}; they must be num,"
+        " leapfrog and snr."
+      )
     solver = solvers.corrected(solver, **corrector)
   order = tuple(tuple(group) for group in config.sampling.order)
   return Sampling(solver, config.sampling.steps, config.sampling.guidance, order, not corrected)
