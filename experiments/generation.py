@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 from etils import epath
+import flax.errors
 import jax
 import ml_collections
 import numpy as np
@@ -39,6 +40,12 @@ BEST = flags.DEFINE_bool(
   "best", False, "Of the last stage, the checkpoint that config.monitor.best kept; else its last."
 )
 
+# Flax's errors of parameters of another shape or name.
+_FIT = (
+  flax.errors.ScopeParamShapeError,
+  flax.errors.ScopeParamNotFoundError,
+  flax.errors.ScopeCollectionNotFound,
+)
 _ROWS = 1000  # Samples generated at once.
 
 
@@ -213,7 +220,14 @@ def generator(
   def sample(params, key, given, rows):
     return function(params, key, given, targets, rows, trained.sampling)
 
-  program = parallel.compile_sampler(layout, sample, trained.params, like, made)
+  try:
+    program = parallel.compile_sampler(layout, sample, trained.params, like, made)
+  except _FIT as error:
+    raise UserError(
+      "The parameters in the checkpoints do not fit the networks of the config"
+      f" ({str(error).splitlines()[0]}). The checkpoints are of another version of the program, or"
+      " config.json was changed; the config that was trained is in a checkpoint's meta item."
+    ) from error
 
   def generate(key, values):
     found = []

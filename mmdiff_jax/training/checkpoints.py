@@ -78,6 +78,19 @@ def best_step(workdir: str | os.PathLike[str], stage: str, metric: str) -> int |
   return min(found, key=found.get, default=None)
 
 
+def configs(workdir: str | os.PathLike[str]) -> dict[epath.Path, dict[str, Any]]:
+  """The config that the last checkpoint of each stage was made with, by the file that has it.
+
+  A checkpoint that is damaged has none here; loading it says so.
+  """
+  loaded = {}
+  for folder in _ending(stage_dir(workdir, ""), ""):
+    with contextlib.suppress(OSError, ValueError, KeyError, UserError):
+      meta = folder / str(latest_step(workdir, folder.name)) / "meta"
+      loaded[meta / "metadata"] = _read_json(meta)["config"]
+  return loaded
+
+
 def discard_unfinished(workdir: str | os.PathLike[str], stage: str) -> list[int]:
   """Deletes what saves left behind that were cut off; returns their steps.
 

@@ -14,6 +14,7 @@ import numpy as np
 from mmdiff_jax import storage
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.errors import UserError
+from mmdiff_jax.training import checkpoints
 
 # Fields that two runs in one workdir need not share: they change what is shown or where it is
 # computed, not the weights. The data, which may lie elsewhere on another machine, are compared
@@ -125,7 +126,8 @@ def load_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
   """The config that a workdir was made with.
 
   Raises:
-    UserError: the folder holds no training run.
+    UserError: the folder holds no training run, or its `config.json` cannot be read or was changed
+      in what the weights of a checkpoint depend on.
   """
   path = storage.path(workdir) / "config.json"
   if not path.exists():
@@ -133,7 +135,20 @@ def load_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
       f"{workdir} holds no training run: there is no {path}. Train first: python -m "
       f"experiments.train --config=CONFIG --workdir={workdir}"
     )
-  return ml_collections.ConfigDict(_tuples(_read_config(path)))
+  config = _read_config(path)
+  for file, trained in checkpoints.configs(workdir).items():
+    differing = [
+      words
+      for name, words in _differences(_flat(trained), _flat(config))
+      # A module of the user's may have moved; the shapes of what it brings are checked.
+      if not f"{name}.".startswith(_FREE_FIELDS) and "use" not in name.split(".")
+    ]
+    if differing:
+      raise UserError(
+        f"{path} no longer fits the checkpoint {file.parent.parent}: {'; '.join(differing)}. Undo"
+        f" the change; the config that was trained is in {file}, under 'config'."
+      )
+  return ml_collections.ConfigDict(_tuples(config))
 
 
 def _read_config(path: epath.Path) -> dict[str, Any]:
@@ -142,7 +157,10 @@ def _read_config(path: epath.Path) -> dict[str, Any]:
 
 def _read_json(path: epath.Path, remedy: str) -> dict[str, Any]:
   try:
-    return json.loads(path.read_text())
+    tree = json.loads(path.read_text())
+    if not isinstance(tree, dict):
+      raise ValueError(f"it holds a {type(tree).__name__}, not an object with fields")
+    return tree
   except ValueError as error:
     raise UserError(
       f"{path} cannot be read as JSON ({error}). {remedy}, or choose another --workdir."

@@ -12,6 +12,7 @@ from mmdiff_jax.data import datasets, rendering
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import base
 from mmdiff_jax.modalities import mask_picture, Modality, trajectory_picture, video_picture
+from mmdiff_jax.training import checkpoints
 
 
 def run(command, workdir, out, *arguments):
@@ -111,6 +112,70 @@ def test_data_folder_that_is_not_there(command, trained, tmp_path, monkeypatch, 
   config["data"]["data_dir"] = str(tmp_path / "nowhere")
   (workdir / "config.json").write_text(json.dumps(config))
   refused(command(sample, f"--workdir={workdir}", "--given=tone"), "nowhere", "does not exist")
+
+
+def set_field(name, value):
+  def edit(config):
+    *sections, leaf = name.split(".")
+    for section in sections:
+      config = config[section]
+    config[leaf] = value
+
+  return edit
+
+
+def drop_field(name):
+  def edit(config):
+    *sections, leaf = name.split(".")
+    for section in sections:
+      config = config[section]
+    del config[leaf]
+
+  return edit
+
+
+@pytest.mark.parametrize(
+  ("edit", "words"),
+  [
+    (set_field("score.network.width", 24), ("score.network.width was 16, now 24", "'config'")),
+    (
+      set_field("score.prediction", "eps"),
+      ('score.prediction was "v", now "eps"', "no longer fits"),
+    ),
+    (set_field("score", 3), ("score.prediction was", "now not there")),
+    (drop_field("autoencoder.tone.latent"), ("autoencoder.tone.latent was 12, now not there",)),
+    (set_field("score.network.wdith", 16), ("score.network.wdith was not there, now 16",)),
+    # What weights do not depend on may be changed, but not at will.
+    (drop_field("sampling"), ("no field 'sampling' beside", "meta item")),
+    (drop_field("sampling.steps"), ("no field 'steps' beside", "solver")),
+    (set_field("sampling", 3), ("config.sampling is 3; it must be a section",)),
+    (set_field("sampling.solver", 3), ("config.sampling.solver is 3",)),
+    (set_field("sampling.order", [["tome"]]), ("no modality 'tome' (config.sampling.order)",)),
+    (set_field("parallel.kind", "jti"), ("config.parallel.kind is 'jti'",)),
+  ],
+)
+def test_config_edited_by_hand(command, trained, tmp_path, refused, edit, words):
+  (tmp_path / "checkpoints").symlink_to(trained / "checkpoints")
+  config = json.loads((trained / "config.json").read_text())
+  edit(config)
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  refused(command(sample, f"--workdir={tmp_path}", f"--out={tmp_path / 'out'}"), *words)
+  assert not (tmp_path / "out").exists()
+
+
+def test_config_that_is_none(command, tmp_path, refused):
+  (tmp_path / "config.json").write_text("[1]")
+  refused(command(sample, f"--workdir={tmp_path}"), "config.json cannot be read", "holds a list")
+
+
+def test_parameters_that_do_not_fit(command, trained, tmp_path, refused, monkeypatch):
+  """As of another version of the program, or where no checkpoint has its config."""
+  monkeypatch.setattr(checkpoints, "configs", lambda workdir: {})
+  (tmp_path / "checkpoints").symlink_to(trained / "checkpoints")
+  config = json.loads((trained / "config.json").read_text())
+  config["score"]["network"]["width"] = 24
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  refused(command(sample, f"--workdir={tmp_path}"), "do not fit", "config.json")
 
 
 SOUND = Modality("sound", "audio", (2, 3), str, sample_rate=100)
