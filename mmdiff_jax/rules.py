@@ -95,9 +95,9 @@ def fields(config: Any, paths: Iterable[str], section: str = "") -> Iterator[tup
     yield from _fields(config, path.split("."), f"config.{section}")
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-  """The name that is written most like another one."""
-  return difflib.get_close_matches(name, known, 1, 0.0)[0]
+def nearest(name: str, names: Iterable[str]) -> str:
+  """The one of `names` that is spelled most like `name`."""
+  return difflib.get_close_matches(name, names, 1, 0.0)[0]
 
 
 def _fields(tree: Any, path: list[str], prefix: str) -> Iterator[tuple[str, Any]]:

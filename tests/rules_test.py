@@ -33,6 +33,7 @@ def test_fields_are_named_where_they_are():
   for table, section, words in (
     ({"a.c.b": rules.whole()}, "", r"^config\.a\.c\.b is 0; it must be a whole number from 1 to"),
     ({"a.*.b": rules.whole()}, "", r"^config\.a\.c\.b is 0"),
+    ({"d.b": rules.whole()}, "x.", r"^config\.x\.d is 2; it must be a section with fields\.$"),
     ({"d": rules.SHARE}, "x.", r"^config\.x\.d is 2; it must be a number from 0 to 1\.$"),
   ):
     with pytest.raises(UserError, match=words):

@@ -427,6 +427,7 @@ def test_v_is_what_its_denoiser_reads():
     ({"sampling__solver": "none"}, "ancestral"),
     ({"sampling__guidance": 2.0}, "guidance is 2. .*absent_prob is 0"),
     ({"sampling__order": (("digit",),)}, "no order"),
+    ({"sampling__corrector": {"num": 1, "snr": 0.5}}, "must be num, leapfrog and snr"),
     ({"process__betas": "linear", "process__num": 100}, "leaves 0.6 of the image"),
   ],
 )

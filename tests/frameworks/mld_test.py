@@ -535,6 +535,8 @@ def test_reconstruct_goes_through_the_latent():
       "score.prediction is 'eps'.*score.schedule 'vp_cosine'.*prediction=v, or .*vp_linear",
     ),
     ({"score__network__kind": "none"}, "'towers' or 'published'"),
+    ({"score__training__stepz": 3}, "score.training.stepz is no field.*score.training.steps"),
+    ({"score__training": {"steps": 3, "batch_size": 8}}, "score.training.learning_rate is not"),
     ({"sampling__solver": "none"}, "dpmpp_2m"),
     ({"autoencoder__a__likelihood": "categorical"}, "gaussian or laplace or bernoulli"),
     ({"autoencoder__c__likelihood": "gaussian"}, "kind text it can be categorical"),
