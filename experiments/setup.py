@@ -54,6 +54,7 @@ _RULES = {
   "evaluation.seeds": rules.whole(),
   "evaluation.num": rules.whole(),
   "evaluation.draws": rules.whole(),
+  "evaluation.split": rules.one_of("test", "validation"),
   "evaluation.subsets": rules.tuple_of(rules.NAMES),
   "evaluation.tasks": rules.tuple_of(rules.tuple_of(rules.NAMES)),
   "evaluation.similarity": rules.FLAG,
