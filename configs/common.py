@@ -16,10 +16,15 @@ def defaults(framework: str) -> ConfigDict:
   config.data = ConfigDict()
   config.data.data_dir = ml_collections.config_dict.placeholder(str)
   config.data.manual_dir = ml_collections.config_dict.placeholder(str)
+  # Fraction of the training split that is held out of training, for `evaluate --split=validation`.
+  # None trains on all.
+  config.data.validation = ml_collections.config_dict.placeholder(float)
 
   config.evaluation = ConfigDict()
   config.evaluation.seeds = 5
   config.evaluation.num = 500
+  # test or validation: whose examples are given, and which samples are compared with.
+  config.evaluation.split = "test"
   # How many samples are drawn of each example given; several show how far they differ.
   config.evaluation.draws = 1
   # Options of the data set, of both splits, that are others at evaluation than in training.

@@ -1,7 +1,8 @@
 """Measures a trained framework: coherence and Frechet distances, joint and from every subset.
 
 python -m experiments.evaluate --workdir=DIR [--num=N --seeds=K --solver=NAME --steps=N
-  --guidance=G --mode=NAME --noema --best --joint_only --data=OPTION=VALUE --out=DIR]
+  --guidance=G --mode=NAME --noema --best --joint_only --split=validation --data=OPTION=VALUE
+  --out=DIR]
 python -m experiments.evaluate --unconditional=DIR --experts=DIR,DIR --out=DIR [...]
 
 Writes `results.json`, `results.md` and `samples.png` into the workdir, or `--out`, and a picture of
@@ -9,6 +10,9 @@ each of `config.evaluation.tasks` into `tasks`. The classifiers that judge are t
 and kept in `classifiers` beside them. With `--joint_only`, to compare solvers, it looks at joint
 samples alone, shows the numbers and writes nothing. Each `--data` is an option of the data set that
 differs from training's, for the judges' training, too.
+
+With `--split=validation`, to choose settings, it measures on what `config.data.validation` held out
+of training in place of the test split, and writes into a folder `validation` there.
 
 Where the data set can tell how true a modality is to what was given (`datasets.agreement`), that is
 measured, too, and beside it how true it is to what was given with another sample.
@@ -53,6 +57,13 @@ from mmdiff_jax.modalities import Modality
 
 _SEEDS = setup.define_integer("seeds", None, "How many sampling seeds.", 1, 10**6)
 _JOINT_ONLY = flags.DEFINE_bool("joint_only", False, "Judge joint samples only, write nothing.")
+_SPLIT = flags.DEFINE_enum(
+  "split",
+  None,
+  ["test", "validation"],
+  "The split that is measured on; config.evaluation.split if not given.",
+  allow_override=True,
+)
 _DATA = flags.DEFINE_multi_string(
   "data", [], "OPTION=VALUE of the data set in place of the run's own; may be given repeatedly."
 )
@@ -87,11 +98,16 @@ def main(argv: Sequence[str]) -> None:
   others = ml_collections.ConfigDict(config.evaluation.get("data")).to_dict()
   others |= _options(_DATA.value)
   if "split" in others:
-    raise UserError("--data=split=... is no option of a data set: both splits are read.")
+    raise UserError("--data=split=... is no option of a data set: write --split=validation.")
+  with config.unlocked():
+    config.evaluation.split = split = _SPLIT.value or config.evaluation.get("split", "test")
+  _check_split(config, split, others)
+  target = folder if split == "test" else folder / split
   if not _JOINT_ONLY.value:
-    storage.check_writable(folder, "--out or --workdir")
+    storage.check_writable(target, "--out or --workdir")
   options = config.data.to_dict() | others
-  data = {split: datasets.load(**options, split=split) for split in ("train", "test")}
+  splits = {"train": "train", "test": split}
+  data = {part: datasets.load(**options, split=name) for part, name in splits.items()}
   for modality in trained.framework.modalities:
     if modality.name not in data["test"]:
       raise UserError(
@@ -121,8 +137,8 @@ def main(argv: Sequence[str]) -> None:
   if _JOINT_ONLY.value:
     print(f"\n{tables.screen(results)}", flush=True)
     return
-  with storage.writing(folder, "--out or --workdir"):
-    picture = _write(folder, trained, tasks, results, panels)
+  with storage.writing(target, "--out or --workdir"):
+    picture = _write(target, trained, tasks, results, panels)
   print(f"\n{tables.screen(results)}\nPicture: {picture}", flush=True)
 
 
@@ -184,6 +200,22 @@ def _options(given: Sequence[str]) -> dict[str, Any]:
   return options
 
 
+def _check_split(config: ml_collections.ConfigDict, split: str, others: Mapping[str, Any]) -> None:
+  """Checks that training did without the examples of the split."""
+  if "validation" in others:
+    raise UserError(
+      "What is held out for validation was decided by the training: --data=validation and"
+      " config.evaluation.data.validation cannot change it."
+    )
+  if split == "validation" and not config.data.get("validation"):
+    raise UserError(
+      "The run has no validation split: all of the training split was trained on. Hold a part out,"
+      " such as a tenth, when you train: python -m experiments.train --config=CONFIG"
+      " --config.data.validation=0.1 --workdir=DIR. Experts that are composed need the same"
+      " fraction."
+    )
+
+
 def _bound(trained: generation.Trained, data: Mapping[str, Data]) -> dict[str, float]:
   began = time.monotonic()
   names = [modality.name for modality in trained.framework.modalities]
@@ -225,10 +257,10 @@ def evaluate(
   Args:
     trained: from `generation.load`.
     judges: a classifier of each modality; none if the data have no classes.
-    data: splits "train" and "test" in the model's view, with "label" if there are judges. What is
-      given comes from the test split, other rows (or another order) at each seed, each of them
-      `config.evaluation.draws` times in a row. Of test examples that lack modalities
-      (`data.missing`) those that have all are used.
+    data: "train" and "test" in the model's view, with "label" if there are judges; "test" is the
+      split that is measured on, `config.evaluation.split`. What is given comes from it, other rows
+      (or another order) at each seed, each of them `config.evaluation.draws` times in a row. Of its
+      examples that lack modalities (`data.missing`) those that have all are used.
     tasks: what is given and what is generated, such as `tasks_of`; joint samples, from nothing,
       must be among them.
     num: samples a seed, a multiple of the draws.
@@ -256,7 +288,7 @@ def evaluate(
     right = {name: truth[name][0] == labels for name in names}
     rebuilt = trained.framework.reconstruct(trained.params, {name: test[name] for name in names})
     results["settings"] |= {
-      "frechet_reference": "all of the test split",
+      "frechet_reference": f"all of the {results['settings']['split']} split",
       "frechet_features": "last hidden layer of each modality's classifier",
     }
     results |= {
@@ -269,7 +301,7 @@ def evaluate(
     }
     for title, key in (("data", "classifier_accuracy"), ("rebuilt", "reconstruction_accuracy")):
       shown = ", ".join(f"{name} {100 * value:.1f} %" for name, value in results[key].items())
-      say(f"classifiers on test {title}: {shown}")
+      say(f"classifiers on {results['settings']['split']} {title}: {shown}")
 
   @functools.cache
   def generator(given, targets, *, shuffled=False):
@@ -435,6 +467,7 @@ def _settings(trained, names, num, draws, seeds) -> dict[str, Any]:
   composition = config.get("composition")
   return ({"composition": composition.to_dict()} if composition else {}) | {
     "data": config.data.name,
+    "split": config.evaluation.get("split", "test"),
     "modalities": list(names),
     "num": num,
     "draws": draws,

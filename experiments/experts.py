@@ -96,8 +96,12 @@ def load(ema: bool) -> tuple[ml_collections.ConfigDict, Framework, Params]:
     for run, expert in experts.items()
   }
   config = next(iter(configs.values()))
+  fractions = {other.data.get("validation") for other in configs.values()}
   config.data = _data([other.data for other in configs.values()], framework)
   with config.unlocked():
+    if len(fractions) > 1:
+      # No part is held out of the training of all of them.
+      config.data.validation = None
     config.composition = {
       "experts": [f"{term.run}:{'+'.join(term.conditions)}" for term in terms],
       "weights": weights,

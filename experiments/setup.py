@@ -99,6 +99,7 @@ _RULES = {
   "evaluation.seeds": rules.whole(),
   "evaluation.num": rules.whole(),
   "evaluation.draws": rules.whole(),
+  "evaluation.split": rules.one_of("test", "validation"),
   "evaluation.similarity": rules.FLAG,
   "evaluation.bound": rules.whole(0),
   "evaluation.data": rules.SECTION,

@@ -21,7 +21,7 @@ from mmdiff_jax.modalities import image_picture, Modality
 SIZE = 32
 
 # Examples of each class.
-COUNTS = {"train": 6000, "test": 1000}
+COUNTS = {"train": 6000, "test": 1000, "validation": 1000}
 
 COLOURS = {
   "red": (1.0, 0.1, 0.1),
@@ -106,14 +106,19 @@ MODALITIES = (
 
 
 def load(
-  split: str, data_dir: str | None = None, manual_dir: str | None = None
+  split: str,
+  data_dir: str | None = None,
+  manual_dir: str | None = None,
+  *,
+  validation: float = 0.0,
 ) -> dict[str, Column | np.ndarray]:
   """A whole split, in random order, as many examples of each class.
 
   Args:
-    split: "train" (60,000 examples) or "test" (10,000).
+    split: "train" (60,000 examples), "test" or "validation" (10,000 each).
     data_dir: folder of prepared data sets, for MNIST; None is tfds's own.
     manual_dir: folder in which the files of MNIST may lie, where there is no internet.
+    validation: fraction of the digits that is held out of "train" for "validation".
 
   Returns:
     digit: float32 [n, 32, 32, 3] in [0, 1], coloured ink on black.
@@ -123,8 +128,8 @@ def load(
   Raises:
     UserError: MNIST is not there.
   """
-  digits, labels = sources.mnist(split, data_dir, manual_dir)
-  seed = (_SEED, split == "test")
+  digits, labels = sources.read_part(sources.mnist, split, validation, data_dir, manual_dir)
+  seed = (_SEED, pairing.SPLITS[split])
   index = pairing.pair((labels,), COUNTS[split], seed=seed)[:, 0]
   drawn = cache.arrays(
     f"captioned_digits-{split}",

@@ -1,9 +1,10 @@
 """Finds a data set by its name: the module of that name beside this one.
 
 Such a module has `MODALITIES`, the modalities that a model may use, in order, and
-`load(split, data_dir, manual_dir)`, which returns a whole split in the model's view. Where they
-depend on options, which then are further arguments of `load`, it has `modalities(**options)`. Where
-one can measure how true a modality is to others it has `AGREEMENT`, {modality: function}.
+`load(split, data_dir, manual_dir)`, which returns a whole split in the model's view, and takes
+`validation` if a part can be held out of training. Where they depend on options, which then are
+further arguments of `load`, it has `modalities(**options)`. Where one can measure how true a
+modality is to others it has `AGREEMENT`, {modality: function}.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdiff_jax import data, storage
+from mmdiff_jax import data, rules, storage
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.modalities import Modality
@@ -61,8 +62,25 @@ def _check_options(name: str, module: types.ModuleType, options: Mapping[str, An
     ) from error
 
 
+def _validation(name: str, module: types.ModuleType, fraction: float | None) -> dict[str, float]:
+  """The argument of a module's `load`; none where nothing is held out."""
+  if not fraction:
+    return {}
+  rules.check({"validation": fraction}, {"validation": rules.DECAY}, "data.")
+  if "validation" not in inspect.signature(module.load).parameters:
+    raise UserError(
+      f"config.data.validation is {fraction:g}, but no part of the data set {name!r} can be held"
+      " out of training. Leave it out."
+    )
+  return {"validation": fraction}
+
+
 def modalities(
-  name: str, data_dir: str | None = None, manual_dir: str | None = None, **options: Any
+  name: str,
+  data_dir: str | None = None,
+  manual_dir: str | None = None,
+  validation: float | None = None,
+  **options: Any,
 ) -> tuple[Modality, ...]:
   """The modalities of a data set, in order; arguments as `load` but for the split.
 
@@ -72,6 +90,7 @@ def modalities(
   del data_dir, manual_dir
   module = _module(name)
   _check_options(name, module, options)
+  _validation(name, module, validation)
   return module.modalities(**options) if hasattr(module, "modalities") else module.MODALITIES
 
 
@@ -80,6 +99,7 @@ def agreement(
   name: str,
   data_dir: str | None = None,
   manual_dir: str | None = None,
+  validation: float | None = None,
   **options: Any,
 ) -> Callable[..., dict[str, np.ndarray]] | None:
   """How a data set measures whether what was generated is true to what was given.
@@ -89,6 +109,7 @@ def agreement(
     name: the data set; it and all others as for `load`.
     data_dir: not needed.
     manual_dir: not needed.
+    validation: not needed.
     **options: of the data set, where it has any.
 
   Returns:
@@ -100,7 +121,7 @@ def agreement(
   Raises:
     UserError: there is no such data set, or it has no such options.
   """
-  del data_dir, manual_dir
+  del data_dir, manual_dir, validation
   module = _module(name)
   _check_options(name, module, options)
   return getattr(module, "AGREEMENT", {}).get(main)
@@ -111,16 +132,20 @@ def load(
   split: str,
   data_dir: str | None = None,
   manual_dir: str | None = None,
+  validation: float | None = None,
   **options: Any,
 ) -> dict[str, np.ndarray | Column]:
   """A whole split in the model's view, prepared on disk first where it is not there yet.
 
   Args:
     name: the data set.
-    split: "train" or "test".
+    split: "train", "test", or "validation", which is held out of "train".
     data_dir: folder of prepared data sets; None is tfds's own, see `prepared`.
     manual_dir: folder of files that you bring yourself, for sets that need such; None is tfds's
       own, `<data_dir>/downloads/manual`.
+    validation: fraction of the training split's digit images, recordings, ... that is held out. No
+      example of "train" has any of these, and no example of "validation" has any other. None or 0
+      holds nothing out.
     **options: of the data set, where it has any.
 
   Returns:
@@ -129,7 +154,8 @@ def load(
     `NAME_present`, bool [n].
 
   Raises:
-    UserError: there is no such data set, option or folder, or the folder lies in a bucket.
+    UserError: there is no such data set, option or folder, the folder lies in a bucket, or nothing
+      is held out for "validation".
   """
   module = _module(name)
   _check_options(name, module, options)
@@ -142,6 +168,12 @@ def load(
   )
   if own := os.environ.get("TFDS_DATA_DIR"):
     storage.on_disk(own, _PREPARED)
+  held_out = _validation(name, module, validation)
+  if split == "validation" and not held_out:
+    raise UserError(
+      f"The data set {name!r} has no split 'validation' unless config.data.validation says which"
+      " fraction of the training split is held out for it, such as 0.1."
+    )
   if data_dir is not None and not os.path.isdir(data_dir):
     raise UserError(
       f"The folder for prepared data, {data_dir!r}, does not exist. Make it (mkdir -p), or leave "
@@ -150,4 +182,4 @@ def load(
   if manual_dir is not None and not os.path.isdir(manual_dir):
     raise UserError(f"The folder of your own files, manual_dir {manual_dir!r}, does not exist.")
   print(f"Reading the data set {name} ({split})", flush=True)
-  return module.load(split, data_dir, manual_dir, **options)
+  return module.load(split, data_dir, manual_dir, **held_out, **options)

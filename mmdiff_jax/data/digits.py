@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdiff_jax.data import audio, cache, rendering, sources
+from mmdiff_jax.data import audio, cache, pairing, rendering, sources
 from mmdiff_jax.modalities import image_picture, mask_picture, Modality
 
 LOUDEST = 32767  # of a 16-bit sample
@@ -47,16 +47,22 @@ MODALITIES = (
 
 
 def load(
-  split: str, data_dir: str | None = None, manual_dir: str | None = None
+  split: str,
+  data_dir: str | None = None,
+  manual_dir: str | None = None,
+  *,
+  validation: float = 0.0,
 ) -> dict[str, np.ndarray]:
   """A whole split in the model's view, in the order of the records.
 
   Prepares the data set first where it is not in `data_dir` yet (about 20 seconds, 210 MB).
 
   Args:
-    split: "train" (43,110 examples) or "test" (1,080).
+    split: "train" (43,110 examples), "test" (1,080) or "validation". With a part held out, training
+      examples one of whose two handwritings is held out and the other is not are in no split.
     data_dir: folder of prepared data sets; None is tfds's own, `~/tensorflow_datasets`.
     manual_dir: not needed.
+    validation: fraction of the handwritings that is held out of "train" for "validation".
 
   Returns:
     digit: float32 [n, 16, 16, 1] in [0, 1], 1 is ink.
@@ -70,7 +76,14 @@ def load(
     UserError: it cannot be prepared, such as on a full disk, or what is prepared is damaged.
   """
   del manual_dir
-  return _views(arrays(prepared(data_dir), split))
+  compact = arrays(prepared(data_dir), "train" if split == "validation" else split)
+  data = _views(compact)
+  if split == "test" or not validation:
+    return data
+  page, scene = compact["handwriting"], compact["scene_handwriting"]
+  rows = pairing.part_rows(split, data["label"], validation, groups=page)
+  rows = rows[np.isin(scene[rows], page[rows])]
+  return {name: x[rows] for name, x in data.items()}
 
 
 def prepared(data_dir: str | None) -> Any:

@@ -41,6 +41,7 @@ import numpy as np
 
 from mmdiff_jax import rules, storage
 from mmdiff_jax.data import audio, datasets, derived, readers
+from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.modalities import image_picture, mask_picture, Modality, video_picture
 
@@ -255,15 +256,18 @@ def _here(base: pathlib.Path, column: FolderModality, split: str) -> pathlib.Pat
   return base / column.place.replace("{split}", split)
 
 
-def _share(stem: str, together: str) -> float:
-  """A number in [0, 1) that depends on nothing but the part of the stem that `together` matches."""
+def _share(stem: str, together: str, digits: slice = slice(6)) -> float:
+  """A number in [0, 1) that depends on nothing but the part of the stem that `together` matches.
+
+  Numbers of disjoint `digits` of 6 bytes are independent.
+  """
   try:
     match = re.match(together, stem)
   except re.error as error:
     raise UserError(f"together is {together!r}, no regular expression: {error}.") from error
   if match is None:
     raise UserError(f"together is {together!r}, which the stem {stem!r} does not begin with.")
-  return int.from_bytes(hashlib.sha256(os.fsencode(match[0])).digest()[:6]) / 2**48
+  return int.from_bytes(hashlib.sha256(os.fsencode(match[0])).digest()[digits]) / 2**48
 
 
 def files(path: pathlib.Path, *, pattern: str) -> Found:
@@ -581,14 +585,15 @@ def load(
   together: str = ".*",
   incomplete: str = "refuse",
   aligned: bool = True,
-) -> dict[str, np.ndarray]:
+  validation: float = 0.0,
+) -> dict[str, np.ndarray | Column]:
   """A whole split, in the order of the stems, read from disk when its rows are.
 
   The files are read once, all of them, so that what is wrong with one is said at once; their views
   are kept in `data_dir` and made anew when a file or an option has changed.
 
   Args:
-    split: "train" or "test".
+    split: "train", "test" or "validation".
     data_dir: takes the views, in `folder/`; None is tfds's own, see `datasets.prepared`.
     manual_dir: the folder.
     columns: specs, as `parse` takes them.
@@ -597,6 +602,8 @@ def load(
     together: which examples come into one split.
     incomplete: what becomes of an example that lacks a modality.
     aligned: whether the images and masks of an example must have the same proportions.
+    validation: fraction of the training examples that is held out for "validation", by a hash as
+      for the tests.
 
   Returns:
     The views of each modality, [n, ...], and with `incomplete="keep"` a `NAME_present`, bool [n].
@@ -609,7 +616,7 @@ def load(
     raise UserError("Which folder is yours? Say --config.data.manual_dir=FOLDER.")
   # One folder is one, however it is named.
   root = pathlib.Path(os.path.abspath(storage.on_disk(manual_dir, "config.data.manual_dir")))
-  own, other = (test_split, "train") if split == "test" else (split, test_split)
+  own, other = (test_split, "train") if split == "test" else ("train", test_split)
   parsed, parting = parse(columns), {"test_share": test_share, "together": together}
   options = {**parting, "incomplete": incomplete, "aligned": aligned}
   data = open_folder(root, parsed, own, **options)
@@ -637,12 +644,22 @@ def load(
       if against is not None:
         _check_apart(data, against)
       place = _prepare(data, parent, key, stamp, f"{root} ({own})")
-    return {path.stem: np.load(path, mmap_mode="r") for path in sorted(place.glob("*.npy"))}
+    views = {path.stem: np.load(path, mmap_mode="r") for path in sorted(place.glob("*.npy"))}
   except OSError as error:
     raise UserError(
       f"The data read from {root} cannot be kept in {parent}: {error}. Make room, or give "
       "another folder with --config.data.data_dir=FOLDER."
     ) from error
+  if split == "test" or not validation:
+    return views
+  held_out = [_share(stem, together, slice(6, 12)) < validation for stem in data.stems]
+  rows = np.flatnonzero(np.array(held_out) == (split == "validation"))
+  if not len(rows):
+    raise UserError(
+      f"The split {split!r} of {root} is empty with config.data.validation={validation:g}: add"
+      " examples or change the fraction."
+    )
+  return {name: Column(rows, view.__getitem__) for name, view in views.items()}
 
 
 def _check_classes(data: Folder, other: Folder, *splits: str) -> None:

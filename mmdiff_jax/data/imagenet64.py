@@ -12,7 +12,7 @@ import functools
 
 import numpy as np
 
-from mmdiff_jax.data import sources
+from mmdiff_jax.data import pairing, sources
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.modalities import image_picture, Modality
@@ -23,11 +23,15 @@ MODALITIES = (
 )
 
 _SOURCE = "imagenet_resized/64x64"
-_SPLITS = {"train": "train", "test": "validation"}
+_SPLITS = {"train": "train", "test": "validation", "validation": "train"}
 
 
 def load(
-  split: str, data_dir: str | None = None, manual_dir: str | None = None
+  split: str,
+  data_dir: str | None = None,
+  manual_dir: str | None = None,
+  *,
+  validation: float = 0.0,
 ) -> dict[str, Column | np.ndarray]:
   """A whole split, in its own order.
 
@@ -35,10 +39,12 @@ def load(
   reading goes through all records for the labels.
 
   Args:
-    split: "train" (1,281,167 examples) or "test" (the 50,000 that are published for validation).
+    split: "train" (1,281,167 examples), "test" (the 50,000 that are published for validation) or
+      "validation", a part of the published training split.
     data_dir: folder of prepared data sets; None is tfds's own, `~/tensorflow_datasets`.
     manual_dir: folder in which the published files `Imagenet64_*_npz.zip` may lie; None is tfds's
       `<data_dir>/downloads/manual`.
+    validation: fraction of the examples that is held out of "train" for "validation".
 
   Returns:
     image: float32 [n, 64, 64, 3] in [0, 1].
@@ -54,7 +60,8 @@ def load(
   labels = sources.labels(builder, public, number, num_classes=1000)
   read = sources.reader(builder, public, number)
   images = functools.partial(_images, read, labels, str(builder.data_path))
-  return {"image": Column(np.arange(number), images), "label": labels}
+  rows = pairing.part_rows(split, labels, validation)
+  return {"image": Column(rows, images), "label": labels[rows]}
 
 
 def _images(read: sources.Reader, labels: np.ndarray, folder: str, index: np.ndarray) -> np.ndarray:

@@ -20,7 +20,8 @@ GREY = 0.5  # What is hidden.
 # Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014.
 _GAMMA = 0x9E3779B97F4A7C15
 _MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))  # Shift and factor of each round.
-_SEEDS = {"train": 0, "test": 2**63}  # As far apart in the one sequence of states as can be.
+# Far apart in the one sequence of states.
+_SEEDS = {"train": 0, "test": 2**63, "validation": 2**62}
 
 
 def modalities(
@@ -59,11 +60,12 @@ def load(
   modality: str,
   kinds: Sequence[str],
   hidden: float,
+  validation: float = 0.0,
 ) -> dict[str, np.ndarray | Column]:
   """A whole split of the other data set, in its order, with masked images made as they are read.
 
   Args:
-    split: "train" or "test".
+    split: "train", "test" or "validation".
     data_dir: folder of prepared data sets, for the other one.
     manual_dir: folder of files that you bring, for the other one.
     of: the other data set, of no options.
@@ -71,6 +73,7 @@ def load(
     kinds: how, each as likely: "random" hides that many pixels anywhere, "half" the upper, lower,
       left or right half, "complete" all.
     hidden: share of pixels that random masks hide, to the nearest pixel.
+    validation: fraction of the other data set that is held out of "train" for "validation".
 
   Returns:
     What the other data set has, and masked: float32 [n, height, width, channels] in [0, 1].
@@ -79,7 +82,7 @@ def load(
     UserError: there is no such data set, image or kind, or random masks would hide nothing or all.
   """
   *_, masked = modalities(of=of, modality=modality, kinds=kinds, hidden=hidden)
-  data = datasets.load(of, split, data_dir, manual_dir)
+  data = datasets.load(of, split, data_dir, manual_dir, validation)
   image, size = data[modality], masked.shape[:2]
 
   def read(rows):
@@ -100,7 +103,7 @@ def masks(
 
   Args:
     rows: numbers of the examples in their split.
-    split: "train" or "test"; they have masks of their own.
+    split: "train", "test" or "validation"; they have masks of their own.
     kinds: as `load`.
     hidden: as `load`.
     size: height and width.

@@ -13,15 +13,20 @@ MODALITIES = (DIGIT, LABEL)
 
 
 def load(
-  split: str, data_dir: str | None = None, manual_dir: str | None = None
+  split: str,
+  data_dir: str | None = None,
+  manual_dir: str | None = None,
+  *,
+  validation: float = 0.0,
 ) -> dict[str, Column | np.ndarray]:
   """A whole split, in its own order.
 
   Args:
-    split: "train" (60,000 examples) or "test" (10,000).
+    split: "train" (60,000 examples), "test" (10,000) or "validation".
     data_dir: folder of prepared data sets; None is tfds's own, `~/tensorflow_datasets`.
     manual_dir: folder in which the original's files may lie; None is tfds's
       `<data_dir>/downloads/manual`.
+    validation: fraction of the digits that is held out of "train" for "validation".
 
   Returns:
     digit: float32 [n, 28, 28, 1] in [0, 1], 1 is ink.
@@ -30,6 +35,6 @@ def load(
   Raises:
     UserError: the source is not there.
   """
-  images, labels = sources.mnist(split, data_dir, manual_dir)
+  images, labels = sources.read_part(sources.mnist, split, validation, data_dir, manual_dir)
   index = np.arange(len(labels))
   return {"digit": Column(index, lambda i: images[i] / np.float32(255)), "label": labels}

@@ -12,7 +12,7 @@ from mmdiff_jax.data.mnist import LABEL
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.modalities import image_picture, Modality
 
-PERMUTATIONS = {"train": 20, "test": 1}
+PERMUTATIONS = {"train": 20, "test": 1, "validation": 1}
 _SEED = 0
 
 MODALITIES = (
@@ -23,15 +23,20 @@ MODALITIES = (
 
 
 def load(
-  split: str, data_dir: str | None = None, manual_dir: str | None = None
+  split: str,
+  data_dir: str | None = None,
+  manual_dir: str | None = None,
+  *,
+  validation: float = 0.0,
 ) -> dict[str, Column | np.ndarray]:
   """A whole split, in random order.
 
   Args:
-    split: "train" or "test".
+    split: "train", "test" or "validation", which is paired as the test split is.
     data_dir: folder of prepared data sets; None is tfds's own, `~/tensorflow_datasets`.
     manual_dir: folder in which `svhn/{train,test}_32x32.mat` may lie; None is tfds's
       `<data_dir>/downloads/manual`.
+    validation: fraction of each source that is held out of "train" for "validation".
 
   Returns:
     mnist: float32 [n, 28, 28, 1] in [0, 1], 1 is ink.
@@ -41,10 +46,11 @@ def load(
   Raises:
     UserError: a source is not there.
   """
-  digits, labels = sources.mnist(split, data_dir, manual_dir)
-  houses, numbers = sources.svhn(split, data_dir, manual_dir)
+  folders = data_dir, manual_dir
+  digits, labels = sources.read_part(sources.mnist, split, validation, *folders)
+  houses, numbers = sources.read_part(sources.svhn, split, validation, *folders)
   counts = PERMUTATIONS[split] * pairing.smallest((labels, numbers))
-  index = pairing.pair((labels, numbers), counts, seed=(_SEED, split == "test"))
+  index = pairing.pair((labels, numbers), counts, seed=(_SEED, pairing.SPLITS[split]))
   return {
     "mnist": Column(index[:, 0], lambda i: digits[i] / np.float32(255)),
     "svhn": Column(index[:, 1], lambda i: houses[i] / np.float32(255)),

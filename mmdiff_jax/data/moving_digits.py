@@ -19,7 +19,7 @@ SIZE = 32
 FRAMES = 8
 
 # Examples of each class.
-COUNTS = {"train": 6000, "test": 1000}
+COUNTS = {"train": 6000, "test": 1000, "validation": 1000}
 
 # Signs of the first move, rows and columns.
 HEADINGS = {
@@ -54,14 +54,19 @@ MODALITIES = (
 
 
 def load(
-  split: str, data_dir: str | None = None, manual_dir: str | None = None
+  split: str,
+  data_dir: str | None = None,
+  manual_dir: str | None = None,
+  *,
+  validation: float = 0.0,
 ) -> dict[str, Column | np.ndarray]:
   """A whole split, in random order, as many examples of each class.
 
   Args:
-    split: "train" (60,000 examples) or "test" (10,000).
+    split: "train" (60,000 examples), "test" or "validation" (10,000 each).
     data_dir: folder of prepared data sets, for MNIST; None is tfds's own.
     manual_dir: folder in which the files of MNIST may lie, where there is no internet.
+    validation: fraction of the digits that is held out of "train" for "validation".
 
   Returns:
     digit: float32 [n, 28, 28, 1] in [0, 1], 1 is ink.
@@ -72,9 +77,9 @@ def load(
   Raises:
     UserError: MNIST is not there.
   """
-  digits, labels = sources.mnist(split, data_dir, manual_dir)
+  digits, labels = sources.read_part(sources.mnist, split, validation, data_dir, manual_dir)
   small = digits.reshape(-1, 14, 2, 14, 2).mean((2, 4), np.float32).astype(np.uint8)
-  seed = (_SEED, split == "test")
+  seed = (_SEED, pairing.SPLITS[split])
   index = pairing.group(labels, 2, COUNTS[split], seed=seed)
   places, heading = bounce(len(index), SIZE - small.shape[1], np.random.default_rng((*seed, 1)))
   named = labels[index[:, 0]]

@@ -13,7 +13,13 @@ from typing import Any
 from jaxtyping import Int
 import numpy as np
 
+from mmdiff_jax.errors import UserError
+
+# The splits of a data set, each with a number for seeds. "validation" is held out of "train".
+SPLITS = {"train": 0, "test": 1, "validation": 2}
+
 _CHUNK = 1000  # Examples read at once.
+_HELD_OUT_SEED = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,6 +58,50 @@ class Column:
 
   def __array__(self, dtype=None, copy=None) -> np.ndarray:
     return np.asarray(self[:], dtype)
+
+
+def part_rows(
+  split: str,
+  labels: Int[np.ndarray, " n"],
+  validation: float,
+  *,
+  groups: Int[np.ndarray, " n"] | None = None,
+) -> Int[np.ndarray, " rows"]:
+  """The rows of a source that a split of a data set is made of.
+
+  Which rows are held out depends on the arguments alone, so it is the same in training and in
+  evaluation, in every process.
+
+  Args:
+    split: "test" has all rows of its source. "validation" has the rows that are held out of the
+      training source, "train" the others.
+    labels: classes of the rows, from which rows are held out in the same proportion.
+    validation: fraction of the groups that is held out; with 0 "train" has all rows.
+    groups: numbers; rows with the same number are in the same part. None is each row by itself.
+
+  Returns:
+    The rows, in order.
+
+  Raises:
+    UserError: a class would be missing in one of the parts.
+  """
+  if split == "test" or not validation:
+    return np.arange(len(labels))
+  groups = np.arange(len(labels)) if groups is None else groups
+  _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
+  held_out = np.zeros(len(first), bool)
+  rng = np.random.default_rng(_HELD_OUT_SEED)
+  for label in np.unique(labels):
+    members = rng.permutation(np.flatnonzero(labels[first] == label))
+    count = round(validation * len(members))
+    if not 0 < count < len(members):
+      raise UserError(
+        f"config.data.validation is {validation:g}, which holds {count} of the {len(members)} items"
+        f" of class {label} out of training: both parts need some of each class. Choose another"
+        " fraction."
+      )
+    held_out[members[:count]] = True
+  return np.flatnonzero(held_out[inverse] == (split == "validation"))
 
 
 def smallest(labels: Sequence[Int[np.ndarray, " _"]]) -> Int[np.ndarray, " classes"]:

@@ -37,7 +37,7 @@ SIZE = 20  # Pixels a side of a video.
 CAPTION_LENGTH = 28
 
 # Examples of each class: in each set of pairs, and in the tests.
-COUNTS = {"train": 2000, "test": 200}
+COUNTS = {"train": 2000, "test": 200, "validation": 200}
 
 # What is taken from sources for each set of examples, and from which part of its source: `digit`
 # and `video` share one, the handwriting.
@@ -46,6 +46,8 @@ _SETS = {
   "test": ({"digit": 0, "speech": 0, "video": 1},),
 }
 _PARTS = {"train": {"digit": 3, "speech": 2}, "test": {"digit": 2, "speech": 1}}
+# Validation examples have all modalities, as those of the tests.
+_SETS["validation"], _PARTS["validation"] = _SETS["test"], _PARTS["test"]
 
 _SEED = 0
 _CHUNK = 500  # Pages drawn at once.
@@ -113,6 +115,7 @@ def load(
   manual_dir: str | None = None,
   *,
   of: str = "mnist",
+  validation: float = 0.0,
 ) -> dict[str, Column | np.ndarray]:
   """A whole split, in random order, as many examples of each class.
 
@@ -125,13 +128,14 @@ def load(
   Tests are 2,000 examples, 200 a class, out of the sources' test splits: with "mnist" of 250
   recordings and 10,000 digits, half of them for images and half for videos; with "digits", whose
   tests repeat more, of about 180 handwritings for images and 180 for videos, each drawn 3 times,
-  and 1,080 dial tones.
+  and 1,080 dial tones. Validation examples are the same out of what is held out of training.
 
   Args:
-    split: "train" (80,000 examples) or "test" (2,000).
+    split: "train" (80,000 examples), "test" or "validation" (2,000 each).
     data_dir: folder of prepared data sets, for the sources.
     manual_dir: folder in which the files of the sources may lie, where there is no internet.
     of: the sources, "mnist" (MNIST and spoken digits) or "digits", which is embedded.
+    validation: fraction of each source that is held out of "train" for "validation".
 
   Returns:
     caption: int32 [n, CAPTION_LENGTH], indices into `rendering.ALPHABET`.
@@ -151,9 +155,13 @@ def load(
     UserError: there is no such source, or it is not there.
   """
   known = modalities(of=of)
-  rng = np.random.default_rng((_SEED, split == "test"))
-  pages, written, writing = sketched_digits.handwriting(of, split, data_dir, manual_dir)
-  heard, spoken, speakers, recording = _SPEECH[of](split, data_dir, manual_dir)
+  rng = np.random.default_rng((_SEED, pairing.SPLITS[split]))
+  pages, written, writing = sketched_digits.handwriting(
+    of, split, data_dir, manual_dir, validation
+  )
+  heard, spoken, speakers, recording = sources.read_part(
+    _SPEECH[of], split, validation, data_dir, manual_dir
+  )
   ways = spoken * len(sources.SPEAKERS) + speakers
   parts = _PARTS[split]
   ink = _Instances(written, writing, _parts(writing, written, parts["digit"], rng))
@@ -179,7 +187,7 @@ def load(
   data = {modality.name: found[modality.name] for modality in known}
   for name, place in places.items():
     data[f"source_{name}"] = np.where(present[name], instances[name].numbers[place], -1)
-  if split == "test":
+  if split != "train":
     return data
   masks = {"caption": captioned, **present}
   masks |= {label: masks[name] for name, labels in _ABOUT.items() for label in labels}
@@ -187,13 +195,14 @@ def load(
   return data | {"pair": pair} | masks
 
 
-def _tones(split: str, data_dir: str | None, manual_dir: str | None):
+def _tones(split: str, data_dir: str | None, manual_dir: str | None) -> sources.Recordings:
   del manual_dir
   builder = digits.prepared(data_dir)
   arrays = digits.arrays(builder, split)
   number = len(arrays["label"])
   first = builder.number("train") if split == "test" else 0
-  return arrays["tone"], arrays["label"], np.zeros(number, np.int32), first + np.arange(number)
+  places, speakers = first + np.arange(number), np.zeros(number, np.int32)
+  return sources.Recordings(arrays["tone"], arrays["label"], speakers, places)
 
 
 # Log-mel float32 [n, 32, 32], digits, speakers and numbers in the source, none in both splits.
@@ -223,7 +232,7 @@ def _examples(
   for number, taken in enumerate(_SETS[split]):
     own = [np.flatnonzero(instances[name].part == part) for name, part in taken.items()]
     classes = [instances[name].labels[items] for name, items in zip(taken, own, strict=True)]
-    index = pairing.pair(classes, COUNTS[split], seed=(_SEED, split == "test", number))
+    index = pairing.pair(classes, COUNTS[split], seed=(_SEED, pairing.SPLITS[split], number))
     labels.append(classes[0][index[:, 0]])
     places = {name: items[i] for name, items, i in zip(taken, own, index.T, strict=True)}
     none = np.full(len(index), -1)

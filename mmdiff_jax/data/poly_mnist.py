@@ -22,7 +22,7 @@ from mmdiff_jax.modalities import image_picture, Modality
 SIZE = 28
 
 # Examples of each class.
-COUNTS = {"train": 6000, "test": 1000}
+COUNTS = {"train": 6000, "test": 1000, "validation": 1000}
 
 _SEED = 0
 # Least mean distance of a crop from its negative: on mid-grey nobody could read.
@@ -44,15 +44,20 @@ _PARTS = (
 
 
 def load(
-  split: str, data_dir: str | None = None, manual_dir: str | None = None
+  split: str,
+  data_dir: str | None = None,
+  manual_dir: str | None = None,
+  *,
+  validation: float = 0.0,
 ) -> dict[str, Column | np.ndarray]:
   """A whole split, in random order, as many examples of each class.
 
   Args:
-    split: "train" (60,000 examples) or "test" (10,000).
+    split: "train" (60,000 examples), "test" or "validation" (10,000 each).
     data_dir: folder of prepared data sets, for MNIST; None is tfds's own.
     manual_dir: folder in which `poly_mnist` may lie with photos of your own (`.jpg` or `.png`, the
       first five by name); None is tfds's `<data_dir>/downloads/manual`.
+    validation: fraction of the digits that is held out of "train" for "validation".
 
   Returns:
     m0 to m4: float32 [n, 28, 28, 3] in [0, 1].
@@ -61,8 +66,8 @@ def load(
   Raises:
     UserError: MNIST is not there, or the photos will not do.
   """
-  digits, labels = sources.mnist(split, data_dir, manual_dir)
-  seed = (_SEED, split == "test")
+  digits, labels = sources.read_part(sources.mnist, split, validation, data_dir, manual_dir)
+  seed = (_SEED, pairing.SPLITS[split])
   index = pairing.group(labels, 5, COUNTS[split], seed=seed)
   rng = np.random.default_rng((*seed, 1))
   columns = {}

@@ -19,6 +19,7 @@ from mmdiff_jax.data import (
   derived,
   digits,
   masked,
+  pairing,
   progress,
   rendering,
   sources,
@@ -91,19 +92,21 @@ def load(
   *,
   of: str = "mnist",
   part: Any = (0, 1),
+  validation: float = 0.0,
 ) -> dict[str, Column | np.ndarray]:
   """A split, or a part of the training split, in the order of the handwriting's source.
 
   An example is the same in whichever part it is read.
 
   Args:
-    split: "train" or "test".
+    split: "train", "test" or "validation".
     data_dir: folder of prepared data sets, for the source.
     manual_dir: folder in which the files of MNIST may lie, where there is no internet.
     of: the source, "mnist" (60,000 and 10,000 examples) or "digits", which is embedded (43,110 and
       1,080, 30 and 3 of each handwriting).
     part: `(index, count)`, which of how many parts of the training split; no handwriting is in two
-      of them. The test split is whole whatever the part is.
+      of them. The other splits are whole whatever the part is.
+    validation: fraction of the handwritings that is held out of "train" for "validation".
 
   Returns:
     digit: float32 [n, 28, 28, 1] in [0, 1], 1 is ink.
@@ -117,24 +120,26 @@ def load(
     UserError: there is no such source or part, or the source is not there.
   """
   modalities(of=of, part=part)
-  items, labels, writing = handwriting(of, split, data_dir, manual_dir)
+  public = "train" if split == "validation" else split
+  items, labels, writing = handwriting(of, public, data_dir, manual_dir)
   # All are drawn, so that what is random does not depend on the part.
   drawn = cache.arrays(
-    f"sketched_digits-{of}-{split}",
-    (items, labels, split),
-    lambda: _drawn(items, labels, split),
+    f"sketched_digits-{of}-{public}",
+    (items, labels, public),
+    lambda: _drawn(items, labels, public),
   )
   ink = drawn["ink"]
   pages = Column(np.arange(len(ink)), lambda i: ink[i, ..., None] / np.float32(255))
 
   def mask(i):
-    visible = masked.masks(i, split, ("half",), 0.5, (SIZE, SIZE))
+    visible = masked.masks(i, public, ("half",), 0.5, (SIZE, SIZE))
     return np.where(visible, pages[i][..., 0] > 0.5, HIDDEN).astype(np.int32)
 
   index, count = part if split == "train" else (0, 1)
   own, place = np.unique(writing, return_inverse=True)
   number = len(own)
   rows = np.flatnonzero(place * count // number == index)
+  rows = np.intersect1d(rows, pairing.part_rows(split, labels, validation, groups=writing))
   if not len(rows):
     raise UserError(
       f"config.data.part is {part!r}, but {of!r} has {number:,} handwritings. Take fewer parts."
@@ -170,7 +175,11 @@ def _chunks(number: int) -> list[slice]:
 
 
 def handwriting(
-  of: str, split: str, data_dir: str | None = None, manual_dir: str | None = None
+  of: str,
+  split: str,
+  data_dir: str | None = None,
+  manual_dir: str | None = None,
+  validation: float = 0.0,
 ) -> tuple[UInt8[np.ndarray, "n 28 28"], Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
   """Handwriting of MNIST's size, of one of `SOURCES`; arguments and errors as `load`.
 
@@ -179,7 +188,11 @@ def handwriting(
     none is in both splits.
   """
   read = {"mnist": _mnist, "digits": _digits}[of]
-  return read(split, data_dir, manual_dir)
+  items, labels, writing = read("train" if split == "validation" else split, data_dir, manual_dir)
+  if split == "test" or not validation:
+    return items, labels, writing
+  rows = pairing.part_rows(split, labels, validation, groups=writing)
+  return items[rows], labels[rows], writing[rows]
 
 
 def _mnist(split: str, data_dir: str | None, manual_dir: str | None):

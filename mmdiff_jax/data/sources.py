@@ -27,7 +27,7 @@ from jaxtyping import Int
 import numpy as np
 
 from mmdiff_jax import storage
-from mmdiff_jax.data import cache, datasets, progress, readers
+from mmdiff_jax.data import cache, datasets, pairing, progress, readers
 from mmdiff_jax.errors import UserError
 
 _CHUNK = 1000  # records read at once
@@ -110,6 +110,27 @@ class Recordings(NamedTuple):
   labels: Int[np.ndarray, " n"]
   speakers: Int[np.ndarray, " n"]
   places: Int[np.ndarray, " n"]
+
+
+def read_part(
+  read: Callable[..., Any], split: str, validation: float, *arguments: Any
+) -> Source | Recordings:
+  """A split of a source, or the part of its training split that belongs to a data set's split.
+
+  Args:
+    read: `mnist`, `svhn`, `spoken_digit` or `pendigits`.
+    split: "train", "test" or "validation", which is held out of "train".
+    validation: fraction of the items that is held out.
+    *arguments: of `read` after the split.
+
+  Raises:
+    UserError: as `read`, and as `pairing.part_rows`.
+  """
+  source = read("train" if split == "validation" else split, *arguments)
+  if split == "test" or not validation:
+    return source
+  rows = pairing.part_rows(split, source.labels, validation)
+  return type(source)(*(column[rows] for column in source))
 
 
 def mnist(split: str, data_dir: str | None = None, manual_dir: str | None = None) -> Source:

@@ -14,7 +14,7 @@ from mmdiff_jax.modalities import Modality, trajectory_picture
 SPEECH = audio.LogMel(window=512, hop=176, low=80.0, high=4000.0)
 
 # Examples of each class.
-COUNTS = {"train": 6000, "test": 1000}
+COUNTS = {"train": 6000, "test": 1000, "validation": 1000}
 
 _SEED = 0
 
@@ -38,14 +38,19 @@ MODALITIES = (
 
 
 def load(
-  split: str, data_dir: str | None = None, manual_dir: str | None = None
+  split: str,
+  data_dir: str | None = None,
+  manual_dir: str | None = None,
+  *,
+  validation: float = 0.0,
 ) -> dict[str, Column | np.ndarray]:
   """A whole split, in random order, as many examples of each class.
 
   Args:
-    split: "train" (60,000 examples) or "test" (10,000).
+    split: "train" (60,000 examples), "test" or "validation" (10,000 each).
     data_dir: folder of prepared data sets, for MNIST and speech; None is tfds's own.
     manual_dir: folder with `pendigits`; None is tfds's `<data_dir>/downloads/manual`.
+    validation: fraction of each source that is held out of "train" for "validation".
 
   Returns:
     digit: float32 [n, 28, 28, 1] in [0, 1], 1 is ink.
@@ -56,10 +61,12 @@ def load(
   Raises:
     UserError: a source is not there.
   """
-  inks, labels = sources.mnist(split, data_dir, manual_dir)
-  heard, spoken, *_ = speech(split, data_dir, manual_dir)
-  points, written = sources.pendigits(split, data_dir, manual_dir)
-  index = pairing.pair((labels, spoken, written), COUNTS[split], seed=(_SEED, split == "test"))
+  part, folders = (split, validation), (data_dir, manual_dir)
+  inks, labels = sources.read_part(sources.mnist, *part, *folders)
+  heard, spoken, *_ = sources.read_part(speech, *part, *folders)
+  points, written = sources.read_part(sources.pendigits, *part, *folders)
+  seed = (_SEED, pairing.SPLITS[split])
+  index = pairing.pair((labels, spoken, written), COUNTS[split], seed=seed)
   return {
     "digit": Column(index[:, 0], lambda i: inks[i] / np.float32(255)),
     "speech": Column(index[:, 1], lambda i: heard[i]),

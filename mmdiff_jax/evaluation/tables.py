@@ -91,7 +91,8 @@ def screen(results: Results) -> str:
 def markdown(results: Results) -> str:
   """All results as the text of `results.md`; a section that there is nothing for is left out."""
   settings = "\n".join(f"- {name}: {_plain(x)}" for name, x in results["settings"].items())
-  draws = results["settings"]["draws"]
+  draws, split = (results["settings"].get(name) for name in ("draws", "split"))
+  split = f"the {split or 'test'} split"
   sections = {
     "Summary: coherence in per cent, mean ± spread over sampling seeds": _summary_table(results),
     "From one modality (row) into another (column): coherence": _one_to_one_table(results),
@@ -109,7 +110,7 @@ def markdown(results: Results) -> str:
     "Total variation of the classes from those of the examples given": _subsets_table(
       results, "total_variation", _fine
     ),
-    "Frechet distance to the test split, on the classifiers' features": _frechet_table(results),
+    f"Frechet distance to {split}, on the classifiers' features": _frechet_table(results),
     "Masks: mean intersection over union with the true ones, in per cent": _subsets_table(
       results, "iou", _share
     ),
@@ -119,8 +120,8 @@ def markdown(results: Results) -> str:
     f"Deviation of {draws} draws from the same example, in units of the model's view": (
       _subsets_table(results, "spread", _fine)
     ),
-    "Variational bound on the test split": _bound_table(results),
-    "The classifiers: accuracy in per cent on the test split": _judges_table(results),
+    f"Variational bound on {split}": _bound_table(results),
+    f"The classifiers: accuracy in per cent on {split}": _judges_table(results),
     "Classes of joint samples, in per cent": _classes(results),
     "Cost": _cost_table(results),
     "Settings": f"{settings}\n\n{_counts(results)}",

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import pickle
 
 import grain
@@ -623,6 +624,32 @@ def test_load_takes_another_split_for_tests(tmp_path):
     assert len(_load(root, tmp_path / "cache", split, test_split="val")["photo"]) == size
   # Whoever tests on what was trained on says so.
   assert len(_load(root, tmp_path / "other", "test", test_split="train")["photo"]) == 4
+
+
+def test_load_holds_out_what_belongs_together(tmp_path):
+  """Beside the folder's tests; together by the first letter of a stem."""
+  root, drives = tmp_path / "own", "abcdefghijkl"
+  for drive in drives:
+    for i in range(3):
+      _caption(root / "caption" / f"{drive}{i}.txt", f"{drive}{i}")
+  options = {"columns": {"caption": _SPECS["caption"]}, "together": ".", "test_share": 0.3}
+  load = functools.partial(_load, root, tmp_path / "cache", **options)
+  (caption,) = folder.parse(options["columns"])
+
+  def read(split, **validation):
+    return [caption.modality.show(x) for x in load(split=split, **validation)["caption"][:]]
+
+  every, test = read("train"), read("test")
+  parts = {split: read(split, validation=0.4) for split in ("train", "validation")}
+  assert sorted(sum(parts.values(), [])) == every
+  train, held_out = ({x[0] for x in part} for part in parts.values())
+  assert train and held_out and not train & held_out
+  assert 3 * (len(train) + len(held_out)) == len(every)
+  assert read("test", validation=0.4) == test
+  # More is held out of what is left, as for the tests.
+  assert set(parts["validation"]) <= set(read("validation", validation=0.6))
+  with pytest.raises(UserError, match=r"'validation' of .* is empty with .*=1e-06"):
+    read("validation", validation=1e-6)
 
 
 def _truncate(path):

@@ -8,7 +8,7 @@ from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
 
-from mmdiff_jax.data import datasets, imagenet64, pipeline, sources
+from mmdiff_jax.data import datasets, imagenet64, pairing, pipeline, sources
 from mmdiff_jax.errors import UserError
 
 SIZES = {"train": 60, "validation": 9}
@@ -70,6 +70,21 @@ def test_examples_are_the_records_and_every_one_has_its_label(folder, made):
     assert [truth[row] for row in _bytes(data["image"][:])] == data["label"].tolist()
     chosen = np.array([[3, 1], [8, 3]])
     np.testing.assert_array_equal(data["image"][chosen][1, 0], data["image"][8])
+
+
+def test_a_part_of_the_published_training_split_is_held_out(folder, made, monkeypatch):
+  """Every other image: of most classes there is but one here."""
+  monkeypatch.setattr(
+    pairing, "part_rows", lambda split, labels, _: np.arange(split == "train", len(labels), 2)
+  )
+  truth, seen = _rows(made, "train"), set()
+  for split in ("train", "validation"):
+    data = datasets.load("imagenet64", split, str(folder), validation=0.5)
+    rows = _bytes(data["image"][:])
+    assert [truth[row] for row in rows] == data["label"].tolist()
+    assert not seen & {*rows}
+    seen |= {*rows}
+  assert seen == {*truth}
 
 
 def test_batches_of_several_threads_have_their_labels(folder, made):

@@ -687,6 +687,28 @@ def test_data_without_classes_and_with_other_options(command, run_without_classe
   assert written == {"results.json", "results.md", "samples.png"}
 
 
+def test_validation_is_measured_in_place_of_the_tests(command, run_without_classes, tmp_path):
+  options = run_without_classes
+  generation.load("").config.data.validation = 0.1
+  ended = command(evaluate, f"--workdir={tmp_path}", "--split=validation")
+  assert ended.code == 0, ended.err
+  assert [asked["split"] for asked in options] == ["train", "validation"]
+  assert all(asked["validation"] == 0.1 for asked in options)
+  assert [path.name for path in tmp_path.iterdir()] == ["validation"]
+  results = json.loads((tmp_path / "validation" / "results.json").read_text())
+  assert results["settings"]["split"] == "validation"
+  assert "bound on the validation split" in (tmp_path / "validation" / "results.md").read_text()
+
+
+def test_validation_must_have_been_held_out(command, run_without_classes, tmp_path, refused):
+  for arguments, words in (
+    (["--split=validation"], "--config.data.validation=0.1"),
+    (["--split=validation", "--data=validation=0.1"], "decided by the training"),
+  ):
+    refused(command(evaluate, f"--workdir={tmp_path}", *arguments), words)
+  assert not run_without_classes
+
+
 def test_bound_is_left_out_where_joint_samples_are_compared(command, run_without_classes, tmp_path):
   ended = command(evaluate, f"--workdir={tmp_path}", "--joint_only")
   assert ended.code == 0, ended.err

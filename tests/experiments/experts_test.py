@@ -1,6 +1,8 @@
 import json
 import sys
 
+from absl import flags
+from absl.testing import flagsaver
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
@@ -9,7 +11,7 @@ import pytest
 from configs import mcdm as config_lib
 from experiments import evaluate, experts as experts_lib, sample, setup
 from mmdiff_jax.data import datasets
-from mmdiff_jax.training import trainer
+from mmdiff_jax.training import checkpoints, claims, trainer
 
 ROWS = 12
 
@@ -105,6 +107,20 @@ def test_samples_of_a_composition(command, runs, tmp_path):
   ended = command(sample, *flags, "--given=caption", "--corrector=1", "--steps=3")
   assert ended.code == 0, ended.err
   assert (tmp_path / "digit_from_caption.png").exists()
+
+
+@pytest.mark.parametrize(("fractions", "expected"), [((0.1, 0.1), 0.1), ((0.1, 0.2), None)])
+def test_what_one_expert_was_trained_on_is_not_held_out(fractions, expected, monkeypatch):
+  configs = {}
+  for name, fraction in zip(("unconditional", "all"), fractions, strict=True):
+    configs[name] = config_of(name)
+    configs[name].data.validation = fraction
+  monkeypatch.setattr(claims, "load_config", configs.get)
+  monkeypatch.setattr(checkpoints, "load_params", lambda *_, **options: {})
+  flags.FLAGS.mark_as_parsed()
+  with flagsaver.flagsaver(unconditional=["unconditional"], experts=["all"]):
+    config, *_ = experts_lib.load(ema=True)
+  assert config.data.validation == expected
 
 
 def test_measures_a_composition(command, runs, tmp_path):
