@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mmdiff_jax.data import (
+  cache,
   captioned_digits,
   datasets,
   digits,
@@ -55,6 +56,8 @@ def public(handwriting, monkeypatch):
 
   for name in source:
     monkeypatch.setattr(sources, name, functools.partial(read, name))
+  monkeypatch.setattr(sources, "prepared_state", lambda *_: ())
+  monkeypatch.setattr(cache, "arrays", lambda name, inputs, make: make())
   counts = {"train": 15, "validation": 5}
   for module in (captioned_digits, moving_digits, pairs_of_digits, poly_mnist, spoken_mnist):
     monkeypatch.setattr(module, "COUNTS", counts)
@@ -114,11 +117,9 @@ def embedded(few_draws, monkeypatch):
   monkeypatch.setattr(digits_builder, "Digits", drawn)
   # Read once, which takes seconds.
   monkeypatch.setattr(sketched_digits, "_digits", functools.cache(sketched_digits._digits))
-  view = digits.model_view
+  views = digits._views
   names = ("handwriting", "scene_handwriting")
-  monkeypatch.setattr(
-    digits, "model_view", lambda records: view(records) | {n: records[n] for n in names}
-  )
+  monkeypatch.setattr(digits, "_views", lambda all: views(all) | {n: all[n] for n in names})
   monkeypatch.setattr(pairs_of_digits, "COUNTS", {"train": 120, "validation": 20})
   return str(few_draws.data_path.parents[2])
 
