@@ -218,6 +218,10 @@ def importance_time(schedule: Any, t_min: float = 1e-3) -> DrawTime:
   return draw_t
 
 
+# The bits of an int32 that hold a subset of modalities.
+_SUBSET_BITS = 30
+
+
 def draw_masked(
   key: PRNGKeyArray,
   batch_size: int,
@@ -252,11 +256,18 @@ def draw_masked(
   present = present or dict.fromkeys(names, jnp.ones(1, bool))
   there = jnp.stack([present[name] for name in names], axis=1)
   count = jnp.sum(there, axis=1, keepdims=True)
-  # A subset is a number with one bit for each modality that is there; neither no bits nor all.
-  subset = jax.random.randint(subset_key, (batch_size, 1), 1, jnp.maximum(2**count - 1, 2))
+  # A subset is a number with one bit for each modality that is there; neither no bits nor all. Of
+  # more modalities than an integer has bits the others are given or not by a fair coin each, which
+  # is uniform over their subsets, too, but for 2^-29 of all draws.
+  largest = 2 ** jnp.minimum(count, _SUBSET_BITS) - 1
+  subset = jax.random.randint(subset_key, (batch_size, 1), 1, jnp.maximum(largest, 2))
   some = jax.random.bernoulli(given_key, jnp.where(count > 1, given_prob, 0.0), (batch_size, 1))
   bit = jnp.cumsum(there, axis=1) - 1
-  given = some & there & ((subset >> bit) & 1).astype(bool)
+  chosen = ((subset >> bit) & 1).astype(bool)
+  if num > _SUBSET_BITS:
+    coin = jax.random.bernoulli(jax.random.fold_in(subset_key, num), shape=(batch_size, num))
+    chosen = jnp.where(bit < _SUBSET_BITS, chosen, coin)
+  given = some & there & chosen
   # The largest score stays diffused. This changes nothing unless all are below `absent_prob`, and
   # then it is uniform among them.
   free = there & ~given

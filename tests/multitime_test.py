@@ -102,6 +102,28 @@ def test_joint_and_independent_draws_of_what_is_there():
   np.testing.assert_allclose(draw.weight, weight, rtol=1e-6)
 
 
+@pytest.mark.parametrize("num", [31, 32, 64])
+def test_masked_law_of_many_modalities(num):
+  names = [f"m{i}" for i in range(num)]
+  rows = 4000
+  draw = multitime.draw_masked(jax.random.key(2), rows, names, given_prob=1.0)
+  given = np.stack([draw.t[name] == 0 for name in names], axis=1)
+  count = given.sum(axis=1)
+  assert count.min() > 0 and count.max() < num
+  # A fair coin each, and each pair of them: bounds at 5 standard deviations.
+  bound = 5 * 0.5 / rows**0.5
+  np.testing.assert_allclose(given.mean(axis=0), 0.5, atol=bound)
+  np.testing.assert_allclose(count.var(), num / 4, rtol=5 * (2 / rows) ** 0.5)
+  np.testing.assert_allclose(np.corrcoef(given.T), np.eye(num), atol=2 * bound)
+  # Examples that have 30 of them or fewer.
+  few = {name: jnp.full(rows, i % (num // 3) == 0) for i, name in enumerate(names)}
+  draw = multitime.draw_masked(jax.random.key(2), rows, names, given_prob=1.0, present=few)
+  there = [name for name in names if few[name][0]]
+  alone = multitime.draw_masked(jax.random.key(2), rows, there, given_prob=1.0)
+  for name in there:
+    np.testing.assert_array_equal(draw.t[name] == 0, alone.t[name] == 0)
+
+
 def test_diffused_modalities_share_one_uniform_time():
   draw = multitime.draw_masked(
     jax.random.key(0), ROWS, NAMES, draw_t=multitime.uniform_time(t_min=0.2)
