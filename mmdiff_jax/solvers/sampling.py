@@ -232,7 +232,8 @@ def slerp(begin: Modalities, end: Modalities, share: Float[Array, ""]) -> dict[s
   """Points between two draws of noise, on the arc of a great circle, for each row and modality.
 
   Between encoded examples (`multitime.reverse`) these keep the norm that noise has, which points on
-  the straight line do not.
+  the straight line do not. Rows that are parallel, and rows of zeros, have no such arc: their
+  points are those on the straight line.
 
   Args:
     begin: where `share` is 0, [batch, ...] each.
@@ -245,13 +246,16 @@ def slerp(begin: Modalities, end: Modalities, share: Float[Array, ""]) -> dict[s
 
   def between(a, b):
     axes = tuple(range(1, a.ndim))
-    norm_a, norm_b = (jnp.sqrt(jnp.sum(c**2, axes, keepdims=True)) for c in (a, b))
-    cosine = jnp.sum(a * b, axes, keepdims=True) / (norm_a * norm_b)
-    angle = jnp.arccos(jnp.clip(cosine, -1, 1))
-    parallel = jnp.sin(angle) < 1e-4
-    sine = jnp.where(parallel, 1, jnp.sin(angle))
-    weight_a = jnp.where(parallel, 1 - share, jnp.sin((1 - share) * angle) / sine)
-    weight_b = jnp.where(parallel, share, jnp.sin(share * angle) / sine)
+    norm_a, norm_b = (prediction.root(jnp.sum(c**2, axes, keepdims=True)) for c in (a, b))
+    cosine = prediction.divide(jnp.sum(a * b, axes, keepdims=True), norm_a * norm_b)
+    cosine = jnp.clip(cosine, -1, 1)
+    # Where there is no arc, of parallel rows or of a row of zeros, the straight line serves; the
+    # angle has an infinite slope there, so that gradients get that of a right angle, times 0.
+    straight = (norm_a * norm_b == 0) | (jnp.sin(jnp.arccos(cosine)) < 1e-4)
+    angle = jnp.arccos(jnp.where(straight, 0, cosine))
+    sine = jnp.sin(angle)
+    weight_a = jnp.where(straight, 1 - share, jnp.sin((1 - share) * angle) / sine)
+    weight_b = jnp.where(straight, share, jnp.sin(share * angle) / sine)
     return weight_a * a + weight_b * b
 
   return {name: between(begin[name], end[name]) for name in begin}
