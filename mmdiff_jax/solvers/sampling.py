@@ -196,6 +196,13 @@ def sample(
   return {name: jnp.concatenate([x_init[name][None], points[name]]) for name in x_init}
 
 
+def _blended(mask, known, free):
+  """mask * known + (1 - mask) * free, bit for bit `known` or `free` where the mask is 1 or 0."""
+  mask = jnp.asarray(mask, free.dtype)
+  inside = mask * known + (1 - mask) * free
+  return jnp.where(mask >= 1, known, jnp.where(mask <= 0, free, inside))
+
+
 def replace_known(
   schedule: Any, known: Modalities, mask: Mapping[str, Float[Array, "..."]] | None = None
 ) -> Callable[..., Any]:
@@ -208,8 +215,8 @@ def replace_known(
   Args:
     schedule: one schedule, or one for each modality.
     known: clean values, [batch, ...] each.
-    mask: 1 where a value is known and 0 where it is not, broadcast against the values; a modality
-      without an entry is known everywhere.
+    mask: 1 where a value is known and 0 where it is not, broadcast against the values; in between
+      the two are blended in that proportion. A modality without an entry is known everywhere.
 
   Returns:
     `(key, x, s) -> x`.
@@ -222,7 +229,7 @@ def replace_known(
       own = schedules.schedule_of(schedule, name)
       noise = multitime.normal_like(key, name, value)
       noised = own.alpha(s[name]) * value + own.sigma(s[name]) * noise
-      x[name] = jnp.where(mask[name], noised, x[name]) if name in mask else noised
+      x[name] = _blended(mask[name], noised, x[name]) if name in mask else noised
     return x
 
   return project

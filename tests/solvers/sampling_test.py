@@ -196,6 +196,16 @@ def test_slerp_without_an_arc_is_straight_and_has_gradients():
   np.testing.assert_allclose(slopes[0][2:5], 1.5 * straight[2:5], rtol=1e-6)
 
 
+@pytest.mark.parametrize("soft", [0.0, 0.3, 1.0])
+def test_a_mask_in_between_blends(soft):
+  key, s = jax.random.key(0), {"a": jnp.float32(0.4)}
+  known, x = {"a": jnp.full((3, 2), 7.0)}, {"a": jnp.ones((3, 2))}
+  noised = solvers.replace_known(SCHEDULE, known)(key, x, s)["a"]
+  got = solvers.replace_known(SCHEDULE, known, {"a": jnp.array([soft, 1.0])})(key, x, s)["a"]
+  np.testing.assert_allclose(got[:, 0], soft * noised[:, 0] + (1 - soft), rtol=1e-6)
+  np.testing.assert_array_equal(got[:, 1], noised[:, 1])
+
+
 @pytest.mark.parametrize("solver", [solvers.unipc, solvers.dpmpp_2m, solvers.sde_dpmpp_2m])
 def test_a_move_too_short_for_its_log_snr_is_finite(solver):
   """Between neighbouring numbers of float32 log_snr does not change, and alpha and sigma do not."""
