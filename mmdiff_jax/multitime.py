@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import math
+import operator
 from typing import Any, NamedTuple
 import zlib
 
@@ -206,7 +207,11 @@ def importance_time(schedule: Any, t_min: float = 1e-3) -> DrawTime:
 
   Returns:
     `(key, batch_size) -> (t, weight)`, whose weighted means are those of U(t_min, t_max].
+
+  Raises:
+    ValueError: `t_min` is outside (0, t_max).
   """
+  _check_t_min("importance_time", schedule, t_min)
 
   def draw_t(key, batch_size):
     least, most = schedule.log_snr(jnp.array([schedule.t_max, t_min]))
@@ -216,6 +221,14 @@ def importance_time(schedule: Any, t_min: float = 1e-3) -> DrawTime:
     return t, (most - least) / (slope * (schedule.t_max - t_min))
 
   return draw_t
+
+
+def _check_t_min(caller, schedule, t_min):
+  if not 0 < t_min < schedule.t_max:
+    raise ValueError(
+      f"{caller}: t_min must be above 0, where log_snr is infinite, and below the schedule's t_max,"
+      f" {schedule.t_max}; got {t_min}."
+    )
 
 
 # The bits of an int32 that hold a subset of modalities.
@@ -377,8 +390,25 @@ jax.tree_util.register_pytree_with_keys(
 )
 
 
+def _is_integer(value, least):
+  try:
+    return operator.index(value) >= least
+  except TypeError:
+    return False
+
+
+def _check_count(caller, name, value):
+  if not _is_integer(value, 1):
+    raise ValueError(f"{caller}: {name} must be an integer of at least 1, got {value!r}.")
+
+
 def uniform_grid(num_steps: int) -> Float[Array, " points"]:
-  """Times 1, 1 - 1/N, ..., 0; its last steps are far too long in log_snr for multistep methods."""
+  """Times 1, 1 - 1/N, ..., 0; its last steps are far too long in log_snr for multistep methods.
+
+  Raises:
+    ValueError: `num_steps` is not an integer of at least 1.
+  """
+  _check_count("uniform_grid", "num_steps", num_steps)
   return jnp.asarray(1 - np.arange(num_steps + 1) / num_steps)
 
 
@@ -387,17 +417,30 @@ def power_grid(num_steps: int, power: float = 2.0) -> Float[Array, " points"]:
 
   Args:
     num_steps: N.
-    power: at least 1. 2 makes the first time above 0 equal 1/N^2, which for `VPLinear` leaves a
-      share of noise of about beta_min / N^2 in variance.
+    power: above 0, and usually at least 1. 2 makes the first time above 0 equal 1/N^2, which for
+      `VPLinear` leaves a share of noise of about beta_min / N^2 in variance.
 
   Returns:
     N + 1 falling times.
+
+  Raises:
+    ValueError: `num_steps` is not an integer of at least 1, or `power` not above 0.
   """
+  _check_count("power_grid", "num_steps", num_steps)
+  if not power > 0:
+    raise ValueError(f"power_grid: power must be above 0, got {power}.")
   return jnp.asarray((1 - np.arange(num_steps + 1) / num_steps) ** power)
 
 
-def _inner_grid(schedule, num_steps, t_min, level_of, log_snr_of):
-  """1, then equal steps of a function of log_snr from `t_max` to `t_min`, then 0."""
+def _inner_grid(caller, schedule, num_steps, t_min, level_of, log_snr_of):
+  """1, then equal steps of a function of log_snr from `t_max` to `t_min`, then 0.
+
+  Of two steps the first leads from 1 to `t_min`, and a single one to 0.
+  """
+  _check_count(caller, "num_steps", num_steps)
+  _check_t_min(caller, schedule, t_min)
+  if num_steps == 1:
+    return uniform_grid(1)
   start = [1.0] if schedule.t_max < 1 else []
   ends = level_of(schedule.log_snr(jnp.array([schedule.t_max, t_min])))
   levels = jnp.linspace(ends[0], ends[1], num_steps - len(start))
@@ -407,7 +450,8 @@ def _inner_grid(schedule, num_steps, t_min, level_of, log_snr_of):
 
 def log_snr_grid(schedule: Any, num_steps: int, *, t_min: float = 1e-3) -> Float[Array, " points"]:
   """Times 1, then equal steps in log_snr down to t_min, then 0; arguments as `edm_grid`."""
-  return _inner_grid(schedule, num_steps, t_min, lambda log_snr: log_snr, lambda log_snr: log_snr)
+  same = lambda log_snr: log_snr  # noqa: E731
+  return _inner_grid("log_snr_grid", schedule, num_steps, t_min, same, same)
 
 
 def edm_grid(
@@ -418,14 +462,21 @@ def edm_grid(
   Args:
     schedule: one schedule. Equal steps start at its `t_max`, the first step leads from 1 to there
       if it is below 1.
-    num_steps: N, at least 2 (3 if `t_max` is below 1).
-    rho: the larger, the denser towards 0.
-    t_min: the last time above 0.
+    num_steps: N. Of two steps the first leads from 1 to t_min, and a single one from 1 to 0.
+    rho: above 0; the larger, the denser towards 0.
+    t_min: the last time above 0, below `t_max`.
 
   Returns:
     N + 1 falling times.
+
+  Raises:
+    ValueError: `num_steps` is not an integer of at least 1, `rho` not above 0, or `t_min` not in
+      (0, t_max).
   """
+  if not rho > 0:
+    raise ValueError(f"edm_grid: rho must be above 0, got {rho}.")
   return _inner_grid(
+    "edm_grid",
     schedule,
     num_steps,
     t_min,
@@ -448,6 +499,7 @@ def _check_names(constructor, names, subset, role):
 
 
 def _grid(num_steps, grid):
+  _check_count("path", "num_steps", num_steps)
   grid = power_grid(num_steps) if grid is None else jnp.asarray(grid)
   if grid.shape != (num_steps + 1,):
     raise ValueError(
@@ -490,10 +542,13 @@ def staggered(names: Sequence[str], lag: int, num_steps: int, *, grid: Array | N
     The path.
 
   Raises:
-    ValueError: `lag` is negative, `names` has one twice, or `grid` has not num_steps + 1 times.
+    ValueError: `lag` is negative or no integer, `names` has one twice, `num_steps` is not an
+      integer of at least 1, or `grid` has not num_steps + 1 times.
   """
-  if lag < 0:
-    raise ValueError(f"staggered: lag must not be negative, got {lag}; reverse the names instead.")
+  if not _is_integer(lag, 0):
+    raise ValueError(
+      f"staggered: lag must be an integer and not negative, got {lag!r}; reverse the names instead."
+    )
   return _falls([(name,) for name in names], lag, num_steps, (), (), grid)
 
 
@@ -523,7 +578,8 @@ def sequential(
     The path.
 
   Raises:
-    ValueError: a modality is named twice, or `grid` has not num_steps + 1 times.
+    ValueError: a modality is named twice, `num_steps` is not an integer of at least 1, or `grid`
+      has not num_steps + 1 times.
   """
   groups = [(group,) if isinstance(group, str) else tuple(group) for group in order]
   return _falls(groups, num_steps, num_steps, given, absent, grid)
@@ -544,7 +600,8 @@ def conditional(
     The path.
 
   Raises:
-    ValueError: `given` has an unknown name, or `grid` has not num_steps + 1 times.
+    ValueError: `given` has an unknown name, `num_steps` is not an integer of at least 1, or `grid`
+      has not num_steps + 1 times.
   """
   _check_names("conditional", names, given, "given")
   targets = tuple(name for name in names if name not in given)
@@ -578,8 +635,8 @@ def repaint(
 
   Args:
     names: the modalities.
-    num_steps: N, a multiple of `jump`.
-    jump: steps of a piece, at least 1.
+    num_steps: N, a multiple of `jump` or below it.
+    jump: steps of a piece, at least 1; a path that is shorter is one piece.
     repeats: walks down each piece, at least 1.
     given: those of `names` whose times stay 0.
     grid: the N + 1 times, from 1 to 0; `power_grid` if None.
@@ -588,14 +645,14 @@ def repaint(
     The path, of N repeats + (N / jump) (repeats - 1) steps.
 
   Raises:
-    ValueError: `jump` does not divide N, `repeats` is below 1, `given` has an unknown name, or
-      `grid` has not N + 1 times.
+    ValueError: `num_steps`, `jump` or `repeats` is not an integer of at least 1, `jump` does not
+      divide N, `given` has an unknown name, or `grid` has not N + 1 times.
   """
-  if jump < 1 or num_steps % jump or repeats < 1:
-    raise ValueError(
-      f"repaint: jump={jump} must divide num_steps={num_steps}, and repeats={repeats} must be at "
-      "least 1."
-    )
+  for name, value in (("num_steps", num_steps), ("jump", jump), ("repeats", repeats)):
+    _check_count("repaint", name, value)
+  jump = min(jump, num_steps)
+  if num_steps % jump:
+    raise ValueError(f"repaint: jump={jump} must divide num_steps={num_steps}.")
   _check_names("repaint", names, given, "given")
   grid = _grid(num_steps, grid)
   walks = [

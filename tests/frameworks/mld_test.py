@@ -479,6 +479,7 @@ def test_reconstruct_goes_through_the_latent():
     ({"score__schedule": "none"}, "vp_linear or vp_cosine"),
     ({"score__network__kind": "none"}, "'towers' or 'published'"),
     ({"sampling__solver": "none"}, "dpmpp_2m"),
+    ({"score__importance": True, "score__t_min": 0.0}, "score.t_min is 0"),
     ({"autoencoder__a__likelihood": "categorical"}, "gaussian or laplace or bernoulli"),
     ({"autoencoder__c__likelihood": "gaussian"}, "kind text it can be categorical"),
   ],
