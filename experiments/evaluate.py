@@ -33,6 +33,7 @@ import json
 import time
 import types
 from typing import Any
+import warnings
 
 from absl import flags
 from etils import epath
@@ -281,7 +282,9 @@ def evaluate(
   results = {"settings": _settings(trained, names, num, draws, seeds), "conditional": []}
   truth = {name: _judge(judges, name, test[name]) for name in judges}
   # Labels are their own judges, and those have no features.
-  references = {name: frechet.fit(x) for name, (_, x) in truth.items() if x.shape[1]}
+  references = {
+    name: _fit(x, f"{name} in the test split") for name, (_, x) in truth.items() if x.shape[1]
+  }
   if judges:
     labels, train_labels = np.asarray(test["label"]), np.asarray(data["train"]["label"])
     train = {name: missing.complete(data["train"], [name])[name] for name in references}
@@ -289,13 +292,17 @@ def evaluate(
     rebuilt = trained.framework.reconstruct(trained.params, {name: test[name] for name in names})
     results["settings"] |= {
       "frechet_reference": f"all of the {results['settings']['split']} split",
+      "frechet_reference_samples": len(labels),
       "frechet_features": "last hidden layer of each modality's classifier",
+      "frechet_sizes": {name: len(reference.mean) for name, reference in references.items()},
     }
     results |= {
       "classifier_accuracy": {name: float(np.mean(right[name])) for name in names},
       "reconstruction_accuracy": classifiers.accuracy(judges, rebuilt, labels),
       "frechet_of_training_split": {
-        name: _distance(reference, _judge(judges, name, train[name][:num]))
+        name: _distance(
+          reference, _judge(judges, name, train[name][:num]), f"{name} in the training split"
+        )
         for name, reference in references.items()
       },
     }
@@ -337,7 +344,10 @@ def evaluate(
         if judges:
           recognised = np.all([right[other] for other in given], axis=0)
           for one, seed, (rows, _) in zip(found, judged, samples, strict=True):
-            one |= _of_class(seed[name], labels[rows], recognised[rows], references.get(name))
+            title = f"{name}, generated ({key_name})"
+            one |= _of_class(
+              seed[name], labels[rows], recognised[rows], references.get(name), title
+            )
         entry["targets"][name] = _measurements(found)
       for name in targets if judges else ():
         if measures := agreement.get(name):
@@ -359,7 +369,11 @@ def evaluate(
         law = coherence.histogram(train_labels, _num_classes(modalities, train_labels))
         classes = [{name: found[0] for name, found in seed.items()} for seed in judged]
         distances = [
-          {name: _distance(references[name], seed[name]) for name in targets if name in references}
+          {
+            name: _distance(references[name], seed[name], f"{name}, generated ({key_name})")
+            for name in targets
+            if name in references
+          }
           for seed in judged
         ]
         results["joint"] |= _joint(trained.config, targets, classes, law)
@@ -378,8 +392,18 @@ def _judge(judges, name, x):
   return classifiers.classify(judges[name], x)
 
 
-def _distance(reference, judged) -> float:
-  return frechet.distance(reference, frechet.fit(judged[1]))
+def _distance(reference, judged, title) -> float:
+  return frechet.distance(reference, _fit(judged[1], title))
+
+
+def _fit(features, title) -> frechet.Gaussian:
+  """The Gaussian of some features; the table says once what few samples mean."""
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    try:
+      return frechet.fit(features, title)
+    except ValueError as error:
+      raise UserError(f"No Frechet distance: {error}") from error
 
 
 def _measurements(found: Sequence[Mapping[str, float]]) -> dict[str, Any]:
@@ -388,7 +412,7 @@ def _measurements(found: Sequence[Mapping[str, float]]) -> dict[str, Any]:
   return {name: tables.measurement([one[name] for one in found]) for name in names}
 
 
-def _of_class(judged, labels, recognised, reference) -> dict[str, float]:
+def _of_class(judged, labels, recognised, reference, title) -> dict[str, float]:
   """What classifiers say of one seed's samples of a target.
 
   Args:
@@ -396,6 +420,7 @@ def _of_class(judged, labels, recognised, reference) -> dict[str, float]:
     labels: of the examples given.
     recognised: whether the classifier of each modality given finds that label in it.
     reference: of the Frechet distance; None if there is none.
+    title: names the samples in an error.
   """
   num_classes = int(max(judged[0].max(), labels.max())) + 1
   laws = (coherence.histogram(classes, num_classes) for classes in (judged[0], labels))
@@ -406,7 +431,7 @@ def _of_class(judged, labels, recognised, reference) -> dict[str, float]:
   if recognised.any():
     found["recognised"] = coherence.conditional(judged[0][recognised], labels[recognised])
   if reference is not None:
-    found["frechet"] = _distance(reference, judged)
+    found["frechet"] = _distance(reference, judged, title)
   return found
 
 

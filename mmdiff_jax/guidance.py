@@ -39,8 +39,7 @@ def _guided(denoiser, strength, noise, interval, rescale, schedule, x, t):
       weight = along(weight, x[name])
     x0[name], eps[name] = (b[1] + weight * (b[0] - b[1]) for b in (both_x0[name], both_eps[name]))
     if rescale is not None:
-      scale = _deviation(both_x0[name][0]) / jnp.maximum(_deviation(x0[name]), 1e-12)
-      x0[name] = (rescale * scale + (1 - rescale)) * x0[name]
+      x0[name] = _rescaled(x0[name], both_x0[name][0], rescale)
       eps[name] = _eps_of(schedule, name, x[name], t[name], x0[name], eps[name])
   return x0, eps
 
@@ -56,9 +55,26 @@ def _absent(name, noise, x):
   return noise.astype(x.dtype)
 
 
-def _deviation(x):
-  """The standard deviation of each row, over its own components."""
-  return jnp.std(x, axis=tuple(range(1, x.ndim)), keepdims=True)
+def _rescaled(x0, conditional, rescale):
+  """`x0` with each row's deviations from its mean scaled to the std of `conditional`'s row."""
+  deviations = _deviations(x0)
+  spread = _std(deviations)
+  scale = prediction.divide(_std(_deviations(conditional)), spread)
+  scale = jnp.where(spread == 0, 1, scale)
+  return x0 + rescale * (scale - 1) * deviations
+
+
+def _deviations(x):
+  """Each row minus its mean: exactly 0 where all of its components are equal."""
+  axes = tuple(range(1, x.ndim))
+  # Taken from the first component: the mean of equal numbers, computed directly, is rounded.
+  from_first = x - x[(slice(None), *(slice(1),) * len(axes))]
+  return from_first - jnp.mean(from_first, axes, keepdims=True)
+
+
+def _std(deviations):
+  axes = tuple(range(1, deviations.ndim))
+  return prediction.root(jnp.mean(deviations**2, axes, keepdims=True))
 
 
 def _eps_of(schedule, name, x, t, x0, otherwise):
@@ -95,8 +111,9 @@ def guide(
       `solvers.prior`, or zeros; shaped as the modality. Modalities without an entry stay given.
     interval: the log_snr of a modality, from and to, between which it is guided; elsewhere it has
       strength 1 (Kynkäänniemi et al. 2024). Everywhere if None.
-    rescale: share in [0, 1] by which each row of x0 is brought back to the deviation that it has
-      without guidance (Lin et al. 2023, Eq. 15-16, there for eps or v). Not at all if None.
+    rescale: fraction in [0, 1] by which each row of x0 is brought back to the std that it has
+      without guidance (Lin et al. 2023, Eq. 15-16, there for eps or v). The row's mean stays, and
+      so does a row without spread, such as one of a single number. Not at all if None.
     schedule: one schedule, or one for each modality; for `interval` and `rescale`.
 
   Returns:
@@ -292,7 +309,8 @@ def _thresholded(denoiser, bounds, quantile, schedule, x, t):
     if quantile is not None:
       middle, half = 0.5 * (low + high), 0.5 * (high - low)
       rows = jnp.abs(value - middle).reshape(len(value), -1)
-      reach = jnp.maximum(jnp.quantile(rows, quantile, axis=1) / half, 1)
+      # Bounds that are one number leave nothing to shrink: what follows clips to it.
+      reach = jnp.maximum(jnp.quantile(rows, quantile, axis=1) / jnp.where(half == 0, 1.0, half), 1)
       value = middle + (value - middle) / along(reach, value)
     value = jnp.clip(value, low, high)
     eps = eps | {name: _eps_of(schedule, name, x[name], t[name], value, eps[name])}

@@ -259,10 +259,9 @@ def importance_time(schedule: Any, t_min: float = 1e-3) -> DrawTime:
 
   Raises:
     TypeError: `schedule` is no schedule, or `t_min` no number.
-    ValueError: `t_min` is outside (0, t_max]; at 0 the weights would be infinite.
+    ValueError: `t_min` is outside (0, t_max).
   """
-  schedules.check("importance_time", schedule, one=True)
-  arguments.number("importance_time", "t_min", t_min, above=0, most=schedule.t_max)
+  _check_t_min("importance_time", schedule, t_min)
 
   def draw_t(key, batch_size):
     least, most = schedule.log_snr(jnp.array([schedule.t_max, t_min]))
@@ -272,6 +271,20 @@ def importance_time(schedule: Any, t_min: float = 1e-3) -> DrawTime:
     return t, (most - least) / (slope * (schedule.t_max - t_min))
 
   return draw_t
+
+
+def _check_t_min(where, schedule, t_min):
+  schedules.check(where, schedule, one=True)
+  arguments.scalar(where, "t_min", t_min)
+  if not 0 < t_min < schedule.t_max:
+    raise ValueError(
+      f"{where}: t_min={t_min} must be above 0, where log_snr is infinite, and below the schedule's"
+      f" t_max, {schedule.t_max}."
+    )
+
+
+# The bits of an int32 that hold a subset of modalities.
+_SUBSET_BITS = 30
 
 
 def _check_draw(where, key, batch_size, names, draw_t, present):
@@ -341,11 +354,18 @@ def draw_masked(
   num = len(names)
   there = jnp.stack([present[name] for name in names], axis=1)
   count = jnp.sum(there, axis=1, keepdims=True)
-  # A subset is a number with one bit for each modality that is there; neither no bits nor all.
-  subset = jax.random.randint(subset_key, (batch_size, 1), 1, jnp.maximum(2**count - 1, 2))
+  # A subset is a number with one bit for each modality that is there; neither no bits nor all. Of
+  # more modalities than an integer has bits the others are given or not by a fair coin each, which
+  # is uniform over their subsets, too, but for 2^-29 of all draws.
+  largest = 2 ** jnp.minimum(count, _SUBSET_BITS) - 1
+  subset = jax.random.randint(subset_key, (batch_size, 1), 1, jnp.maximum(largest, 2))
   some = jax.random.bernoulli(given_key, jnp.where(count > 1, given_prob, 0.0), (batch_size, 1))
   bit = jnp.cumsum(there, axis=1) - 1
-  given = some & there & ((subset >> bit) & 1).astype(bool)
+  chosen = ((subset >> bit) & 1).astype(bool)
+  if num > _SUBSET_BITS:
+    coin = jax.random.bernoulli(jax.random.fold_in(subset_key, num), shape=(batch_size, num))
+    chosen = jnp.where(bit < _SUBSET_BITS, chosen, coin)
+  given = some & there & chosen
   # The largest score stays diffused. This changes nothing unless all are below `absent_prob`, and
   # then it is uniform among them.
   free = there & ~given
@@ -490,7 +510,12 @@ def states(path: Path) -> frozenset[str]:
 
 
 def uniform_grid(num_steps: int) -> Float[Array, " points"]:
-  """Times 1, 1 - 1/N, ..., 0; its last steps are far too long in log_snr for multistep methods."""
+  """Times 1, 1 - 1/N, ..., 0; its last steps are far too long in log_snr for multistep methods.
+
+  Raises:
+    ValueError: `num_steps` is not an integer of at least 1.
+  """
+  arguments.integer("uniform_grid", "num_steps", num_steps, 1)
   return jnp.asarray(1 - np.arange(num_steps + 1) / num_steps)
 
 
@@ -499,17 +524,29 @@ def power_grid(num_steps: int, power: float = 2.0) -> Float[Array, " points"]:
 
   Args:
     num_steps: N.
-    power: at least 1. 2 makes the first time above 0 equal 1/N^2, which for `VPLinear` leaves a
-      share of noise of about beta_min / N^2 in variance.
+    power: above 0, and usually at least 1. 2 makes the first time above 0 equal 1/N^2, which for
+      `VPLinear` leaves a share of noise of about beta_min / N^2 in variance.
 
   Returns:
     N + 1 falling times.
+
+  Raises:
+    ValueError: `num_steps` is not an integer of at least 1, or `power` not above 0.
   """
+  arguments.integer("power_grid", "num_steps", num_steps, 1)
+  power = arguments.scalar("power_grid", "power", power, above=0)
   return jnp.asarray((1 - np.arange(num_steps + 1) / num_steps) ** power)
 
 
-def _inner_grid(schedule, num_steps, t_min, level_of, log_snr_of):
-  """1, then equal steps of a function of log_snr from `t_max` to `t_min`, then 0."""
+def _inner_grid(where, schedule, num_steps, t_min, level_of, log_snr_of):
+  """1, then equal steps of a function of log_snr from `t_max` to `t_min`, then 0.
+
+  Of two steps the first leads from 1 to `t_min`, and a single one to 0.
+  """
+  arguments.integer(where, "num_steps", num_steps, 1)
+  _check_t_min(where, schedule, t_min)
+  if num_steps == 1:
+    return uniform_grid(1)
   start = [1.0] if schedule.t_max < 1 else []
   ends = level_of(schedule.log_snr(jnp.array([schedule.t_max, t_min])))
   levels = jnp.linspace(ends[0], ends[1], num_steps - len(start))
@@ -519,7 +556,8 @@ def _inner_grid(schedule, num_steps, t_min, level_of, log_snr_of):
 
 def log_snr_grid(schedule: Any, num_steps: int, *, t_min: float = 1e-3) -> Float[Array, " points"]:
   """Times 1, then equal steps in log_snr down to t_min, then 0; arguments as `edm_grid`."""
-  return _inner_grid(schedule, num_steps, t_min, lambda log_snr: log_snr, lambda log_snr: log_snr)
+  same = lambda log_snr: log_snr  # noqa: E731
+  return _inner_grid("log_snr_grid", schedule, num_steps, t_min, same, same)
 
 
 def edm_grid(
@@ -530,14 +568,20 @@ def edm_grid(
   Args:
     schedule: one schedule. Equal steps start at its `t_max`, the first step leads from 1 to there
       if it is below 1.
-    num_steps: N, at least 2 (3 if `t_max` is below 1).
-    rho: the larger, the denser towards 0.
-    t_min: the last time above 0.
+    num_steps: N. Of two steps the first leads from 1 to t_min, and a single one from 1 to 0.
+    rho: above 0; the larger, the denser towards 0.
+    t_min: the last time above 0, below `t_max`.
 
   Returns:
     N + 1 falling times.
+
+  Raises:
+    ValueError: `num_steps` is not an integer of at least 1, `rho` not above 0, or `t_min` not in
+      (0, t_max).
   """
+  rho = arguments.scalar("edm_grid", "rho", rho, above=0)
   return _inner_grid(
+    "edm_grid",
     schedule,
     num_steps,
     t_min,
@@ -607,7 +651,8 @@ def staggered(names: Sequence[str], lag: int, num_steps: int, *, grid: Array | N
     The path.
 
   Raises:
-    ValueError: `lag` is negative, `names` has one twice, or `grid` has not num_steps + 1 times.
+    ValueError: `lag` is negative or no integer, `names` has one twice, `num_steps` is not an
+      integer of at least 1, or `grid` has not num_steps + 1 times.
   """
   names = arguments.names("staggered", "names", names)
   arguments.integer("staggered", "lag", lag)
@@ -641,7 +686,8 @@ def sequential(
     The path.
 
   Raises:
-    ValueError: a modality is named twice, or `grid` has not num_steps + 1 times.
+    ValueError: a modality is named twice, `num_steps` is not an integer of at least 1, or `grid`
+      has not num_steps + 1 times.
   """
   if isinstance(order, str) or not isinstance(order, Sequence):
     raise TypeError(
@@ -672,7 +718,8 @@ def conditional(
     The path.
 
   Raises:
-    ValueError: `given` has an unknown name, or `grid` has not num_steps + 1 times.
+    ValueError: `given` has an unknown name, `num_steps` is not an integer of at least 1, or `grid`
+      has not num_steps + 1 times.
   """
   names = arguments.names("conditional", "names", names)
   given = arguments.names("conditional", "given", given)
@@ -710,8 +757,8 @@ def repaint(
 
   Args:
     names: the modalities.
-    num_steps: N, a multiple of `jump`.
-    jump: steps of a piece, at least 1.
+    num_steps: N, a multiple of `jump` or below it.
+    jump: steps of a piece, at least 1; a path that is shorter is one piece.
     repeats: walks down each piece, at least 1.
     given: those of `names` whose times stay 0.
     grid: the N + 1 times, from 1 to 0; `power_grid` if None.
@@ -720,8 +767,8 @@ def repaint(
     The path, of N repeats + (N / jump) (repeats - 1) steps.
 
   Raises:
-    ValueError: `jump` does not divide N, `repeats` is below 1, `given` has an unknown name, or
-      `grid` has not N + 1 times.
+    ValueError: `num_steps`, `jump` or `repeats` is not an integer of at least 1, `jump` does not
+      divide N, `given` has an unknown name, or `grid` has not N + 1 times.
   """
   names = arguments.names("repaint", "names", names)
   given = arguments.names("repaint", "given", given)
@@ -729,6 +776,7 @@ def repaint(
   grid = _grid("repaint", num_steps, grid)
   arguments.integer("repaint", "jump", jump, 1)
   arguments.integer("repaint", "repeats", repeats, 1)
+  jump = min(jump, num_steps)
   if num_steps % jump:
     raise ValueError(f"repaint: jump={jump} must divide num_steps={num_steps}.")
   walks = [

@@ -7,7 +7,8 @@ With x_t = alpha x_0 + sigma eps, and dots for derivatives with respect to t:
   velocity = d(alpha)/dt x_0 + d(sigma)/dt eps  (of the probability flow; Lipman et al. 2023)
 
 Steps work with the pair (x0, eps): it needs no division by alpha(1) or sigma(0), which may both be
-0. The divisions below are each guarded where the other quantity stays finite.
+0. The divisions below are each guarded where the other quantity stays finite, by `divide`, which
+with `root` also serves wherever else a norm or a spread may be 0.
 """
 
 import jax.numpy as jnp
@@ -16,20 +17,25 @@ from jaxtyping import Array, Float
 X = Float[Array, "..."]
 
 
-def _divide(numerator, denominator):
+def divide(numerator: X, denominator: X) -> X:
   """numerator / denominator, and 0 (in gradients, too) where the denominator is 0."""
   safe = jnp.where(denominator == 0, 1, denominator)
   return jnp.where(denominator == 0, 0, numerator / safe)
 
 
+def root(x: X) -> X:
+  """The square root of x >= 0, with a gradient of 0 in place of an infinite one where x is 0."""
+  return jnp.where(x == 0, 0, jnp.sqrt(jnp.where(x == 0, 1, x)))
+
+
 def eps_to_x0(x: X, eps: X, alpha: X, sigma: X) -> X:
   """x_0 = (x_t - sigma eps) / alpha; 0, the prior's mean, where alpha is 0."""
-  return _divide(x - sigma * eps, alpha)
+  return divide(x - sigma * eps, alpha)
 
 
 def x0_to_eps(x: X, x0: X, alpha: X, sigma: X) -> X:
   """eps = (x_t - alpha x_0) / sigma; 0, the prior's mean, where sigma is 0."""
-  return _divide(x - alpha * x0, sigma)
+  return divide(x - alpha * x0, sigma)
 
 
 def v_to_x0(x: X, v: X, alpha: X, sigma: X) -> X:
@@ -54,7 +60,7 @@ def score_to_eps(score: X, sigma: X) -> X:
 
 def eps_to_score(eps: X, sigma: X) -> X:
   """score = -eps / sigma; 0 where sigma is 0, where no score exists."""
-  return -_divide(eps, sigma)
+  return -divide(eps, sigma)
 
 
 def velocity_to_x0(x: X, velocity: X, alpha: X, sigma: X, alpha_rate: X, sigma_rate: X) -> X:

@@ -15,7 +15,9 @@ They are static pytrees, so they may be closed over by a jitted function or be i
 from collections.abc import Iterable, Mapping
 import dataclasses
 import functools
+import itertools
 import math
+import numbers
 from typing import Any
 
 import jax
@@ -28,6 +30,41 @@ from mmdiff_jax import arguments
 Time = Float[Array, "..."]
 
 
+def _check(schedule, *ascending, ends_at_zero=False):
+  """Refuses parameters of a schedule that cannot be.
+
+  Args:
+    schedule: all of its numbers must be finite and above 0.
+    *ascending: names of some of them, no one above the next.
+    ends_at_zero: whether alpha(1) = 0, so that f diverges there and `t_max` must be below 1.
+
+  Raises:
+    ValueError: with the name of the schedule and of the parameter.
+  """
+  title = type(schedule).__name__
+  for name in (*ascending, "t_max"):
+    value = getattr(schedule, name)
+    if not isinstance(value, numbers.Real) or not 0 < value < math.inf:
+      raise ValueError(f"{title}: {name} must be a finite number above 0, got {value!r}.")
+  for low, high in itertools.pairwise(ascending):
+    least, most = getattr(schedule, low), getattr(schedule, high)
+    if least > most:
+      raise ValueError(
+        f"{title}: {low} must not be above {high}, got {low}={least} and {high}={most}."
+      )
+  if schedule.t_max > 1:
+    raise ValueError(f"{title}: t_max must be in (0, 1], got {schedule.t_max}.")
+  if schedule.t_max == 1 and ends_at_zero:
+    raise ValueError(
+      f"{title}: t_max must be below 1, as by default: alpha(1) = 0 and the drift diverges there."
+    )
+
+
+def _at_most_one(t):
+  """Times, where rounding or a log_snr beyond the schedule's leads past 1."""
+  return jnp.where(t > 1, 1.0, t)
+
+
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class VPLinear:
@@ -35,11 +72,17 @@ class VPLinear:
 
   With B(t) the integral of beta from 0 to t: alpha = exp(-B / 2), sigma^2 = 1 - exp(-B).
   At the usual 0.1 and 20 alpha(1) is 0.0066, so that noise at t = 1 is not quite N(0, I).
+
+  Raises:
+    ValueError: not 0 < beta_min <= beta_max < inf, or `t_max` is outside (0, 1].
   """
 
   beta_min: float = 0.1
   beta_max: float = 20.0
   t_max: float = 1.0
+
+  def __post_init__(self):
+    _check(self, "beta_min", "beta_max")
 
   def beta(self, t: Time) -> Time:
     """The rate of the forward SDE."""
@@ -50,9 +93,15 @@ class VPLinear:
     return t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
 
   def time_of_integral(self, integral: Time) -> Time:
-    """Inverse of `integral`, in the form of the root that does not cancel for small B."""
+    """Inverse of `integral`, in the form of the root that does not cancel for small B.
+
+    It is at most 1.
+    """
     slope = self.beta_max - self.beta_min
-    return 2.0 * integral / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2.0 * slope * integral))
+    # Twice B(1) is past the end, and finite.
+    integral = jnp.minimum(integral, self.beta_min + self.beta_max)
+    root = jnp.sqrt(self.beta_min**2 + 2.0 * slope * integral)
+    return _at_most_one(2.0 * integral / (self.beta_min + root))
 
   def alpha(self, t: Time) -> Time:
     """Scale of the data."""
@@ -83,11 +132,18 @@ class VPLinear:
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class SubVP:
-  """Sub-variance preserving (Song et al. 2021): alpha of `VPLinear`, sigma = 1 - exp(-B)."""
+  """Sub-variance preserving (Song et al. 2021): alpha of `VPLinear`, sigma = 1 - exp(-B).
+
+  Raises:
+    ValueError: as `VPLinear`.
+  """
 
   beta_min: float = 0.1
   beta_max: float = 20.0
   t_max: float = 1.0
+
+  def __post_init__(self):
+    _check(self, "beta_min", "beta_max")
 
   @property
   def _vp(self):
@@ -106,8 +162,10 @@ class SubVP:
     return -self._vp.integral(t) - 2.0 * jnp.log(self.sigma(t))
 
   def time(self, log_snr: Time) -> Time:
-    """Inverse of `log_snr` = -2 log(2 sinh(B / 2))."""
-    return self._vp.time_of_integral(2.0 * jnp.arcsinh(0.5 * jnp.exp(-0.5 * log_snr)))
+    """Inverse of `log_snr` = -2 log(2 sinh(B / 2)), which is -B where the exponential overflows."""
+    half = jnp.maximum(0.5 * log_snr, -30.0)
+    integral = 2.0 * jnp.arcsinh(0.5 * jnp.exp(-half))
+    return self._vp.time_of_integral(jnp.where(log_snr < -60, -log_snr, integral))
 
   def drift(self, t: Time) -> Time:
     """f(t) = -beta / 2."""
@@ -124,11 +182,19 @@ class VE:
   """Variance exploding (Song et al. 2021): alpha = 1, the scale of the noise grows geometrically.
 
   sigma^2 = sigma_min^2 ((sigma_max / sigma_min)^(2 t) - 1), which is 0 at t = 0.
+
+  Raises:
+    ValueError: not 0 < sigma_min < sigma_max < inf, or `t_max` is outside (0, 1].
   """
 
   sigma_min: float = 0.01
   sigma_max: float = 50.0
   t_max: float = 1.0
+
+  def __post_init__(self):
+    _check(self, "sigma_min", "sigma_max")
+    if self.sigma_min == self.sigma_max:
+      raise ValueError(f"VE: sigma_min must be below sigma_max, and both are {self.sigma_max}.")
 
   @property
   def _rate(self):
@@ -147,8 +213,10 @@ class VE:
     return -2.0 * math.log(self.sigma_min) - jnp.log(jnp.expm1(self._rate * t))
 
   def time(self, log_snr: Time) -> Time:
-    """Inverse of `log_snr`."""
-    return jnp.log1p(jnp.exp(-log_snr) / self.sigma_min**2) / self._rate
+    """Inverse of `log_snr`, at most 1."""
+    # Past the end, where the exponential may not overflow yet.
+    log_snr = jnp.maximum(log_snr, -2.0 * math.log(self.sigma_max) - 1.0)
+    return _at_most_one(jnp.log1p(jnp.exp(-log_snr) / self.sigma_min**2) / self._rate)
 
   def drift(self, t: Time) -> Time:
     """f(t) = 0."""
@@ -165,9 +233,15 @@ class VPCosine:
   """Variance preserving with alpha = cos(pi t / 2), sigma = sin(pi t / 2).
 
   alpha(1) = 0: the noise at t = 1 is exactly N(0, I) and f diverges there.
+
+  Raises:
+    ValueError: `t_max` is outside (0, 1).
   """
 
   t_max: float = 0.999
+
+  def __post_init__(self):
+    _check(self, ends_at_zero=True)
 
   def alpha(self, t: Time) -> Time:
     """Scale of the data: the sine of the complement, which is exactly 0 at t = 1."""
@@ -182,8 +256,10 @@ class VPCosine:
     return 2.0 * (jnp.log(self.alpha(t)) - jnp.log(self.sigma(t)))
 
   def time(self, log_snr: Time) -> Time:
-    """Inverse of `log_snr`."""
-    return 2.0 / math.pi * jnp.arctan(jnp.exp(-0.5 * log_snr))
+    """Inverse of `log_snr`, at most 1."""
+    # exp(80 / 2) is infinity to the arctangent, and the square of it still finite.
+    ratio = jnp.exp(-0.5 * jnp.maximum(log_snr, -80.0))
+    return _at_most_one(2.0 / math.pi * jnp.arctan(ratio))
 
   def drift(self, t: Time) -> Time:
     """f(t) = -(pi / 2) tan(pi t / 2)."""
@@ -200,9 +276,15 @@ class RectifiedFlow:
   """The straight line from data to noise: alpha = 1 - t, sigma = t (Liu et al. 2023).
 
   alpha(1) = 0, and f diverges there.
+
+  Raises:
+    ValueError: `t_max` is outside (0, 1).
   """
 
   t_max: float = 0.999
+
+  def __post_init__(self):
+    _check(self, ends_at_zero=True)
 
   def alpha(self, t: Time) -> Time:
     """Scale of the data."""
@@ -237,69 +319,113 @@ class Table:
   Between two entries log(alpha) is linear in t, so that f and g are steps, constant on
   ((n - 1) / N, n / N]. `betas_linear`, `betas_scaled_linear` and `betas_cosine` are the usual ones.
 
+  A table may end with beta_N = 1, that is with alpha(1) = 0 (zero terminal SNR, Lin et al. 2023).
+  After its last entry but one alpha itself falls linearly to 0, so that f = -1 / (1 - t) diverges
+  at 1 as that of `RectifiedFlow` does. A network that predicts v or x0 is needed there.
+
   Attributes:
-    betas: beta_1, ..., beta_N in (0, 1).
-    t_max: where a discretised SDE may start.
+    betas: beta_1, ..., beta_N in (0, 1); the last one may be 1.
+    t_max: where a discretised SDE may start; None is 1, or 0.999 if beta_N is 1.
 
   Raises:
-    ValueError: a beta is not inside (0, 1).
+    ValueError: a beta is not inside (0, 1), or `t_max` not in (0, 1] (below 1 if beta_N is 1).
   """
 
   betas: tuple[float, ...]
-  t_max: float = 1.0
+  t_max: float | None = None
 
   def __post_init__(self):
-    if not self.betas or not all(0 < beta < 1 for beta in self.betas):
-      raise ValueError("Table: betas must be one or more numbers, all inside (0, 1).")
+    object.__setattr__(self, "betas", tuple(map(float, self.betas)))
+    if not self.betas:
+      raise ValueError("Table: betas is empty; give at least one, or take betas_linear().")
+    for index, beta in enumerate(self.betas):
+      last = index == len(self.betas) - 1
+      if not 0 < beta < 1 and not (last and beta == 1):
+        raise ValueError(
+          f"Table: betas[{index}] is {beta}, but betas must be inside (0, 1), and only the last may"
+          " be 1. Bound them from above, as by 0.999, and leave out entries of 0."
+        )
+    if self.t_max is None:
+      object.__setattr__(self, "t_max", 0.999 if self._ends_at_zero else 1.0)
+    _check(self, ends_at_zero=self._ends_at_zero)
+
+  @property
+  def _ends_at_zero(self):
+    return self.betas[-1] == 1
 
   @functools.cached_property
   def _steps(self):
-    """The differences of log(alpha), in float64."""
-    return 0.5 * np.log1p(-np.array(self.betas))
+    """The differences of log(alpha), in float64; 0 for a beta of 1, see `_last`."""
+    betas = np.array(self.betas)
+    return 0.5 * np.log1p(-np.where(betas == 1, 0.0, betas))
 
   @functools.cached_property
   def _log_alphas(self):
     return np.concatenate([[0.0], np.cumsum(self._steps)])
+
+  def _last(self, t):
+    """How much of the last step, to alpha = 0, lies behind: in [0, 1]; 0 if there is none."""
+    before = self._before(t)
+    share = t * len(self.betas) - before
+    return jnp.where(before == len(self.betas) - 1, share, 0.0)
 
   def _before(self, t):
     """Which entry lies before `t`; a time that is an entry but for its rounding counts as one."""
     last = len(self.betas) - 1
     return jnp.clip(jnp.ceil(t * len(self.betas) - 1e-3).astype(int) - 1, 0, last)
 
-  def _log_alpha(self, t):
+  def _log_linear(self, t):
+    """log(alpha), but for the factor of a last step to alpha = 0."""
     before = self._before(t)
     share = t * len(self.betas) - before
     values, steps = (jnp.asarray(table, t.dtype) for table in (self._log_alphas, self._steps))
     return values[before] + share * steps[before]
 
+  def _log_alpha(self, t):
+    if not self._ends_at_zero:
+      return self._log_linear(t)
+    last = self._last(t)
+    end = last == 1
+    falls = jnp.log1p(-jnp.where(end, 0.0, last))
+    return jnp.where(end, -jnp.inf, self._log_linear(t) + falls)
+
   def alpha(self, t: Time) -> Time:
     """Scale of the data."""
-    return jnp.exp(self._log_alpha(t))
+    alpha = jnp.exp(self._log_linear(t))
+    return alpha * (1.0 - self._last(t)) if self._ends_at_zero else alpha
 
   def sigma(self, t: Time) -> Time:
     """Scale of the noise."""
     return jnp.sqrt(-jnp.expm1(2.0 * self._log_alpha(t)))
 
   def log_snr(self, t: Time) -> Time:
-    """log(alpha^2 / sigma^2); infinite at 0."""
+    """log(alpha^2 / sigma^2); infinite at 0, and at 1 if alpha is 0 there."""
     log_alpha = self._log_alpha(t)
     return 2.0 * log_alpha - jnp.log(-jnp.expm1(2.0 * log_alpha))
 
   def time(self, log_snr: Time) -> Time:
-    """Inverse of `log_snr`."""
+    """Inverse of `log_snr`, at most 1."""
     log_alpha = -0.5 * jax.nn.softplus(-log_snr)
     values, steps = (
       jnp.asarray(table, log_alpha.dtype) for table in (self._log_alphas, self._steps)
     )
     before = jnp.clip(jnp.searchsorted(-values, -log_alpha) - 1, 0, len(self.betas) - 1)
-    return (before + (log_alpha - values[before]) / steps[before]) / len(self.betas)
+    share = (log_alpha - values[before]) / jnp.where(steps[before] == 0, 1, steps[before])
+    if self._ends_at_zero:
+      last = before == len(self.betas) - 1
+      share = jnp.where(last, -jnp.expm1(log_alpha - values[before]), share)
+    return _at_most_one((before + share) / len(self.betas))
 
   def drift(self, t: Time) -> Time:
-    """f(t) = N log(1 - beta_n) / 2."""
-    return len(self.betas) * jnp.asarray(self._steps, t.dtype)[self._before(t)]
+    """f(t) = N log(1 - beta_n) / 2; on a last step to alpha = 0 it is -1 / (1 - t)."""
+    drift = len(self.betas) * jnp.asarray(self._steps, t.dtype)[self._before(t)]
+    if not self._ends_at_zero:
+      return drift
+    last = self._last(t)
+    return jnp.where(last > 0, -len(self.betas) / (1.0 - last), drift)
 
   def diffusion(self, t: Time) -> Time:
-    """g(t)^2 = -N log(1 - beta_n)."""
+    """g(t)^2 = -2 f(t)."""
     return jnp.sqrt(-2.0 * self.drift(t))
 
 

@@ -119,7 +119,8 @@ class Process:
     """`posterior` in its eps form, (5)."""
     (a_s, sigma_s, total_s), (a_t, sigma_t, total_t) = self._levels(s, z), self._levels(t, z)
     r = a_t / a_s
-    mean = (z - (1 - r**2) / sigma_t * eps) / r - a_s * (total_t - total_s) * aggregate
+    start = prediction.divide(z - (1 - r**2) / sigma_t * eps, r)
+    mean = start - a_s * (total_t - total_s) * aggregate
     return mean, sigma_s / sigma_t * jnp.sqrt(1 - r**2)
 
   def start(self, z: Z, eps: Z, aggregate: Z, t: Time) -> Z:
@@ -131,10 +132,10 @@ class Process:
     """`num_steps` times of the table from 1 down to its first entry, evenly.
 
     Raises:
-      ValueError: the table has fewer entries, or less than two steps are asked for.
+      ValueError: `num_steps` is not an integer from 2 to the number of the table's entries.
     """
     size = len(self.weights)
-    if not 2 <= num_steps <= size:
+    if not isinstance(num_steps, int | np.integer) or not 2 <= num_steps <= size:
       raise ValueError(f"{num_steps} steps on a table of {size} entries: take from 2 to {size}.")
     return np.round(np.linspace(size, 1, num_steps)) / size
 

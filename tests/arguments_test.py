@@ -7,7 +7,6 @@ import traceback
 from hypothesis import given, HealthCheck, settings, strategies as st
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -209,15 +208,6 @@ def test_every_public_function_is_tried():
     assert set(arguments) >= names - {"trajectory", "remat"}, function
 
 
-@pytest.fixture
-def without_annotations():
-  """As for users: annotations are checked by tests alone."""
-  before = jaxtyping.config.jaxtyping_disable
-  jaxtyping.config.update("jaxtyping_disable", True)
-  yield
-  jaxtyping.config.update("jaxtyping_disable", before)
-
-
 def outcome(function, name, value):
   """Calls a function with one argument changed; the fault as a sentence, if it is one."""
   arguments, use = RIGHT[function]
@@ -247,17 +237,17 @@ PAIRS = [(function, name) for function, (arguments, _) in RIGHT.items() for name
   suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 @given(pair=st.sampled_from(PAIRS), value=st.sampled_from(WRONG))
-def test_a_wrong_argument_is_named(without_annotations, pair, value):
+def test_a_wrong_argument_is_named(unchecked, pair, value):
   assert outcome(*pair, value) is None
 
 
 @pytest.mark.slow
-def test_all_wrong_arguments_are_named(without_annotations):
+def test_all_wrong_arguments_are_named(unchecked):
   faults = [outcome(*pair, value) for pair, value in itertools.product(PAIRS, WRONG)]
   assert not any(faults), "\n".join(filter(None, faults))
 
 
-def test_right_arguments_are_right(without_annotations):
+def test_right_arguments_are_right(unchecked):
   for function, (arguments, use) in RIGHT.items():
     made = function(**arguments)
     if use:

@@ -8,10 +8,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
-from jaxtyping import install_import_hook  # noqa: E402
+import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
-install_import_hook("mmdiff_jax", "beartype.beartype")
+jaxtyping.install_import_hook("mmdiff_jax", "beartype.beartype")
 
 from mmdiff_jax import storage  # noqa: E402
 
@@ -23,3 +23,11 @@ def own_cache(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(storage, "cache_dir", lambda: folder)
     yield
+
+
+@pytest.fixture(name="unchecked")
+def _unchecked():
+  """Users run without the checks of annotations, which would raise before our errors do."""
+  jaxtyping.config.update("jaxtyping_disable", True)
+  yield
+  jaxtyping.config.update("jaxtyping_disable", False)

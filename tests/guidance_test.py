@@ -95,11 +95,58 @@ def test_rescaling_brings_back_each_rows_deviation():
     rescaled = guidance.guide(DENOISER, 4.0, noise, rescale=share, schedule=SCHEDULE)
     x0, eps = rescaled(wide, T)
     scale = share * plain.std(axis=1) / guided.std(axis=1) + 1 - share
-    np.testing.assert_allclose(x0["b"], guided * scale[:, None], rtol=1e-5)
+    mean = guided.mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(x0["b"], mean + (guided - mean) * scale[:, None], rtol=1e-4)
     x = SCHEDULE.alpha(T["b"]) * x0["b"] + SCHEDULE.sigma(T["b"]) * eps["b"]
     np.testing.assert_allclose(x, wide["b"], rtol=1e-4)
   with pytest.raises(ValueError, match="schedule"):
     guidance.guide(DENOISER, 2.0, noise, rescale=1.0)
+
+
+def images(brightness, contrast):
+  """A denoiser whose x0 is brighter and of more contrast where `a` is given, in rows 0 and 1.
+
+  Row 2 is constant; its 48 components have a mean that float32 rounds.
+  """
+  pattern = jnp.linspace(-1.0, 1.0, 48).reshape(1, 4, 12)
+  rows = jnp.array([1.0, 2.0, 0.0]).reshape(3, 1, 1)
+
+  def x0(x, t):
+    given = schedules.along(jnp.asarray(t["a"] == 0), x["b"])
+    value = brightness + contrast * rows * pattern * jnp.where(given, 1.0, 0.4)
+    return {"a": x["a"], "b": value + 0.0 * x["b"]}
+
+  return solvers.from_x0(x0, SCHEDULE)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.7, 1.0])
+def test_rescaling_keeps_brightness_and_rows_without_spread(share):
+  x = {"a": jnp.ones((3, 1)), "b": jnp.ones((3, 4, 12))}
+  noise = {"a": jnp.zeros((3, 1))}
+
+  def run(denoiser, rescale):
+    return guidance.guide(denoiser, 3.0, noise, rescale=rescale, schedule=SCHEDULE)
+
+  denoiser = images(0.9, 0.1)
+  plain, guided = (run(denoiser, r)(x, T)[0]["b"] for r in (0.0, share))
+  np.testing.assert_allclose(guided.mean((1, 2)), 0.9, rtol=1e-6)
+  wanted = share * denoiser(x, T)[0]["b"].std((1, 2)) + (1 - share) * plain.std((1, 2))
+  np.testing.assert_allclose(guided.std((1, 2)), wanted, rtol=1e-5, atol=1e-7)
+  np.testing.assert_array_equal(guided[2], plain[2])
+  # One number a row.
+  single = guidance.guide(DENOISER, 3.0, NOISE, rescale=share, schedule=SCHEDULE)
+  none = guidance.guide(DENOISER, 3.0, NOISE)
+  np.testing.assert_array_equal(single(X, T)[0]["b"], none(X, T)[0]["b"])
+
+  def total(brightness, contrast):
+    return sum(value["b"].sum() for value in run(images(brightness, contrast), share)(x, T))
+
+  for contrast in (0.1, 0.0):
+    slope = jax.grad(total, (0, 1))(0.9, contrast)
+    assert np.isfinite(slope).all()
+  # Of the sum of x0 and eps by the brightness: that of x0 is 1, and eps follows.
+  ratio = SCHEDULE.alpha(T["b"]) / SCHEDULE.sigma(T["b"])
+  np.testing.assert_allclose(slope[0], x["b"].size * (1 - ratio), rtol=1e-4)
 
 
 def constant(value):
@@ -190,6 +237,15 @@ def test_thresholds():
   x0, _ = guidance.threshold(denoiser, schedule, {"a": (-1.0, 2.0)}, quantile=1.0)(x, t)
   np.testing.assert_allclose(x0["a"][0], 0.5 + (x["a"][0] - 0.5) / 5, rtol=1e-5)
   np.testing.assert_allclose(x0["a"][1], x["a"][1], rtol=1e-6)
+  # Bounds that are one number, and a row that lies there.
+  level = {"a": jnp.array([[0.5, 3.0], [0.5, 0.5]])}
+  point = guidance.threshold(denoiser, schedule, {"a": (0.5, 0.5)}, quantile=0.9)
+  np.testing.assert_array_equal(point(level, t)[0]["a"], 0.5)
+  assert np.isfinite(jax.grad(lambda x: point(x, t)[1]["a"].sum())(level)["a"]).all()
+  with pytest.raises(ValueError, match=r"'a'.*\(2\.0, -1\.0\)"):
+    guidance.threshold(denoiser, schedule, {"a": (2.0, -1.0)})
+  with pytest.raises(ValueError, match="quantile.*99.5"):
+    guidance.threshold(denoiser, schedule, {"a": (-1.0, 2.0)}, quantile=99.5)
   # Other modalities are left alone, and at time 0 eps is as it was.
   two = {"a": x["a"], "b": 9 * x["a"]}
   zero = dict.fromkeys(two, jnp.float32(0.0))
@@ -227,6 +283,8 @@ def test_plain_functions_make_denoisers_for_jit():
     guidance.compose(plain, [plain], [1.0]),
     guidance.steer(plain, lambda x0, t: x0["b"].sum(), SCHEDULE),
     guidance.threshold(plain, SCHEDULE, {"b": (-1.0, 1.0)}),
+    guidance.threshold(plain, SCHEDULE, {"b": (-1.0, 1.0)}, quantile=0.9),
+    guidance.guide(plain, jnp.float32(2.0), NOISE, rescale=0.7, schedule=SCHEDULE),
   ):
     assert np.isfinite(run(made)).all()
 

@@ -7,7 +7,6 @@ import re
 import jax
 from jax.extend.random import threefry_2x32
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from scipy import stats
@@ -102,6 +101,28 @@ def test_joint_and_independent_draws_of_what_is_there():
       np.testing.assert_array_equal(draw.t[name], np.where(mask, whole.t[name], 1))
   weight = np.prod([np.where(there[name], 1 + draw.t[name], 1) for name in there], axis=0)
   np.testing.assert_allclose(draw.weight, weight, rtol=1e-6)
+
+
+@pytest.mark.parametrize("num", [31, 32, 64])
+def test_masked_law_of_many_modalities(num):
+  names = [f"m{i}" for i in range(num)]
+  rows = 4000
+  draw = multitime.draw_masked(jax.random.key(2), rows, names, given_prob=1.0)
+  given = np.stack([draw.t[name] == 0 for name in names], axis=1)
+  count = given.sum(axis=1)
+  assert count.min() > 0 and count.max() < num
+  # A fair coin each, and each pair of them: bounds at 5 standard deviations.
+  bound = 5 * 0.5 / rows**0.5
+  np.testing.assert_allclose(given.mean(axis=0), 0.5, atol=bound)
+  np.testing.assert_allclose(count.var(), num / 4, rtol=5 * (2 / rows) ** 0.5)
+  np.testing.assert_allclose(np.corrcoef(given.T), np.eye(num), atol=2 * bound)
+  # Examples that have 30 of them or fewer.
+  few = {name: jnp.full(rows, i % (num // 3) == 0) for i, name in enumerate(names)}
+  draw = multitime.draw_masked(jax.random.key(2), rows, names, given_prob=1.0, present=few)
+  there = [name for name in names if few[name][0]]
+  alone = multitime.draw_masked(jax.random.key(2), rows, there, given_prob=1.0)
+  for name in there:
+    np.testing.assert_array_equal(draw.t[name] == 0, alone.t[name] == 0)
 
 
 def test_diffused_modalities_share_one_uniform_time():
@@ -332,16 +353,98 @@ def test_repaint_walks_each_piece_again():
   once = multitime.repaint(("a",), 4, jump=2, repeats=1, grid=grid)
   np.testing.assert_array_equal(once.times["a"], grid)
   for wrong in ({"jump": 3}, {"jump": 0}, {"repeats": 0}):
-    with pytest.raises(ValueError, match="repaint"):
+    with pytest.raises(ValueError, match="repaint: " + next(iter(wrong))):
       multitime.repaint(("a",), 4, **wrong)
+  short = multitime.repaint(("a",), 2, jump=10, repeats=2, grid=multitime.uniform_grid(2))
+  np.testing.assert_array_equal(short.times["a"], [1, 0.5, 0, 1, 0.5, 0])
 
 
-@pytest.fixture(name="unchecked")
-def _unchecked():
-  """Users run without the checks of annotations, which would raise before our errors do."""
-  jaxtyping.config.update("jaxtyping_disable", True)
-  yield
-  jaxtyping.config.update("jaxtyping_disable", False)
+SCHEDULES = {
+  "vp_linear": schedules.VPLinear(),
+  "sub_vp": schedules.SubVP(),
+  "ve": schedules.VE(),
+  "vp_cosine": schedules.VPCosine(),
+  "rectified_flow": schedules.RectifiedFlow(),
+  "table": schedules.Table(schedules.betas_linear()),
+  "zero_snr": schedules.Table((0.1, 0.4, 1.0)),
+}
+
+
+def few_steps(schedule):
+  """Every grid, by its name."""
+  return {
+    "uniform": multitime.uniform_grid,
+    "power": multitime.power_grid,
+    "log_snr": lambda n: multitime.log_snr_grid(schedule, n),
+    "edm": lambda n: multitime.edm_grid(schedule, n),
+  }
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_grids_of_few_steps(schedule):
+  for name, grid_of in few_steps(SCHEDULES[schedule]).items():
+    for n in (1, 2, 3):
+      grid = np.asarray(grid_of(n))
+      assert grid.shape == (n + 1,) and np.isfinite(grid).all(), name
+      assert grid[0] == 1 and grid[-1] == 0 and np.all(np.diff(grid) < 0), name
+  for grid_of in (multitime.log_snr_grid, multitime.edm_grid):
+    got = grid_of(SCHEDULES[schedule], 2, t_min=0.01)
+    np.testing.assert_array_equal(got, jnp.array([1.0, 0.01, 0.0]))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_paths_of_few_steps(n):
+  for path, steps in (
+    (multitime.joint(("a", "b"), n), n),
+    (multitime.staggered(("a", "b"), 1, n), n + 1),
+    (multitime.sequential(("a", "b"), n), 2 * n),
+    (multitime.conditional(("a", "b"), ("b",), n), n),
+    (multitime.marginal(("a", "b"), ("a",), n), n),
+    (multitime.repaint(("a", "b"), n, repeats=2), 2 * n + 1),
+  ):
+    times = np.asarray(path.times["a"])
+    assert times.shape == (steps + 1,) and times[0] == 1 and times[-1] == 0
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("wrong", [0, -1, 2.0, 2.5, "3", None])
+def test_steps_that_are_no_count_are_refused(wrong):
+  schedule = schedules.VPCosine()
+  for make in (
+    *few_steps(schedule).values(),
+    lambda n: multitime.joint(("a",), n),
+    lambda n: multitime.joint(("a",), n, grid=multitime.uniform_grid(2)),
+    lambda n: multitime.staggered(("a",), 1, n),
+    lambda n: multitime.sequential(("a",), n),
+    lambda n: multitime.conditional(("a", "b"), ("b",), n),
+    lambda n: multitime.marginal(("a", "b"), ("b",), n),
+    lambda n: multitime.repaint(("a",), n),
+  ):
+    with pytest.raises(ValueError, match="num_steps must be an integer of at least 1"):
+      make(wrong)
+  assert multitime.joint(("a",), np.int64(3)).times["a"].shape == (4,)
+  if wrong != 0:
+    with pytest.raises(ValueError, match="lag"):
+      multitime.staggered(("a",), wrong, 3)
+  for name in ("jump", "repeats"):
+    with pytest.raises(ValueError, match=f"repaint: {name} must be an integer"):
+      multitime.repaint(("a",), 4, **{name: wrong})
+
+
+def test_settings_of_grids_that_cannot_be_are_refused():
+  schedule = schedules.VPCosine()
+  for make in (
+    lambda t_min: multitime.edm_grid(schedule, 3, t_min=t_min),
+    lambda t_min: multitime.log_snr_grid(schedule, 3, t_min=t_min),
+    lambda t_min: multitime.importance_time(schedule, t_min),
+  ):
+    for wrong in (0.0, -0.1, 0.999, float("nan")):
+      with pytest.raises(ValueError, match="t_min must be above 0"):
+        make(wrong)
+  with pytest.raises(ValueError, match="rho must"):
+    multitime.edm_grid(schedule, 3, rho=0.0)
+  with pytest.raises(ValueError, match="power must"):
+    multitime.power_grid(3, 0.0)
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -44,6 +44,16 @@ def test_velocity_is_the_rate_of_the_interpolant():
   np.testing.assert_allclose(got, rate, atol=1e-6)
 
 
+def test_roots_and_quotients_at_zero():
+  x = jnp.array([0.0, 4.0])
+  value, slope = jax.vmap(jax.value_and_grad(prediction.root))(x)
+  np.testing.assert_array_equal(value, [0.0, 2.0])
+  np.testing.assert_array_equal(slope, [0.0, 0.25])
+  for numerator in (0.0, 3.0):
+    value, slope = jax.value_and_grad(prediction.divide, (0, 1))(numerator, 0.0)
+    assert value == 0 and slope == (0, 0)
+
+
 def test_the_ends_give_no_nan():
   for convert, scales in ((prediction.eps_to_x0, (0.0, 1.0)), (prediction.x0_to_eps, (1.0, 0.0))):
     value, gradient = jax.value_and_grad(

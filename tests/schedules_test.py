@@ -1,5 +1,8 @@
 """Tests of the schedules against automatic differentiation and against float64."""
 
+import dataclasses
+
+from hypothesis import given, settings, strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +15,17 @@ TABLES = {
   "scaled_linear": schedules.betas_scaled_linear(),
   "cosine": schedules.betas_cosine(),
 }
+
+
+def rescaled(betas):
+  """The same betas with zero terminal SNR (Lin et al. 2023, Alg. 1)."""
+  root = np.sqrt(np.cumprod(1 - np.array(betas)))
+  root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+  product = root**2
+  return tuple((1 - np.append(product[0], product[1:] / product[:-1])).tolist())
+
+
+TABLES |= {"zero_snr": rescaled(TABLES["scaled_linear"])}
 SCHEDULES = {
   "vp_linear": schedules.VPLinear(),
   "sub_vp": schedules.SubVP(),
@@ -87,18 +101,48 @@ def test_tables_are_exact_at_their_entries(name):
 
 
 def test_a_table_says_what_is_wrong_with_it():
-  for betas in ((), (0.1, 1.0), (0.0, 0.1)):
-    with pytest.raises(ValueError, match=r"inside \(0, 1\)"):
+  for betas, index in (((1.0, 0.1), 0), ((0.0, 0.1), 0), ((0.1, 1.5), 1), ((0.1, np.nan), 1)):
+    with pytest.raises(
+      ValueError, match=rf"betas\[{index}\].*inside \(0, 1\).*only the last.*0.999"
+    ):
       schedules.Table(betas)
+  with pytest.raises(ValueError, match="empty.*betas_linear"):
+    schedules.Table(())
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_table_of_an_array_is_that_of_its_numbers():
+  assert schedules.Table(np.array([0.1, 0.2])) == schedules.Table((0.1, 0.2))
+  assert hash(schedules.Table([0.1, 1.0])) == hash(schedules.Table((0.1, 1.0)))
+
+
+def test_zero_terminal_snr():
+  betas = TABLES["zero_snr"]
+  assert betas[-1] == 1 and all(0 < beta < 1 for beta in betas[:-1])
+  schedule, one = SCHEDULES["zero_snr"], jnp.float32(1.0)
+  assert schedule.alpha(one) == 0 and schedule.sigma(one) == 1
+  assert schedule.log_snr(one) == -jnp.inf and schedule.time(schedule.log_snr(one)) == 1
+  assert schedule.t_max == schedules.VPCosine().t_max
+  # alpha falls linearly, and sigma stands, as `solvers.from_velocity` reads them.
+  rates = [jax.grad(level)(one) for level in (schedule.alpha, schedule.sigma)]
+  before = float(np.prod(np.sqrt(1 - np.array(betas[:-1]))))
+  np.testing.assert_allclose(rates, [-1000 * before, 0], rtol=1e-5)
+  # Also a table of a single entry: alpha = 1 - t.
+  single, t = schedules.Table((1.0,)), jnp.linspace(0.1005, 0.9005, 6)
+  np.testing.assert_allclose(single.alpha(t), 1 - t, rtol=1e-6)
+  np.testing.assert_allclose(single.sigma(t) ** 2, 1 - (1 - t) ** 2, rtol=1e-5)
+  np.testing.assert_allclose(single.time(single.log_snr(t)), t, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_a_table_goes_by_the_step_that_ends_at_an_entry(name):
   """Also where the entry's time is rounded, upwards or downwards."""
   entries = np.arange(1, 1001) / 1000
+  regular = slice(0, 999 if name == "zero_snr" else 1000)
   for times in (entries, np.minimum(entries * (1 + 1e-7), 1), entries * (1 - 1e-7)):
-    rate = -2 * SCHEDULES[name].drift(jnp.asarray(times, jnp.float32))
-    np.testing.assert_allclose(rate, -1000 * np.log1p(-np.array(TABLES[name])), rtol=1e-4)
+    rate = -2 * SCHEDULES[name].drift(jnp.asarray(times[regular], jnp.float32))
+    expected = -1000 * np.log1p(-np.array(TABLES[name][regular]))
+    np.testing.assert_allclose(rate, expected, rtol=1e-4)
 
 
 def test_ends(schedule):
@@ -147,4 +191,78 @@ def test_defaults_are_the_published_ones():
   for name in ("vp_linear", "sub_vp"):
     np.testing.assert_allclose(SCHEDULES[name].alpha(one), np.exp(-(0.1 + 20) / 4), rtol=1e-5)
   np.testing.assert_allclose(SCHEDULES["ve"].sigma(one), np.sqrt(50**2 - 0.01**2), rtol=1e-6)
-  assert [s.t_max for s in SCHEDULES.values()] == [1, 1, 1, 0.999, 0.999, 1, 1, 1]
+  assert [s.t_max for s in SCHEDULES.values()] == [1, 1, 1, 0.999, 0.999, 1, 1, 1, 0.999]
+
+
+BAD = (0.0, -1.0, np.nan, np.inf, "1", None)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+  "make", [*(type(SCHEDULES[name]) for name in list(SCHEDULES)[:5]), schedules.Table]
+)
+def test_parameters_that_cannot_be_are_named(make):
+  betas = {"betas": (0.1, 0.2)} if make is schedules.Table else {}
+  for field in dataclasses.fields(make):
+    if field.name == "betas":
+      continue
+    for value in (*BAD, *((1.5,) if field.name == "t_max" else ())):
+      if make is schedules.Table and value is None:
+        continue
+      with pytest.raises(ValueError, match=f"{make.__name__}: {field.name} must"):
+        make(**betas, **{field.name: value})
+    make(**betas, **{field.name: np.float32(0.5)})
+
+
+@pytest.mark.parametrize(
+  ("make", "message"),
+  [
+    (lambda: schedules.VPLinear(beta_min=20.0, beta_max=0.1), "VPLinear: beta_min .* beta_max"),
+    (lambda: schedules.SubVP(beta_min=20.0, beta_max=0.1), "SubVP: beta_min .* beta_max"),
+    (lambda: schedules.VE(sigma_min=50.0, sigma_max=0.01), "VE: sigma_min .* sigma_max"),
+    (lambda: schedules.VE(sigma_min=1.0, sigma_max=1.0), "VE: sigma_min .* sigma_max"),
+    (lambda: schedules.VPCosine(t_max=1.0), "VPCosine: t_max must be below 1"),
+    (lambda: schedules.RectifiedFlow(t_max=1.0), "RectifiedFlow: t_max must be below 1"),
+    (lambda: schedules.Table((0.1, 1.0), t_max=1.0), "Table: t_max must be below 1"),
+  ],
+)
+def test_parameters_that_contradict_are_named(make, message):
+  with pytest.raises(ValueError, match=message):
+    make()
+
+
+def test_constant_rates_are_a_schedule():
+  schedule, t = schedules.VPLinear(beta_min=3.0, beta_max=3.0), jnp.linspace(0.1, 1.0, 10)
+  np.testing.assert_allclose(schedule.alpha(t), np.exp(-1.5 * t), rtol=1e-6)
+  np.testing.assert_allclose(schedule.time(schedule.log_snr(t)), t, rtol=1e-5)
+
+
+TIMES = {
+  name: jax.jit(jax.vmap(jax.value_and_grad(schedule.time))) for name, schedule in SCHEDULES.items()
+} | {"steep": jax.jit(jax.vmap(jax.value_and_grad(schedules.SubVP(beta_max=400.0).time)))}
+ANY = st.floats(allow_nan=False, width=32)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.one_of(ANY, st.floats(-200, 200, width=32)), min_size=32, max_size=32))
+def test_times_are_inside_whatever_the_log_snr(log_snr):
+  log_snr = jnp.array(log_snr, jnp.float32)
+  for name, time in TIMES.items():
+    t, slope = time(log_snr)
+    assert np.all((t >= 0) & (t <= 1)), name
+    assert np.isfinite(slope).all() and np.all(slope <= 0), name
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_times_at_both_ends(name):
+  """And just beyond them, where rounding may lead."""
+  schedule = SCHEDULES[name]
+  last = schedule.log_snr(jnp.float32(1.0))
+  ends = jnp.array([last, np.nextafter(last, -np.inf), last - 1e-3, last - 1, -jnp.inf, jnp.inf])
+  t, slope = TIMES[name](ends)
+  np.testing.assert_allclose(t, [1, 1, 1, 1, 1, 0], atol=1e-5)
+  assert np.all(t <= 1) and np.isfinite(slope).all()
+  # Inside, the slope is that of an inverse function.
+  t = jnp.linspace(0.1005, 0.9005, 6)
+  rate = -((schedule.diffusion(t) / schedule.sigma(t)) ** 2)
+  np.testing.assert_allclose(TIMES[name](schedule.log_snr(t))[1] * rate, 1, rtol=1e-3)

@@ -3,10 +3,12 @@
   d^2 = |m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1^1/2 C_2 C_1^1/2)^1/2)                          (1)
 
 (Dowson and Landau 1982; Heusel et al. 2017, Eq. 6.) Its value depends on the features and, through
-the fitted covariances, on the number of samples: compare distances of equal numbers only.
+the fitted covariances, on the number of samples: compare distances of equal numbers only. With no
+more samples than features the covariance is singular, and the distance far too large.
 """
 
 from typing import NamedTuple
+import warnings
 
 from jaxtyping import Float
 import numpy as np
@@ -26,15 +28,38 @@ class Gaussian(NamedTuple):
   root: Float[np.ndarray, "features features"]
 
 
-def fit(features: Float[np.ndarray, "samples features"]) -> Gaussian:
+def fit(
+  features: Float[np.ndarray, "samples features"], name: str = "the given features"
+) -> Gaussian:
   """Mean and (unbiased) covariance of features, in float64.
 
+  Warns where there are no more samples than features.
+
+  Args:
+    features: one row a sample.
+    name: what errors and the warning call them.
+
   Raises:
-    ValueError: there are fewer than two samples.
+    ValueError: there are fewer than two samples, or one with a feature that is not finite.
   """
   features = np.asarray(features, np.float64)
-  if len(features) < 2:
-    raise ValueError(f"frechet.fit: a covariance needs at least 2 samples, got {len(features)}.")
+  num, size = features.shape
+  if num < 2:
+    raise ValueError(
+      f"frechet.fit: a covariance needs at least 2 samples; of {name} there is {num}."
+    )
+  wrong = num - int(np.isfinite(features).all(axis=1).sum())
+  if wrong:
+    raise ValueError(
+      f"frechet.fit: {wrong} of {num} samples of {name} have NaN or infinite features, so that they"
+      " have no covariance. See whether the samples themselves are finite."
+    )
+  if num <= size:
+    warnings.warn(
+      f"frechet.fit: there are no more samples of {name} ({num}) than features ({size}). A Frechet"
+      " distance of so few is biased, it is far too large: take more samples.",
+      stacklevel=2,
+    )
   mean = features.mean(0)
   centred = features - mean
   covariance = centred.T @ centred / (len(features) - 1)

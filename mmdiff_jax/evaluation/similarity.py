@@ -20,8 +20,9 @@ import numpy as np
 def cosine(
   a: Float[np.ndarray, "samples size"], b: Float[np.ndarray, "samples size"]
 ) -> Float[np.ndarray, " samples"]:
-  """Cosine of the angle between rows, none of which may be 0."""
-  return (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
+  """Cosine of the angle between rows; 0 where one of them is 0 and there is no angle."""
+  norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+  return (a * b).sum(-1) / np.where(norms == 0, 1, norms)
 
 
 def estimate(values: Sequence[float] | Float[np.ndarray, " samples"]) -> dict[str, float]:

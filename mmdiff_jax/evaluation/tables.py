@@ -239,7 +239,21 @@ def _frechet_table(results: Results) -> str:
   ]
   return (
     "The row `training split` is as many real examples: the least that one can hope for.\n\n"
+    + _bias(results["settings"])
     + _table(["given \\ target", *names], rows)
+  )
+
+
+def _bias(settings: Mapping[str, Any]) -> str:
+  """A paragraph on the modalities that have no more samples than features, if any."""
+  num = min(settings["num"], settings.get("frechet_reference_samples", settings["num"]))
+  sizes = settings.get("frechet_sizes", {})
+  few = [f"{name} has {size}" for name, size in sizes.items() if num <= size]
+  if not few:
+    return ""
+  return (
+    f"Too few samples: {num:,} for so many features ({', '.join(few)}) give singular covariances"
+    " and distances that are biased, far too large. Take more samples.\n\n"
   )
 
 

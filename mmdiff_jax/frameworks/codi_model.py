@@ -1,6 +1,7 @@
 """CoDi's networks and losses; equations as in `codi.py`."""
 
 from collections.abc import Mapping, Sequence
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -320,9 +321,9 @@ def interpolated(
     if name not in prompts:
       known = ", ".join(prompts) or "nothing is"
       raise UserError(f"There is a weight for {name!r}, which is not given ({known}).")
-    if weight < 0:
+    if not 0 <= weight < math.inf:
       raise UserError(
-        f"The weight of {name!r} is {weight:g}; weights of prompts are shares, from 0 up."
+        f"The weight of {name!r} is {weight:g}; weights of prompts are shares, finite, from 0 up."
       )
   shares = {name: weights.get(name, 1.0) for name in prompts}
   total = sum(shares.values())

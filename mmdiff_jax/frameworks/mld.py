@@ -93,6 +93,11 @@ def build(config: Any, modalities: Sequence[Modality]) -> Framework:
     raise UserError(
       f"config.variant is {config.variant!r}; MLD has the variants {', '.join(VARIANTS)}."
     )
+  if config.score.importance and not config.score.t_min:
+    raise UserError(
+      "config.score.t_min is 0; with config.score.importance it must be above, as 1e-3, since those"
+      " times are uniform in log_snr, which is infinite at 0."
+    )
   schedule = schedule_of(config)
   if config.score.prediction == "eps" and schedule.alpha(jnp.ones(())) == 0:
     raise UserError(

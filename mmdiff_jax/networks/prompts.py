@@ -10,7 +10,9 @@ from mmdiff_jax.networks.conditional import TextEncoder
 
 def unit(h: Float[Array, "batch size"]) -> Float[Array, "batch size"]:
   """Each vector at length 1, but for one that is all but 0."""
-  return h / jnp.maximum(jnp.linalg.norm(h, axis=-1, keepdims=True), 1e-6)
+  # A norm has no gradient at 0: a row of zeros is divided by that of another one.
+  other = jnp.where(jnp.any(h != 0, axis=-1, keepdims=True), h, 1.0)
+  return h / jnp.maximum(jnp.linalg.norm(other, axis=-1, keepdims=True), 1e-6)
 
 
 class PromptEncoder(nn.Module):

@@ -307,6 +307,13 @@ def _masks(known, mask):
   return arrays
 
 
+def _blended(mask, known, free):
+  """mask * known + (1 - mask) * free, bit for bit `known` or `free` where the mask is 1 or 0."""
+  mask = jnp.asarray(mask, free.dtype)
+  inside = mask * known + (1 - mask) * free
+  return jnp.where(mask >= 1, known, jnp.where(mask <= 0, free, inside))
+
+
 def replace_known(
   schedule: Any,
   known: Modalities,
@@ -321,8 +328,8 @@ def replace_known(
   Args:
     schedule: one schedule, or one for each modality.
     known: clean values, [batch, ...] each.
-    mask: 1 where a value is known and 0 where it is not, broadcast against the values; a modality
-      without an entry is known everywhere.
+    mask: 1 where a value is known and 0 where it is not, broadcast against the values; in between
+      the two are blended in that proportion. A modality without an entry is known everywhere.
 
   Returns:
     `(key, x, s) -> x`.
@@ -344,7 +351,7 @@ def replace_known(
       own = schedules.schedule_of(schedule, name)
       noise = multitime.normal_like(key, name, x[name])
       noised = own.alpha(s[name]) * value + own.sigma(s[name]) * noise
-      x[name] = jnp.where(mask[name], noised, x[name]) if name in mask else noised
+      x[name] = _blended(mask[name], noised, x[name]) if name in mask else noised
     return x
 
   return project
@@ -354,7 +361,8 @@ def slerp(begin: Modalities, end: Modalities, share: Float[Array, ""]) -> dict[s
   """Points between two draws of noise, on the arc of a great circle, for each row and modality.
 
   Between encoded examples (`multitime.reverse`) these keep the norm that noise has, which points on
-  the straight line do not.
+  the straight line do not. Rows that are parallel, and rows of zeros, have no such arc: their
+  points are those on the straight line.
 
   Args:
     begin: where `share` is 0, [batch, ...] each.
@@ -381,13 +389,16 @@ def slerp(begin: Modalities, end: Modalities, share: Float[Array, ""]) -> dict[s
 
   def between(a, b):
     axes = tuple(range(1, a.ndim))
-    norm_a, norm_b = (jnp.sqrt(jnp.sum(c**2, axes, keepdims=True)) for c in (a, b))
-    cosine = jnp.sum(a * b, axes, keepdims=True) / (norm_a * norm_b)
-    angle = jnp.arccos(jnp.clip(cosine, -1, 1))
-    parallel = jnp.sin(angle) < 1e-4
-    sine = jnp.where(parallel, 1, jnp.sin(angle))
-    weight_a = jnp.where(parallel, 1 - share, jnp.sin((1 - share) * angle) / sine)
-    weight_b = jnp.where(parallel, share, jnp.sin(share * angle) / sine)
+    norm_a, norm_b = (prediction.root(jnp.sum(c**2, axes, keepdims=True)) for c in (a, b))
+    cosine = prediction.divide(jnp.sum(a * b, axes, keepdims=True), norm_a * norm_b)
+    cosine = jnp.clip(cosine, -1, 1)
+    # Where there is no arc, of parallel rows or of a row of zeros, the straight line serves; the
+    # angle has an infinite slope there, so that gradients get that of a right angle, times 0.
+    straight = (norm_a * norm_b == 0) | (jnp.sin(jnp.arccos(cosine)) < 1e-4)
+    angle = jnp.arccos(jnp.where(straight, 0, cosine))
+    sine = jnp.sin(angle)
+    weight_a = jnp.where(straight, 1 - share, jnp.sin((1 - share) * angle) / sine)
+    weight_b = jnp.where(straight, share, jnp.sin(share * angle) / sine)
     return weight_a * a + weight_b * b
 
   return {name: between(begin[name], end[name]) for name in begin}

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float
 
-from mmdiff_jax import arguments, multitime, schedules
+from mmdiff_jax import arguments, multitime, prediction, schedules
 
 Sample = dict[str, Float[Array, "batch ..."]]
 Times = Mapping[str, Float[Array, ""]]
@@ -342,7 +342,8 @@ def _unipc_step(key, denoiser, schedule, x, t, s, state):
   for name, value in x.items():
     move, before = moves[name], state[name]
     lead = move.lead(x0[name], eps[name])
-    follows, finite = _goes_on(move, before.length), jnp.isfinite(move.length)
+    # A move so short that log_snr does not change is, like an infinite one, of first order.
+    follows, finite = _goes_on(move, before.length), jnp.isfinite(move.length) & (move.length != 0)
     value = value + jnp.where(follows, before.weight, 0) * (lead - before.expected)
     second = follows & finite & ~kink
     h, h_1 = (
@@ -380,7 +381,7 @@ def _noise(key, x: Sample) -> Sample:
 
 def _renoised(move: _Move, x, noise):
   """A draw from q(x_s | x_t) for a rising move (alpha and sigma are exchanged in it)."""
-  return move.shrink * x + move.alpha_s * jnp.sqrt(move.fresh) * noise
+  return move.shrink * x + move.alpha_s * prediction.root(move.fresh) * noise
 
 
 def _euler_maruyama_step(key, denoiser, schedule, x, t, s, state):
@@ -423,7 +424,7 @@ def _posterior(move: _Move, x, x0, scale, noise):
   scale sqrt(1 - exp(-2 h)).
   """
   mean = move.alpha_t / move.alpha_s * move.shrink**2 * x + move.alpha_s * move.fresh * x0
-  drawn = mean + scale * jnp.sqrt(move.fresh) * noise
+  drawn = mean + scale * prediction.root(move.fresh) * noise
   return jnp.where(move.rises, _renoised(move, x, noise), drawn)
 
 
@@ -485,7 +486,7 @@ def _ddim(eta):
     for name, value in x.items():
       move = _move(schedule, name, t, s)
       share = eta**2 * move.fresh
-      direction = jnp.sqrt(1 - share) * eps[name] + jnp.sqrt(share) * noise[name]
+      direction = prediction.root(1 - share) * eps[name] + prediction.root(share) * noise[name]
       fallen = move.alpha_s * x0[name] + move.sigma_s * direction
       moved[name] = jnp.where(move.rises, _renoised(move, value, noise[name]), fallen)
     return _keep_still(moved, x, t, s), state

@@ -1,5 +1,7 @@
 """The distance against its closed forms."""
 
+import warnings
+
 import numpy as np
 import pytest
 from scipy import linalg
@@ -51,12 +53,29 @@ def test_fit_is_the_sample_mean_and_covariance():
 def test_fewer_samples_than_features():
   """A covariance that is singular is no obstacle: the distance of a fit to itself is 0."""
   features = np.random.default_rng(3).standard_normal((10, 40))
-  fitted = frechet.fit(features)
+  with pytest.warns(UserWarning, match=r"samples of digits \(10\) than features \(40\).*biased"):
+    fitted = frechet.fit(features, "digits")
   assert frechet.distance(fitted, fitted) == pytest.approx(0.0, abs=1e-4)
-  shifted = frechet.fit(features + 2.0)
+  with pytest.warns(UserWarning, match="the given features"):
+    shifted = frechet.fit(features + 2.0)
   assert frechet.distance(fitted, shifted) == pytest.approx(40 * 4.0, rel=1e-6)
 
 
 def test_one_sample_has_no_covariance():
-  with pytest.raises(ValueError, match="at least 2"):
-    frechet.fit(np.zeros((1, 3)))
+  for num in (0, 1):
+    with pytest.raises(ValueError, match=f"at least 2 samples; of digits there is {num}"):
+      frechet.fit(np.zeros((num, 3)), "digits")
+
+
+def test_enough_samples_give_no_warning():
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    frechet.fit(np.random.default_rng(0).standard_normal((41, 40)))
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_features_that_are_not_finite_are_named(wrong):
+  features = np.random.default_rng(0).standard_normal((50, 3))
+  features[[4, 7], [0, 2]] = wrong
+  with pytest.raises(ValueError, match="2 of 50 samples of digits have NaN or infinite"):
+    frechet.fit(features, "digits")

@@ -261,6 +261,18 @@ def test_without_classes(results):
   ]
 
 
+@pytest.mark.parametrize(("num", "reference"), [(64, 700), (1000, 64)])
+def test_few_samples_are_said_once(results, num, reference):
+  settings = results["settings"]
+  settings |= {"num": num, "frechet_reference_samples": reference}
+  settings["frechet_sizes"] = {"a": 64, "b": 63, "c": 128}
+  results["conditional"] = []
+  for text in (tables.markdown(results), tables.screen(results)):
+    assert text.count("Too few samples: 64 for so many features (a has 64, c has 128)") == 1
+  settings["frechet_sizes"] = dict.fromkeys(NAMES, 63)
+  assert "Too few samples" not in tables.markdown(results)
+
+
 def test_labels_have_no_frechet_distance(results):
   del results["joint"]["frechet"]["b"], results["frechet_of_training_split"]["b"]
   for entry in results["conditional"]:

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 import re
@@ -153,6 +154,26 @@ def test_what_it_says_of_a_framework_that_is_known(oracle):
   ]
   assert "7/7" in lines[-1]
   assert lines[-1].endswith("0:00 left")
+
+
+@pytest.mark.parametrize("given", [(), ("b",)])
+def test_samples_that_are_not_finite_are_named(oracle, given):
+  def diverged(params, key, given, targets, num, sampling):
+    return {name: jnp.full((num, 10), jnp.nan if name == "a" else 1.0) for name in targets}
+
+  oracle = oracle._replace(framework=dataclasses.replace(oracle.framework, sample=diverged))
+  judge = Classifier({}, lambda params, x: (x, x))
+  data = oracle_data(60)
+  with pytest.raises(UserError, match=r"60 of 60 samples of a, generated \((joint|b -> a)\)"):
+    evaluate.evaluate(
+      oracle,
+      dict.fromkeys(NAMES, judge),
+      {"train": data, "test": data},
+      [(given, ("a",) if given else NAMES)],
+      num=60,
+      seeds=(0,),
+      say=lambda line: None,
+    )
 
 
 def test_frechet_distance_sees_classes_that_are_missing(oracle):

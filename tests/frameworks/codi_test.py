@@ -16,6 +16,7 @@ from mmdiff_jax import modalities as modalities_lib, solvers
 from mmdiff_jax.data import pairing
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import base, codi, codi_model
+from mmdiff_jax.networks import prompts as prompts_lib
 from mmdiff_jax.networks.transformer import Environment
 from mmdiff_jax.training import checkpoints, state, trainer
 
@@ -762,6 +763,8 @@ def test_bad_configs_are_refused(changes, message):
   ("weights", "message"),
   [
     ({"caption": -1.0}, "'caption' is -1"),
+    ({"caption": float("nan")}, "'caption' is nan"),
+    ({"caption": float("inf")}, "'caption' is inf"),
     ({"caption": 0.0, "digit": 0.0}, "caption, digit are all 0"),
     ({"video": 1.0}, "'video', which is not given"),
   ],
@@ -770,6 +773,16 @@ def test_weights_that_cannot_be_are_refused(weights, message):
   prompts = {"caption": jnp.ones((2, 3)), "digit": jnp.ones((2, 3))}
   with pytest.raises(UserError, match=message):
     codi_model.interpolated(prompts, weights)
+
+
+def test_a_prompt_of_zeros_has_a_gradient():
+  h = jnp.array([[0.0, 0.0], [3.0, 4.0], [3e-8, 4e-8]])
+  np.testing.assert_allclose(prompts_lib.unit(h)[:2], [[0.0, 0.0], [0.6, 0.8]], rtol=1e-6)
+
+  def loss(h):
+    return codi_model.info_nce(prompts_lib.unit(h), prompts_lib.unit(h[::-1]), jnp.float32(1.0))
+
+  assert np.isfinite(jax.grad(loss)(h)).all()
 
 
 def test_weights_without_prompts_are_refused():

@@ -538,6 +538,7 @@ def test_reconstruct_goes_through_the_latent():
     ({"score__training__stepz": 3}, "score.training.stepz is no field.*score.training.steps"),
     ({"score__training": {"steps": 3, "batch_size": 8}}, "score.training.learning_rate is not"),
     ({"sampling__solver": "none"}, "dpmpp_2m"),
+    ({"score__importance": True, "score__t_min": 0.0}, "score.t_min is 0"),
     ({"autoencoder__a__likelihood": "categorical"}, "gaussian or laplace or bernoulli"),
     ({"autoencoder__c__likelihood": "gaussian"}, "kind text it can be categorical"),
   ],

@@ -83,6 +83,29 @@ def test_last_step_is_the_start():
   assert deviation == 0.0
 
 
+def test_zero_terminal_snr():
+  """At a_T = 0 eps says nothing of z_0, which `start` takes as -W_T E there, the prior's mean."""
+  betas = (0.1, 0.3, 0.6, 1.0)
+  process = shared_space.Process(schedules.Table(betas), (0.2, 0.5, -0.3, 0.4))
+  process.check_prior(1.0, 1.0)
+  z, eps, aggregate = (jnp.full((1, 1), value) for value in (0.4, 0.4, -1.3))
+  one = jnp.asarray(1.0)
+  for s in (0, 1, 3):
+    s = jnp.asarray(s / 4)
+    z0 = process.start(z, eps, aggregate, one)
+    expected = process.posterior(z, z0, aggregate, one, s)
+    for got, wanted in zip(process.posterior_eps(z, eps, aggregate, one, s), expected, strict=True):
+      assert np.isfinite(wanted).all()
+      np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("num_steps", [0, 1, 13, 3.0, 2.5])
+def test_steps_that_the_table_has_not_are_refused(num_steps):
+  with pytest.raises(ValueError, match="take from 2 to 12"):
+    PROCESS.grid(num_steps)
+
+
 def test_without_weights_each_step_is_ddpm_to_the_bit():
   """As XLA runs the operations one by one; compiled into one program both may round otherwise."""
   process = shared_space.Process(TABLE, shared_space.no_weights(TABLE))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmdiff_jax import multitime, schedules, solvers
+from mmdiff_jax import multitime, prediction, schedules, solvers
 from tests.laws import gaussian
 from tests.laws.gaussian import COVARIANCE, join, NAMES, SCHEDULES, SOLVERS, split
 
@@ -52,6 +52,55 @@ def test_every_path_leads_to_the_data_on_every_schedule(schedule, tolerance):
     path = gaussian.padded(path, 2 * STEPS)
     got = gaussian.end_covariance(solvers.heun, SCHEDULES[schedule], path)
     np.testing.assert_allclose(got, COVARIANCE, atol=tolerance, err_msg=kind)
+
+
+@pytest.mark.parametrize(
+  ("name", "tolerance"),
+  [("heun", 2e-5), ("dpmpp_2m", 2e-5), ("ancestral", 0.01), ("euler_maruyama", 5e-3)],
+)
+def test_zero_terminal_snr_leads_to_the_data(name, tolerance):
+  """A table of DDPM with its product shifted and scaled so that the last beta is 1."""
+  root = np.sqrt(np.cumprod(1 - np.linspace(0.02, 0.3, 32)))
+  root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+  betas = 1 - np.append(root[0], root[1:] / root[:-1]) ** 2
+  schedule = schedules.Table(tuple(betas.tolist()))
+  assert schedule.betas[-1] == 1
+  path = gaussian.padded(multitime.joint(NAMES, STEPS), 2 * STEPS)
+  got = gaussian.end_covariance(SOLVERS[name], schedule, path)
+  np.testing.assert_allclose(got, COVARIANCE, atol=tolerance)
+
+
+def test_zero_terminal_snr_with_every_prediction_but_eps():
+  """A row's x0 does not depend on what the network predicts, also at alpha = 0."""
+  schedule = schedules.Table((0.1, 0.4, 1.0))
+  exact = gaussian.oracle(schedule)
+  x = split(jax.random.normal(jax.random.key(3), (5, 3)))
+  path = multitime.joint(NAMES, 12)
+
+  def predicts(target):
+    def fn(x, t):
+      x0, eps = exact(x, t)
+      return {n: target(x0[n], eps[n], t[n]) for n in x}
+
+    return fn
+
+  def velocity(x0, eps, t):
+    rates = [jax.grad(level)(t) for level in (schedule.alpha, schedule.sigma)]
+    return prediction.to_velocity(x0, eps, *rates)
+
+  v = lambda x0, eps, t: prediction.to_v(x0, eps, schedule.alpha(t), schedule.sigma(t))  # noqa: E731
+  ends = [
+    join(solvers.sample(jax.random.key(1), denoiser, schedule, x, path, solver=solvers.dpmpp_2m))
+    for denoiser in (
+      exact,
+      solvers.from_x0(predicts(lambda x0, eps, t: x0), schedule),
+      solvers.from_v(predicts(v), schedule),
+      solvers.from_velocity(predicts(velocity), schedule),
+    )
+  ]
+  assert np.isfinite(ends[0]).all()
+  for end in ends[1:]:
+    np.testing.assert_allclose(end, ends[0], atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["heun", "unipc"])

@@ -241,6 +241,54 @@ def test_slerp_follows_the_arc():
   np.testing.assert_allclose(solvers.slerp(begin, end, jnp.float32(1.0))["a"], end["a"], atol=1e-6)
 
 
+def test_slerp_without_an_arc_is_straight_and_has_gradients():
+  a = jnp.array([[1.0, 1.0], [1.0, 1.0], [0.0, 0.0], [3.0, -2.0], [0.0, 0.0], [1.0, 0.0]])
+  b = jnp.array([[1.0, 1.0], [-2.0, -2.0], [3.0, 4.0], [0.0, 0.0], [0.0, 0.0], [0.0, 1.0]])
+
+  def points(a, b, share):
+    return solvers.slerp({"a": a}, {"a": b}, share)["a"]
+
+  share = jnp.float32(0.25)
+  straight = 0.75 * a + 0.25 * b
+  np.testing.assert_allclose(points(a, b, share)[:5], straight[:5], rtol=1e-6)
+  slopes = jax.grad(lambda *args: (points(*args) ** 2).sum(), (0, 1, 2))(a, b, share)
+  for slope in slopes:
+    assert np.isfinite(slope).all()
+  np.testing.assert_allclose(slopes[0][2:5], 1.5 * straight[2:5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("soft", [0.0, 0.3, 1.0])
+def test_a_mask_in_between_blends(soft):
+  key, s = jax.random.key(0), {"a": jnp.float32(0.4)}
+  known, x = {"a": jnp.full((3, 2), 7.0)}, {"a": jnp.ones((3, 2))}
+  noised = solvers.replace_known(SCHEDULE, known)(key, x, s)["a"]
+  got = solvers.replace_known(SCHEDULE, known, {"a": jnp.array([soft, 1.0])})(key, x, s)["a"]
+  np.testing.assert_allclose(got[:, 0], soft * noised[:, 0] + (1 - soft), rtol=1e-6)
+  np.testing.assert_array_equal(got[:, 1], noised[:, 1])
+
+
+@pytest.mark.parametrize("solver", [solvers.unipc, solvers.dpmpp_2m, solvers.sde_dpmpp_2m])
+def test_a_move_too_short_for_its_log_snr_is_finite(solver):
+  """Between neighbouring numbers of float32 log_snr does not change, and alpha and sigma do not."""
+  t = np.float32(0.9)
+  near = np.nextafter(t, np.float32(0))
+  schedule = schedules.VPLinear(beta_min=0.1, beta_max=0.1)
+  assert schedule.log_snr(jnp.float32(t)) == schedule.log_snr(jnp.float32(near))
+  x = {"a": jnp.ones((2, 3))}
+  denoiser = solvers.from_eps(fn, schedule)
+
+  def end(times):
+    path = multitime.Path({"a": times})
+    return solvers.sample(jax.random.key(0), denoiser, schedule, x, path, solver=solver)["a"]
+
+  times = jnp.array([1.0, t, near, 0.5, 0.2])
+  got = end(times)
+  assert np.isfinite(got).all()
+  if solver is not solvers.sde_dpmpp_2m:
+    np.testing.assert_allclose(got, end(times[jnp.array([0, 1, 3, 4])]), rtol=1e-2)
+  assert np.isfinite(jax.grad(lambda times: end(times).sum())(times)).all()
+
+
 @pytest.mark.parametrize("remat", [False, True])
 def test_gradients_with_and_without_remat(remat):
   x = solvers.prior(jax.random.key(0), SCHEDULE, SHAPES, 2)
