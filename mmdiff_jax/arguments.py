@@ -69,6 +69,18 @@ def integer(where: str, argument: str, value: Any, least: int = 0) -> int:
   return int(value)
 
 
+def index(where: str, argument: str, value: Any) -> Array | np.ndarray:
+  """An integer that JAX may trace, as an array.
+
+  Raises:
+    TypeError: no integer.
+  """
+  value = _numeric(where, argument, value)
+  if value.ndim or not jnp.issubdtype(value.dtype, jnp.integer):
+    raise TypeError(f"{where}: {argument}={_short(value)} must be an integer.")
+  return value
+
+
 def number(
   where: str,
   argument: str,
@@ -276,7 +288,7 @@ def key(where: str, value: Any, argument: str = "key") -> PRNGKeyArray:
   raw = dtype == jnp.uint32 and getattr(value, "ndim", 0) > 0  # As `jax.random.PRNGKey` makes it.
   if not raw and not (dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)):
     raise TypeError(
-      f"{where}: {argument} must be a key, such as jax.random.key(0), not {_short(value)}."
+      f"{where}: {argument} must be a key of jax.random, not {_short(value)}."
     )
   return value
 

@@ -39,7 +39,11 @@ def make_key(seed: int | Int[Array, ""]) -> PRNGKeyArray:
 
   Args:
     seed: an integer.
+
+  Raises:
+    TypeError: `seed` is no integer.
   """
+  arguments.index("make_key", "seed", seed)
   return jax.random.key(seed, impl=_THREEFRY)
 
 
@@ -142,9 +146,7 @@ def key_of_rows(key: PRNGKeyArray, first: int | Int[Array, ""], step: int = 1) -
       " draws the same for a row wherever it lies. Make the key by multitime.make_key(seed)."
     )
   for argument, value in (("first", first), ("step", step)):
-    place = arguments.array("key_of_rows", argument, value)
-    if place.ndim or not jnp.issubdtype(place.dtype, jnp.integer):
-      raise TypeError(f"key_of_rows: {argument}={value!r} must be an integer.")
+    place = arguments.index("key_of_rows", argument, value)
     if not isinstance(place, jax.core.Tracer) and not 0 <= int(place) < 2**32:
       raise ValueError(f"key_of_rows: {argument}={value} must be from 0 to 2^32 - 1.")
   place = jnp.stack([jnp.asarray(n, jnp.uint32) for n in (first, step)])
@@ -294,8 +296,8 @@ def _check_draw(where, key, batch_size, names, draw_t, present):
   names = arguments.names(where, "names", names)
   if not names or len(set(names)) < len(names):
     raise ValueError(f"{where}: names={names} must have one name or more, each once.")
-  if draw_t is not None and not callable(draw_t):
-    raise TypeError(f"{where}: draw_t={draw_t!r} must be a function, such as uniform_time().")
+  if draw_t is not None:
+    arguments.function(where, "draw_t", draw_t)
   if present is None:
     return names, dict.fromkeys(names, jnp.ones(1, bool))
   present = arguments.modalities(where, "present", present)
@@ -494,7 +496,12 @@ def states(path: Path) -> frozenset[str]:
 
   Returns:
     Those of "given", "absent", "shared" and "apart" that occur.
+
+  Raises:
+    TypeError: `path` is no path.
   """
+  if not isinstance(path, Path):
+    raise TypeError(f"states: path={path!r} must be a Path.")
   times = np.stack([np.asarray(times) for times in path.times.values()])
   t, s = times[:, :-1], times[:, 1:]
   t, s = (x[:, np.any(t != s, axis=0)] for x in (t, s))

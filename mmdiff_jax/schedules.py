@@ -493,7 +493,7 @@ def check(where: str, schedule: Any, names: Iterable[str] = (), *, one: bool = F
   each = schedule if isinstance(schedule, Mapping) and not one else {None: schedule}
   for name, value in each.items():
     if isinstance(value, type) or not all(
-      callable(getattr(value, method, None)) for method in ("alpha", "sigma", "log_snr")
+      callable(getattr(value, method, None)) for method in ("alpha", "sigma")
     ):
       argument = "schedule" if name is None else f"schedule[{name!r}]"
       raise TypeError(

@@ -51,6 +51,8 @@ DRAW["present"] = {"a": jnp.ones(2, bool), "b": jnp.ones(2, bool)}
 GRID = jnp.array([1.0, 0.5, 0.0])
 # Arguments of each function that are right, and what calls its result where that is a function.
 RIGHT = {
+  multitime.make_key: ({"seed": 0}, None),
+  multitime.states: ({"path": PATH}, None),
   multitime.modality_key: ({"key": KEY, "name": "a"}, None),
   multitime.normal_like: ({"key": KEY, "name": "a", "x": X["a"]}, None),
   multitime.all_rows: ({"x": X["a"]}, None),

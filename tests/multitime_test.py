@@ -420,14 +420,14 @@ def test_steps_that_are_no_count_are_refused(wrong):
     lambda n: multitime.marginal(("a", "b"), ("b",), n),
     lambda n: multitime.repaint(("a",), n),
   ):
-    with pytest.raises(ValueError, match="num_steps must be an integer of at least 1"):
+    with pytest.raises((TypeError, ValueError), match="num_steps=.* must be .*at least 1"):
       make(wrong)
   assert multitime.joint(("a",), np.int64(3)).times["a"].shape == (4,)
   if wrong != 0:
-    with pytest.raises(ValueError, match="lag"):
+    with pytest.raises((TypeError, ValueError), match="lag=.* must be .*at least 0"):
       multitime.staggered(("a",), wrong, 3)
   for name in ("jump", "repeats"):
-    with pytest.raises(ValueError, match=f"repaint: {name} must be an integer"):
+    with pytest.raises((TypeError, ValueError), match=f"repaint: {name}=.* must be .*at least 1"):
       multitime.repaint(("a",), 4, **{name: wrong})
 
 
@@ -439,11 +439,11 @@ def test_settings_of_grids_that_cannot_be_are_refused():
     lambda t_min: multitime.importance_time(schedule, t_min),
   ):
     for wrong in (0.0, -0.1, 0.999, float("nan")):
-      with pytest.raises(ValueError, match="t_min must be above 0"):
+      with pytest.raises(ValueError, match="t_min=.* must be (above 0|finite)"):
         make(wrong)
-  with pytest.raises(ValueError, match="rho must"):
+  with pytest.raises(ValueError, match="rho=0.0 must"):
     multitime.edm_grid(schedule, 3, rho=0.0)
-  with pytest.raises(ValueError, match="power must"):
+  with pytest.raises(ValueError, match="power=0.0 must"):
     multitime.power_grid(3, 0.0)
 
 

@@ -140,6 +140,9 @@ def test_other_schedules_and_predictions_do_not_warn():
       def alpha(self, t):
         return scale * (1 - t)
 
+      def sigma(self, t):
+        return t
+
     solvers.from_eps(fn, Scaled())
     return scale
 
