@@ -287,9 +287,7 @@ def key(where: str, value: Any, argument: str = "key") -> PRNGKeyArray:
   dtype = getattr(value, "dtype", None)
   raw = dtype == jnp.uint32 and getattr(value, "ndim", 0) > 0  # As `jax.random.PRNGKey` makes it.
   if not raw and not (dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)):
-    raise TypeError(
-      f"{where}: {argument} must be a key of jax.random, not {_short(value)}."
-    )
+    raise TypeError(f"{where}: {argument} must be a key of jax.random, not {_short(value)}.")
   return value
 
 

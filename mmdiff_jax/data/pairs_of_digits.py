@@ -156,9 +156,7 @@ def load(
   """
   known = modalities(of=of)
   rng = np.random.default_rng((_SEED, pairing.SPLITS[split]))
-  pages, written, writing = sketched_digits.handwriting(
-    of, split, data_dir, manual_dir, validation
-  )
+  pages, written, writing = sketched_digits.handwriting(of, split, data_dir, manual_dir, validation)
   heard, spoken, speakers, recording = sources.read_part(
     _SPEECH[of], split, validation, data_dir, manual_dir
   )

@@ -197,9 +197,7 @@ def test_first_line_comes_before_slow_imports(tmp_path):
 def test_data_that_cannot_be_had_end_in_one_paragraph(tmp_path, dataset):
   """TensorFlow and tfds, which are asked for them, say nothing of their own."""
   (tmp_path / "sitecustomize.py").write_text(
-    "import socket\n"
-    "def offline(*_): raise OSError('no such host')\n"
-    "socket.getaddrinfo = offline\n"
+    "import socket\ndef offline(*_): raise OSError('no such host')\nsocket.getaddrinfo = offline\n"
   )
   process = start(
     "train",
