@@ -119,7 +119,7 @@ def images(brightness, contrast):
   return solvers.from_x0(x0, SCHEDULE)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("share", [0.7, 1.0])
 def test_rescaling_keeps_brightness_and_rows_without_spread(share):
   x = {"a": jnp.ones((3, 1)), "b": jnp.ones((3, 4, 12))}
   noise = {"a": jnp.zeros((3, 1))}

@@ -131,6 +131,8 @@ def test_zero_terminal_snr():
   single, t = schedules.Table((1.0,)), jnp.linspace(0.1005, 0.9005, 6)
   np.testing.assert_allclose(single.alpha(t), 1 - t, rtol=1e-6)
   np.testing.assert_allclose(single.sigma(t) ** 2, 1 - (1 - t) ** 2, rtol=1e-5)
+  np.testing.assert_allclose(single.drift(t), -1 / (1 - t), rtol=1e-5)
+  np.testing.assert_allclose(single.diffusion(t) ** 2, 2 / (1 - t), rtol=1e-5)
   np.testing.assert_allclose(single.time(single.log_snr(t)), t, rtol=1e-4)
 
 

