@@ -24,11 +24,13 @@ Two ways to know (`config.sampling.mode`):
 * informed: the heads also see what is known, as they are shown some modalities in training.
   Guidance is between them and what they say when they are shown nothing.
 
-Targets are read off the heads at the last step, as means given z_1 (or likeliest classes). With the
-aggregation "start" z_1 has all modalities in it, but as a sum: what the sum leaves open of a target
-has no spread. (Of two Gaussians of variance 1 and correlation 0.8 with E = x_1 + x_2, generated
-jointly, either is z_1 / 2: variance 0.9, correlation 1.) With "steps" what was added has left z_t
-again at t = 1, so that all but the main modality are read as their means given it.
+Targets are read at the last step, as means given z_1 (or likeliest classes). The main modality is
+read off z_1 itself, less its noise and the part of the others, which is exact to sigma_1 / a_1 and
+to the errors of the others; its head is less exact there. The others are read off their heads. With
+the aggregation "start" z_1 has all modalities in it, but as a sum: what the sum leaves open of a
+target has no spread. (Of two Gaussians of variance 1 and correlation 0.8 with E = x_1 + x_2,
+generated jointly, either is z_1 / 2: variance 0.9, correlation 1.) With "steps" what was added has
+left z_t again at t = 1, so that all but the main modality are read as their means given it.
 """
 
 from collections.abc import Sequence
@@ -59,6 +61,7 @@ from mmdiff_jax.frameworks.mt_diffusion_model import (
   estimate,
   Model,
   read,
+  read_main,
   SPACE,
   values_of,
 )
@@ -436,5 +439,8 @@ def sample(
   times = jnp.asarray(process.grid(sampling.steps), z.dtype)
   path = multitime.Path({SPACE: times})
   z = solvers.sample(loop_key, denoiser, process.table, {SPACE: z}, path, solver=solver)[SPACE]
-  _, values = read(model, params, z, times[-1], known, informed=informed)
+  eps, values = read(model, params, z, times[-1], known, informed=informed)
+  if model.config.heads and model.config.main not in known:
+    main = read_main(model, params, z, times[-1], eps, values)
+    values = {**values, model.config.main: main}
   return {name: view_of(modalities[name], values[name]) for name in targets}

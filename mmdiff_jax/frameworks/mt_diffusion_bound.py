@@ -15,7 +15,9 @@ from mmdiff_jax.frameworks.mt_diffusion_model import (
   aggregate,
   cross_entropy,
   estimate,
+  means,
   Model,
+  read_main,
   SPACE,
   values_of,
 )
@@ -92,7 +94,8 @@ def bound(
   """The variational bound on -log p(X), its terms in nats, means over the examples.
 
   With the chain z_1, .., z_T, the reverse p(z_{t-1} | z_t) = (4) at the network's z_0 and E, and
-  p(X | z_1) = prod_i p(x_i | z_1) by the heads,
+  p(X | z_1) = prod_i p(x_i | z_1), where the main modality has the mean that is read off z_1 itself
+  (`read_main`), and the others those of their heads,
 
     -log p(X) <= KL(q(z_T | X) || N(0, I))                               prior
                + sum_{t=2}^T E KL(q(z_{t-1} | z_t, X) || p(z_{t-1} | z_t))  steps
@@ -153,7 +156,7 @@ def bound(
 def residuals(
   model: Model, params: Params, key: PRNGKeyArray, batch: Batch
 ) -> dict[str, Float[Array, ""]]:
-  """Deviation of each continuous head's error at z_1; arguments as `bound`, which wants them.
+  """Std of the error with which each continuous modality is read at z_1; arguments as `bound`.
 
   Take them from training data: the bound is one for any deviations that do not depend on its batch.
   """
@@ -171,10 +174,10 @@ def residuals(
 
 
 def _read_first(model: Model, params: Params, z, t) -> dict[str, Array]:
-  """What the heads say at z_1; without heads the main modality by its noise."""
+  """The heads' predictions at z_1, and the main modality as it is read off z_1 itself."""
   eps, predicted = model.network.apply(params["network"], z, t, {})
-  start = model.process.start(z, eps, jnp.zeros_like(z), t)
-  return predicted or {model.config.main: start}
+  main = read_main(model, params, z, t, eps, means(model, predicted))
+  return {**predicted, model.config.main: main}
 
 
 def _sum(x: Float[Array, "batch ..."]) -> Float[Array, " batch"]:

@@ -40,9 +40,13 @@ def values_of(model: Model, batch: Batch) -> dict[str, Array]:
   return {modality.name: value_of(modality, batch[modality.name]) for modality in model.modalities}
 
 
-def _mean(modality: Modality, predicted) -> Float[Array, "batch ..."]:
-  """The mean of the value from a head's prediction, which for classes is logits."""
-  return jax.nn.softmax(predicted, axis=-1) if modality.num_classes else predicted
+def means(model: Model, predicted: Mapping[str, Array]) -> dict[str, Array]:
+  """The means of the values from the heads' predictions, which for classes are logits."""
+  return {
+    m.name: jax.nn.softmax(predicted[m.name], axis=-1) if m.num_classes else predicted[m.name]
+    for m in model.modalities
+    if m.name in predicted
+  }
 
 
 def cross_entropy(
@@ -79,7 +83,7 @@ def read(
   rows = jnp.ones(len(z))
   shown = {name: (rows, value) for name, value in known.items()} if informed else {}
   eps, predicted = model.network.apply(params["network"], z, t, shown)
-  values = {m.name: _mean(m, predicted[m.name]) for m in model.modalities if m.name in predicted}
+  values = means(model, predicted)
   if not values:
     start = model.process.start(z, eps, jnp.zeros_like(z), t)
     values = {model.config.main: jnp.clip(start, -1.0, 1.0)}
@@ -100,3 +104,37 @@ def estimate(
     return z0, total
   a, sigma = model.process.table.alpha(t), model.process.table.sigma(t)
   return jnp.where(schedules.along(a > sigma, z), model.process.start(z, eps, total, t), z0), total
+
+
+def read_main(
+  model: Model, params: Params, z: Array, t: Array, eps: Array, values: Mapping[str, Array]
+) -> Float[Array, "batch ..."]:
+  """Reads the main modality off z_t itself where little noise is left.
+
+  By (2) z_t less its noise is a_t (z_0 + W_t E), from which the part of the other modalities is
+  subtracted. An error of eps then counts sigma_t / (a_t |omega|) times, where omega is the weight
+  of the main modality in z_0, and an error of its head as it is. So z_t serves where
+  a_t |omega| > sigma_t, as eps does in `estimate`, and the head elsewhere.
+
+  Args:
+    model: from `model_of`.
+    params: with the entry `network`.
+    z: points of the shared space.
+    t: their time.
+    eps: the predicted noise.
+    values: of the other modalities, as given or predicted, and of the main modality by its head,
+      if it has one.
+
+  Returns:
+    The value of the main modality.
+  """
+  main = model.config.main
+  others = {**values, main: jnp.zeros_like(z)}
+  rest, total = aggregate(model, model.network.apply(params["network"], others, method="encode"))
+  # As `aggregate` weights it.
+  weighted = model.config.process.aggregation == "start" and len(others) > 1
+  omega = model.config.parts[main].omega if weighted else 1.0
+  exact = (model.process.start(z, eps, total, t) - rest) / omega
+  a, sigma = model.process.table.alpha(t), model.process.table.sigma(t)
+  little = schedules.along(a * abs(omega) > sigma, z)
+  return jnp.where(little, exact, values.get(main, exact))

@@ -1,5 +1,6 @@
 """MT-Diffusion's own laws, against closed forms on Gaussians and a mixture of them."""
 
+import dataclasses
 import itertools
 
 from flax import linen as nn
@@ -331,6 +332,121 @@ def test_bound_on_a_gaussian(aggregation):
   errors = mt_diffusion_bound.residuals(model, {"network": None}, jax.random.key(1), batch)
   for i, n in enumerate("ab"):
     np.testing.assert_allclose(errors[n] ** 2, left(1)[1][i, i], rtol=0.04)
+
+
+WEIGHT, OTHER_WEIGHT, MISREAD = -0.7, 0.4, 0.01
+FEW = schedules.Table(schedules.betas_cosine(30))
+NETWORK = {"network": None}
+GIVEN = ((), ("b",))
+
+
+class BadHead:
+  """Predicts no noise, a with an error of 0.3, and b with one of MISREAD."""
+
+  def __init__(self, values, heads):
+    self.predicted = {n: values[n] + (MISREAD if n == "b" else 0.3) for n in heads}
+
+  def apply(self, params, *args, method=None, **kwargs):
+    del params, kwargs
+    return args[0] if method == "encode" else (jnp.zeros_like(args[0]), self.predicted)
+
+
+def with_bad_head(aggregation, mode="informed", names="ab", heads="ab"):
+  """A model, values of images a and vectors b, and the rms error of a that z_1 allows."""
+  model, shape = gaussian_model(aggregation, mode, FEW), (100, 4, 4, 1)
+  for name, omega in (("a", WEIGHT), ("b", OTHER_WEIGHT)):
+    model.config.parts[name] = {"encoder": "identity", "omega": omega, "weight": 1.0}
+  rng = np.random.default_rng(0)
+  # Of the 256 levels, and far enough from the ends that none is cut off.
+  batch = {"a": rng.integers(64, 192, shape) / 255, "b": rng.uniform(size=shape)}
+  batch = {name: jnp.asarray(batch[name]) for name in names}
+  modalities = tuple(
+    dataclasses.replace(m, shape=shape[1:]) for m in model.modalities if m.name in names
+  )
+  network = BadHead({name: 2 * x - 1 for name, x in batch.items()}, heads)
+  noise, misread = np.sqrt(FEW.betas[0] / (1 - FEW.betas[0])), 0.0
+  if aggregation == "start" and len(names) > 1:
+    noise, misread = noise / abs(WEIGHT), OTHER_WEIGHT * MISREAD / abs(WEIGHT)
+  elif len(names) > 1:
+    misread = model.process.weights[0] * OTHER_WEIGHT * MISREAD
+  return model._replace(modalities=modalities, network=network), batch, 1.1 * noise, misread
+
+
+def sampled(model, z, given, monkeypatch):
+  """Samples of a at this z_1."""
+  monkeypatch.setattr(mt_diffusion.solvers, "sample", lambda *args, **kwargs: {"z": z})
+  sampling = base.Sampling(solvers.ancestral, 20)
+  key = jax.random.key(0)
+  return mt_diffusion.sample(model, NETWORK, key, given, ("a",), len(z), sampling)["a"]
+
+
+def first(model, batch):
+  """z_1 of a batch."""
+  z0, total = mt_diffusion.aggregate(model, mt_diffusion.values_of(model, batch))
+  mean, deviation = model.process.marginal(z0, total, jnp.asarray(1 / 30))
+  return mean + deviation * jax.random.normal(jax.random.key(1), z0.shape)
+
+
+@pytest.mark.parametrize("given", GIVEN)
+@pytest.mark.parametrize("mode", mt_diffusion.MODES)
+@pytest.mark.parametrize("aggregation", mt_diffusion.AGGREGATIONS)
+def test_samples_are_as_exact_as_z_1(aggregation, mode, given, monkeypatch):
+  """To sigma_1 / a_1, and to the error of the other modality if it is not given."""
+  model, batch, noise, misread = with_bad_head(aggregation, mode)
+  given = {name: batch[name] for name in given}
+  error = 2 * (sampled(model, first(model, batch), given, monkeypatch) - batch["a"])
+  assert jnp.sqrt(jnp.mean(error**2)) <= np.hypot(noise, 0 if given else misread)
+
+
+@pytest.mark.parametrize("aggregation", mt_diffusion.AGGREGATIONS)
+def test_bound_is_as_exact_as_z_1(aggregation):
+  model, batch, noise, misread = with_bad_head(aggregation)
+  key, allowed = jax.random.key(0), np.hypot(noise, misread)
+  errors = mt_diffusion_bound.residuals(model, NETWORK, key, batch)
+  assert errors["a"] <= allowed
+  np.testing.assert_allclose(errors["b"], MISREAD, rtol=1e-9)
+  bound = jax.jit(lambda: mt_diffusion_bound.bound(model, NETWORK, key, batch, errors))
+  # 16 pixels, each with the entropy of a Gaussian of that error.
+  nats = 16 * (0.5 * np.log(2 * np.pi * np.e * allowed**2) - np.log(2 / 255))
+  assert bound()["nll_a"] <= nats
+
+
+@pytest.mark.parametrize("heads", ["", "a"])
+@pytest.mark.parametrize("aggregation", mt_diffusion.AGGREGATIONS)
+def test_image_alone_is_as_exact_as_z_1(aggregation, heads, monkeypatch):
+  """It is z_0 itself, whatever its omega."""
+  model, batch, noise, _ = with_bad_head(aggregation, names="a", heads=heads)
+  error = 2 * (sampled(model, first(model, batch), {}, monkeypatch) - batch["a"])
+  assert jnp.sqrt(jnp.mean(error**2)) <= noise
+  assert mt_diffusion_bound.residuals(model, NETWORK, jax.random.key(0), batch)["a"] <= noise
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.01])
+def test_image_that_hardly_enters_z_is_read_off_its_head(weight, monkeypatch):
+  model, batch, _, _ = with_bad_head("start")
+  model.config.parts.a.omega = weight
+  error = 2 * (sampled(model, first(model, batch), {}, monkeypatch) - batch["a"])
+  np.testing.assert_allclose(error, 0.3, rtol=1e-9)
+
+
+@pytest.mark.parametrize("given", GIVEN)
+@pytest.mark.parametrize("aggregation", mt_diffusion.AGGREGATIONS)
+def test_image_read_off_z_1_is_its_mean(aggregation, given, monkeypatch):
+  """With perfect eps and a perfect head for b, whatever the head for a predicts."""
+  model = gaussian_model(aggregation, "informed")
+  perfect = model.network.predict
+  z = 0.3 * jax.random.normal(jax.random.key(1), (50, *ONE))
+  given = dict.fromkeys(given, 0.5 + 0.3 * z)
+  shown = {name: (jnp.ones(50), 2 * x - 1) for name, x in given.items()}
+  mean = perfect(z, jnp.asarray(1e-3), shown)[1]["a"]
+
+  def predict(*args):
+    eps, predicted = perfect(*args)
+    return eps, predicted | {"a": predicted["a"] + 0.3}
+
+  monkeypatch.setattr(model.network, "predict", predict)
+  out = sampled(model, z, given, monkeypatch)
+  np.testing.assert_allclose(out, jnp.clip(0.5 * (mean + 1), 0, 1), rtol=0, atol=1e-9)
 
 
 MEANS, SHARES, SPREAD, EMBEDDED = (
