@@ -15,7 +15,9 @@ With `--split=validation`, to choose settings, it measures on what `config.data.
 of training in place of the test split, and writes into a folder `validation` there.
 
 Where the data set can tell how true a modality is to what was given (`datasets.agreement`), that is
-measured, too, and beside it how true it is to what was given with another sample.
+measured, too, and beside it how true it is to what was given with another sample. Where captions
+have a grammar (`datasets.valid`), the fraction of generated ones that are sentences of it letter
+for letter is: a classifier reads the class of "hn eight", too.
 
 With `config.evaluation.similarity` modalities generated together are held against each generated
 alone from the same noise, by their classes and by how true one is to what the other is or says, see
@@ -127,8 +129,9 @@ def main(argv: Sequence[str]) -> None:
     )
   seeds = range(_SEEDS.value or config.evaluation.seeds)
   agreement = {m.name: datasets.agreement(m.name, **options) for m in trained.framework.modalities}
+  valid = {m.name: datasets.valid(m.name, **options) for m in trained.framework.modalities}
   results, panels = evaluate(
-    trained, judges, data, tasks, num=num, seeds=seeds, agreement=agreement
+    trained, judges, data, tasks, num=num, seeds=seeds, agreement=agreement, valid=valid
   )
   results["settings"]["data_options"] = others
   if trained.framework.bound and not _JOINT_ONLY.value:
@@ -250,6 +253,7 @@ def evaluate(
   num: int,
   seeds: Sequence[int],
   agreement: Mapping[str, Callable[..., dict[str, np.ndarray]] | None] = types.MappingProxyType({}),
+  valid: Mapping[str, Callable[[np.ndarray], np.ndarray] | None] = types.MappingProxyType({}),
   say: Callable[[str], None] = _say,
 ) -> tuple[dict[str, Any], list[pictures.Panel]]:
   """Samples, task by task, and judges.
@@ -266,6 +270,7 @@ def evaluate(
     num: samples a seed, a multiple of the draws.
     seeds: the sampling seeds.
     agreement: of each modality, as `datasets.agreement`, for data with classes.
+    valid: of each modality, as `datasets.valid`.
     say: takes lines of progress.
 
   Returns:
@@ -328,6 +333,11 @@ def evaluate(
       {name: _judge(judges, name, x[name]) for name in targets if name in judges}
       for _, x in samples
     ]
+    validity = {
+      name: tables.measurement([np.mean(valid[name](x[name])) for _, x in samples])
+      for name in targets
+      if valid.get(name)
+    }
     if given:
       entry = {"given": list(given), "targets": {}}
       for name in targets:
@@ -339,6 +349,8 @@ def evaluate(
           for one, seed, (rows, _) in zip(found, judged, samples, strict=True):
             one |= _of_class(seed[name], labels[rows], recognised[rows], references.get(name))
         entry["targets"][name] = _measurements(found)
+        if name in validity:
+          entry["targets"][name]["validity"] = validity[name]
       for name in targets if judges else ():
         if measures := agreement.get(name):
           seen = [
@@ -354,7 +366,7 @@ def evaluate(
         entry["together"] = tables.measurement(right_all)
       results["conditional"].append(entry | cost)
     else:
-      results["joint"] = cost
+      results["joint"] = cost | ({"validity": validity} if validity else {})
       if judges:
         law = coherence.histogram(train_labels, _num_classes(modalities, train_labels))
         classes = [{name: found[0] for name, found in seed.items()} for seed in judged]

@@ -4,7 +4,8 @@ Such a module has `MODALITIES`, the modalities that a model may use, in order, a
 `load(split, data_dir, manual_dir)`, which returns a whole split in the model's view, and takes
 `validation` if a part can be held out of training. Where they depend on options, which then are
 further arguments of `load`, it has `modalities(**options)`. Where one can measure how true a
-modality is to others it has `AGREEMENT`, {modality: function}.
+modality is to others it has `AGREEMENT`, and where captions have a grammar `VALID`, both
+{modality: function}.
 """
 
 from collections.abc import Callable, Mapping
@@ -125,6 +126,28 @@ def agreement(
   module = _module(name)
   _check_options(name, module, options)
   return getattr(module, "AGREEMENT", {}).get(main)
+
+
+def valid(
+  main: str,
+  name: str,
+  data_dir: str | None = None,
+  manual_dir: str | None = None,
+  validation: float | None = None,
+  **options: Any,
+) -> Callable[[np.ndarray], np.ndarray] | None:
+  """How a data set tells whether a caption is a sentence of its grammar, letter for letter.
+
+  Arguments and errors as for `agreement`.
+
+  Returns:
+    The function `tokens -> bool [n]` of captions in the model's view, int [n, length]. None if the
+    data set has no grammar for that modality.
+  """
+  del data_dir, manual_dir, validation
+  module = _module(name)
+  _check_options(name, module, options)
+  return getattr(module, "VALID", {}).get(main)
 
 
 def load(

@@ -10,6 +10,7 @@ alike in classes, and both the page's and the scene's come from the example's ow
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+import functools
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ MODALITIES = (
   Modality("label", "label", (), _figure, num_classes=10),
   Modality("mask", "mask", PAGE, mask_picture, num_classes=2),
 )
+VALID = {"caption": functools.partial(rendering.valid, grammar=rendering.GRAMMAR)}
 
 
 def load(

@@ -76,6 +76,7 @@ def screen(results: Results) -> str:
   parts = [
     _summary_table(results),
     _one_to_one_table(results),
+    _validity_table(results),
     _agreement_table(results),
     _similarity_table(results),
     _subsets_table(results, "iou", _share, "IoU of masks, %"),
@@ -97,6 +98,9 @@ def markdown(results: Results) -> str:
     "Summary: coherence in per cent, mean ± spread over sampling seeds": _summary_table(results),
     "From one modality (row) into another (column): coherence": _one_to_one_table(results),
     "From every subset: coherence": _subsets_table(results, "coherence", _share),
+    "Captions that are sentences of the data set's grammar letter for letter, in per cent": (
+      _validity_table(results)
+    ),
     "Coherence where the classifiers recognise all that is given": _subsets_table(
       results, "recognised", _share
     ),
@@ -161,6 +165,22 @@ def _rows(results: Results, quantity: str, show) -> list[list[str]]:
 def _cells(targets, names, quantity, show) -> list[str]:
   found = (targets.get(name, {}).get(quantity) for name in names)
   return ["" if value is None else show(value) for value in found]
+
+
+def _validity_table(results: Results) -> str:
+  """One row for joint samples and for each subset given, one column for each grammar."""
+  found = [("(joint)", results["joint"].get("validity", {}))]
+  for entry in results["conditional"]:
+    targets = entry["targets"].items()
+    validity = {name: of["validity"] for name, of in targets if "validity" in of}
+    found.append((_title(results, entry), validity))
+  names = list(dict.fromkeys(name for _, validity in found for name in validity))
+  rows = [
+    [title, *(_share(validity[name]) if name in validity else "" for name in names)]
+    for title, validity in found
+    if validity
+  ]
+  return _table(["valid, %", *names], rows)
 
 
 def _agreement_table(results: Results) -> str:

@@ -8,7 +8,7 @@ import pytest
 from sklearn.datasets import load_digits
 import tensorflow_datasets as tfds
 
-from mmdiff_jax.data import digits, digits_builder, rendering, sources
+from mmdiff_jax.data import datasets, digits, digits_builder, rendering, sources
 
 _TWICE = np.ones((1, 2, 2), np.float32)
 _WHITE = np.ones(3, np.float32)
@@ -115,6 +115,11 @@ def test_captions_of_the_records_are_true_of_the_records(records):
   }.items():
     those = np.array([name in sentence.split() for sentence in said])
     assert those.any() and truth[those].all()
+
+
+def test_captions_of_the_records_are_valid(records):
+  valid = datasets.valid("caption", "digits")
+  assert valid(digits.model_view(records["test"])["caption"]).all()
 
 
 def test_each_modality_is_shown_as_its_kind_asks(records):

@@ -557,16 +557,22 @@ def test_measures_of_captions_reach_the_tables():
     {"caption": said, "digit": page, "label": np.full(4, 3, np.int32)},
     4,
     agreement=pairs_of_digits.AGREEMENT,
+    valid=pairs_of_digits.VALID,
   )
   found = targets["digit", "caption"]["agreement"]
-  again = targets["caption", "caption"]["agreement"]
-  assert found["exact"]["mean"] == again["exact"]["mean"] == 0.75
+  validity = {"mean": 0.75, "std": 0.0, "values": [0.75, 0.75]}
+  assert targets["digit", "caption"]["validity"] == validity
+  assert targets["caption", "caption"]["validity"] == validity
+  assert "validity" not in targets["caption", "digit"]
+  assert results["joint"]["validity"] == {"caption": validity}
   # One of the two sentences that tell of it is right.
   assert found["digit thickness"]["mean"] == 0.5
-  text = evaluate.tables.markdown(results | {"seconds": 1.0}).split("## Agreement")[1]
-  assert re.search(r"^\| agreement.*exact .*digit thickness ", text, re.M)
-  assert re.search(r"^\| digit -> caption +\| 75.0 \(75.0\)", text, re.M)
-  assert re.search(r"^\| caption -> caption +\| 75.0 \(75.0\)", text, re.M)
+  results["seconds"] = 1.0
+  for text in (evaluate.tables.markdown(results), evaluate.tables.screen(results)):
+    assert re.search(r"^\| digit -> caption +\| +50.0 \(50.0\) \|", text, re.M)
+    valid = text.split("| valid, %")[1].split("\n\n")[0]
+    for title in ("(joint)", "digit", "caption"):
+      assert re.search(rf"^\| {re.escape(title)} +\| 75.0 ± 0.0 \|$", valid, re.M)
 
 
 def test_total_variation_is_that_of_the_classes_of_what_was_given(oracle):
@@ -661,6 +667,7 @@ def run_without_classes(monkeypatch):
   monkeypatch.setattr(generation, "load", lambda workdir: run)
   monkeypatch.setattr(datasets, "load", lambda **options: asked.append(options) or views)
   monkeypatch.setattr(datasets, "agreement", lambda main, **options: None)
+  monkeypatch.setattr(datasets, "valid", lambda main, **options: None)
   return asked
 
 
