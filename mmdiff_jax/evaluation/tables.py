@@ -84,9 +84,9 @@ def screen(results: Results) -> str:
     # Of many subsets it would bury the rest.
     "" if results["conditional"] else _frechet_table(results),
     _judges_table(results),
-    _counts(results),
   ]
-  return "\n\n".join(filter(None, parts))
+  text = "\n\n".join(filter(None, parts))
+  return "\n\n".join(filter(None, [text, _spread(results, text) + _counts(results)]))
 
 
 def markdown(results: Results) -> str:
@@ -95,7 +95,7 @@ def markdown(results: Results) -> str:
   draws, split = (results["settings"].get(name) for name in ("draws", "split"))
   split = f"the {split or 'test'} split"
   sections = {
-    "Summary: coherence in per cent, mean ± spread over sampling seeds": _summary_table(results),
+    "Summary: coherence in per cent, mean ± spread": _summary_table(results),
     "From one modality (row) into another (column): coherence": _one_to_one_table(results),
     "From every subset: coherence": _subsets_table(results, "coherence", _share),
     "Captions that are sentences of the data set's grammar letter for letter, in per cent": (
@@ -105,9 +105,7 @@ def markdown(results: Results) -> str:
       results, "recognised", _share
     ),
     "Samples all of whose targets show the class given, in per cent": _together_table(results),
-    "SIM: cosine of the class probabilities of two modalities, mean ± standard error": (
-      _similarity_table(results)
-    ),
+    "SIM: cosine of the class probabilities of two modalities": _similarity_table(results),
     "Agreement with what was given, in per cent (shuffled: with another example's)": (
       _agreement_table(results)
     ),
@@ -130,8 +128,24 @@ def markdown(results: Results) -> str:
     "Cost": _cost_table(results),
     "Settings": f"{settings}\n\n{_counts(results)}",
   }
-  return "# Results\n\n" + "\n\n".join(
-    f"## {title}\n\n{text}" for title, text in sections.items() if text
+  parts = [
+    # SIM's table says itself what its errors are.
+    f"## {title}\n\n{'' if title.startswith('SIM') else _spread(results, text)}{text}"
+    for title, text in sections.items()
+    if text
+  ]
+  return "# Results\n\n" + "\n\n".join(parts)
+
+
+def _spread(results: Results, text: str) -> str:
+  """A paragraph on what the spread in a table is of; empty if it has none."""
+  if "±" not in text:
+    return ""
+  if len(results["settings"]["seeds"]) == 1:
+    return "One sampling seed of one trained model: no spread is measured, ± 0 stands for it.\n\n"
+  return (
+    "Unless a table says otherwise ± is the standard deviation over sampling seeds of one trained"
+    " model. The spread over training seeds, which a comparison of methods needs, is not in it.\n\n"
   )
 
 
@@ -226,7 +240,10 @@ def _similarity_table(results: Results) -> str:
     [title, pair, *(f"{ways[way]['mean']:.4f} ± {ways[way]['error']:.4f}" for way in columns)]
     for title, pair, ways in found
   ]
-  return _table(["SIM", "of", *columns], rows)
+  if not rows:
+    return ""
+  errors = "± is the standard error of the mean over the samples, of one trained model."
+  return f"{errors}\n\n{_table(['SIM', 'of', *columns], rows)}"
 
 
 def _together_table(results: Results) -> str:

@@ -145,6 +145,25 @@ def test_markdown_has_every_subset_and_setting(results):
   assert "bound" not in text
 
 
+def test_every_table_with_a_spread_says_what_it_is_of(results):
+  estimates = {"together": {"mean": 0.5, "error": 0.25}}
+  results["joint"]["similarity"] = {"a + b": estimates}
+  results["joint"]["validity"] = {"a": tables.measurement([0.5, 0.75])}
+  sections = tables.markdown(results).split("## ")[1:]
+  spreads = [text for text in sections if re.search(r"^\|.* ± |: a .* ± ", text, re.M)]
+  assert len(spreads) >= 6
+  for text in spreads:
+    explanation = "over sampling seeds of one trained model. The spread over training seeds"
+    if text.startswith("SIM"):
+      explanation = "standard error of the mean over the samples, of one trained model"
+    assert text.count(explanation) == 1, text
+  assert all("trained model" not in text for text in sections if text not in spreads)
+  for text in (tables.screen(results), *spreads):
+    assert " ± " in text and text.count("one trained model") in (1, 2)
+  results["settings"]["seeds"] = [3]
+  assert "One sampling seed of one trained model: no spread is measured" in tables.screen(results)
+
+
 def test_sections_of_what_is_there(results):
   first = results["conditional"][0]["targets"]
   first["b"] |= {
