@@ -291,6 +291,7 @@ def evaluate(
     labels, train_labels = np.asarray(test["label"]), np.asarray(data["train"]["label"])
     train = {name: missing.complete(data["train"], [name])[name] for name in references}
     right = {name: truth[name][0] == labels for name in names}
+    law = coherence.histogram(train_labels, _num_classes(modalities, train_labels))
     rebuilt = trained.framework.reconstruct(trained.params, {name: test[name] for name in names})
     results["settings"] |= {
       "frechet_reference": f"all of the {results['settings']['split']} split",
@@ -299,6 +300,7 @@ def evaluate(
     results |= {
       "classifier_accuracy": {name: float(np.mean(right[name])) for name in names},
       "reconstruction_accuracy": classifiers.accuracy(judges, rebuilt, labels),
+      "total_variation_floor": coherence.total_variation_floor(law, num),
       "frechet_of_training_split": {
         name: _distance(reference, _judge(judges, name, train[name][:num]))
         for name, reference in references.items()
@@ -368,7 +370,6 @@ def evaluate(
     else:
       results["joint"] = cost | ({"validity": validity} if validity else {})
       if judges:
-        law = coherence.histogram(train_labels, _num_classes(modalities, train_labels))
         classes = [{name: found[0] for name, found in seed.items()} for seed in judged]
         distances = [
           {name: _distance(references[name], seed[name]) for name in targets if name in references}

@@ -109,9 +109,7 @@ def markdown(results: Results) -> str:
     "Agreement with what was given, in per cent (shuffled: with another example's)": (
       _agreement_table(results)
     ),
-    "Total variation of the classes from those of the examples given": _subsets_table(
-      results, "total_variation", _fine
-    ),
+    "Total variation of the classes from those of the examples given": _variation_table(results),
     f"Frechet distance to {split}, on the classifiers' features": _frechet_table(results),
     "Masks: mean intersection over union with the true ones, in per cent": _subsets_table(
       results, "iou", _share
@@ -328,12 +326,31 @@ def _cost_table(results: Results) -> str:
   return _table(header, rows)
 
 
+def _variation_table(results: Results) -> str:
+  """One row for each subset given; what settles the class goes below a perfect sampler's floor."""
+  table = _subsets_table(results, "total_variation", _fine)
+  if not table:
+    return ""
+  return f"Of samples that all show the class given it is 0. {_floor(results)}\n\n{table}"
+
+
+def _floor(results: Results) -> str:
+  floor = results["total_variation_floor"]
+  return (
+    f"{results['settings']['num']:,} samples of a perfect sampler are at {floor['mean']:.3f} ±"
+    f" {floor['std']:.3f} by chance."
+  )
+
+
 def _variation(results: Results) -> str:
   found = results["joint"].get("total_variation")
   if found is None:
     return "The examples have no classes: coherence and Frechet distances are left out."
   parts = [f"{name} {value['mean']:.3f} ± {value['std']:.3f}" for name, value in found.items()]
-  return f"Total variation from the data's classes, of each seed's samples: {', '.join(parts)}."
+  return (
+    f"Total variation from the data's classes, of each seed's samples: {', '.join(parts)}."
+    f" {_floor(results)}"
+  )
 
 
 def _counts(results: Results) -> str:

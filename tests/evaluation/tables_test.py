@@ -64,6 +64,7 @@ def results():
     "conditional": conditional,
     "classifier_accuracy": share,
     "reconstruction_accuracy": share,
+    "total_variation_floor": {"mean": 0.0378, "std": 0.0096},
     "frechet_of_training_split": dict.fromkeys(NAMES, 0.125),
     "seconds": 61.0,
   }
@@ -189,6 +190,11 @@ def test_sections_of_what_is_there(results):
   assert cells(text, "nll_a") == ["7.75", "1.938"]
   assert cells(text, "total") == ["8", "2"]
   shown = tables.screen(results)
+  floor = "1,000 samples of a perfect sampler are at 0.038 ± 0.010 by chance."
+  assert floor in shown
+  for title in ("Total variation of the", "Classes of joint samples"):
+    (text,) = (text for name, text in sections.items() if name.startswith(title))
+    assert floor in text
   assert "| IoU of masks, %" in shown
   assert "| spread of draws" in shown
   assert "37.5" not in shown
@@ -263,6 +269,7 @@ def test_agreement_of_a_target_in_several_tasks_is_told_apart(results):
 def test_without_classes(results):
   for key in ("classifier_accuracy", "reconstruction_accuracy", "frechet_of_training_split"):
     del results[key]
+  del results["total_variation_floor"]
   for key in ("coherence", "frechet", "histogram", "total_variation"):
     del results["joint"][key]
   for entry in results["conditional"]:
