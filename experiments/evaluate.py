@@ -330,7 +330,10 @@ def evaluate(
       shuffled = None
       if trained.framework.shuffled:
         shuffled, _ = sample(generator(given, targets, shuffled=True))
-      cost["similarity"] = _similarity(judges, agreement, targets, samples, alone, shuffled)
+      examples = _given_examples(test, given, samples)
+      cost["similarity"] = _similarity(
+        judges, agreement, targets, examples, samples, alone, shuffled
+      )
     judged = [
       {name: _judge(judges, name, x[name]) for name in targets if name in judges}
       for _, x in samples
@@ -514,13 +517,32 @@ def _sample(test, given, key_name, num, draws, seeds, generator):
   return samples, (time.monotonic() - began) / len(seeds)
 
 
-def _similarity(judges, agreement, targets, together, alone, shuffled) -> dict[str, Any]:
+def _given_examples(test, given, samples) -> np.ndarray:
+  """Number of the example that was given for each sample of all seeds, int [samples].
+
+  Rows of the test split where all that is given is equal, such as one recording, are one example.
+  Without anything given each sample has a number of its own.
+  """
+  rows = np.concatenate([rows for rows, _ in samples])
+  if not given:
+    return np.arange(len(rows))
+  rows, place = np.unique(rows, return_inverse=True)
+  columns = [test[name][rows] for name in given]
+  numbers = {}
+  contents = (b"".join(x[i].tobytes() for x in columns) for i in range(len(rows)))
+  return np.array([numbers.setdefault(content, len(numbers)) for content in contents])[place]
+
+
+def _similarity(judges, agreement, targets, examples, together, alone, shuffled) -> dict[str, Any]:
   """Of each pair of targets, over all samples of all seeds: of classes, and of what else is said.
+
+  Samples of fewer than two given examples have no standard error: nothing is said of them.
 
   Args:
     judges: classifiers.
     agreement: measures, as `datasets.agreement`.
     targets: their names.
+    examples: as `_given_examples`.
     together: as `_sample` gives them, generated together.
     alone: likewise of each target.
     shuffled: likewise, by `Framework.shuffled`; None where there is no such thing.
@@ -537,9 +559,11 @@ def _similarity(judges, agreement, targets, together, alone, shuffled) -> dict[s
     for way, of in samples.items()
   }
   found = {}
+  if len(np.unique(examples)) < 2:
+    return found
   for a, b in itertools.combinations(targets, 2):
-    alike = {way: similarity.cosine(of[a], of[b]) for way, of in classes.items()}
-    found[f"{a} + {b}"] = similarity.compared(**alike)
+    alike = {way: similarity.same_class(of[a], of[b]) for way, of in classes.items()}
+    found[f"{a} + {b}"] = similarity.compared(examples, **alike)
     if measures := agreement.get(a):
       shares = {
         way: measures({b: of[b]}, of[a], classes[way][a].argmax(-1)) for way, of in samples.items()
@@ -547,9 +571,9 @@ def _similarity(judges, agreement, targets, together, alone, shuffled) -> dict[s
       # The others are not of b.
       for name in (name for name in shares["together"] if name.startswith(f"{b} ")):
         said = np.all([~np.isnan(share[name]) for share in shares.values()], axis=0)
-        if said.sum() > 1:
+        if len(np.unique(examples[said])) > 1:
           true = {way: share[name][said] for way, share in shares.items()}
-          found[f"{a} + {name}"] = similarity.compared(**true)
+          found[f"{a} + {name}"] = similarity.compared(examples[said], **true)
   return found
 
 

@@ -105,7 +105,7 @@ def markdown(results: Results) -> str:
       results, "recognised", _share
     ),
     "Samples all of whose targets show the class given, in per cent": _together_table(results),
-    "SIM: cosine of the class probabilities of two modalities": _similarity_table(results),
+    "SIM: probability that two modalities name one class": _similarity_table(results),
     "Agreement with what was given, in per cent (shuffled: with another example's)": (
       _agreement_table(results)
     ),
@@ -240,7 +240,7 @@ def _similarity_table(results: Results) -> str:
   ]
   if not rows:
     return ""
-  errors = "± is the standard error of the mean over the samples, of one trained model."
+  errors = "± is the standard error of the mean over the examples given, of one trained model."
   return f"{errors}\n\n{_table(['SIM', 'of', *columns], rows)}"
 
 

@@ -156,7 +156,7 @@ def test_every_table_with_a_spread_says_what_it_is_of(results):
   for text in spreads:
     explanation = "over sampling seeds of one trained model. The spread over training seeds"
     if text.startswith("SIM"):
-      explanation = "standard error of the mean over the samples, of one trained model"
+      explanation = "standard error of the mean over the examples given, of one trained model"
     assert text.count(explanation) == 1, text
   assert all("trained model" not in text for text in sections if text not in spreads)
   for text in (tables.screen(results), *spreads):

@@ -433,7 +433,7 @@ def agreeing_sample(params, key, given, targets, num, sampling, *, shuffled=Fals
 
 
 def test_similarity_of_what_is_generated_together_and_alone(oracle):
-  """The cosine is 1 of two that are alike, else cos 45 degrees: the mean alone is halfway."""
+  """Two that are certain name one class; else they do in half of the cases."""
   judges = dict.fromkeys(("a", "off"), Classifier({}, lambda params, x: (jnp.log(x), x)))
   run = known(
     (oracle.framework.modalities[0], oracle.framework.modalities[2]),
@@ -442,28 +442,49 @@ def test_similarity_of_what_is_generated_together_and_alone(oracle):
   )
   run.config.evaluation.tasks = ((("a",), ("a",)), (("a",), ("a", "off")))
   run.config.evaluation.similarity = True
-  data = oracle_data(100)
-  data |= {name: data[name][:, :2] * 0.5 + 0.25 for name in NAMES}
-  data["label"] = data["label"] % 2
   num = 1500
+  data = oracle_data(num)
+  every = np.linspace(0.1, 0.9, num, dtype=np.float32)  # No two examples are alike.
+  data |= {name: np.stack([every, 1 - every], 1) for name in NAMES}
+  data["label"] = data["label"] % 2
   results, _ = measured(run, judges, data, num)
   assert set(results["joint"]["similarity"]) == {"a + off"}
   alone, joint = results["conditional"]
   assert "similarity" not in alone
   found = joint["similarity"]["a + off"]
-  apart = 1 - 0.5**0.5
-  assert found["together"] == pytest.approx({"mean": 1.0, "error": 0.0}, abs=1e-6)
-  for way in ("alone", "shuffled"):
-    assert found[way]["mean"] == pytest.approx(1 - apart / 2, abs=0.02)
-    assert found[way]["error"] == pytest.approx(apart / 2 / (2 * num) ** 0.5, rel=0.01)
-  # Paired: what is alone has the very noise of what is together.
+  # 1 or a half; of two alike as often, of two independent ones 1 in a quarter.
+  spread = {"together": 0.25, "alone": 0.1875**0.5 / 2, "shuffled": 0.1875**0.5 / 2}
+  for way, mean in {"together": 0.75, "alone": 0.625, "shuffled": 0.625}.items():
+    assert found[way]["mean"] == pytest.approx(mean, abs=0.02)
+    assert found[way]["error"] == pytest.approx(spread[way] / (2 * num) ** 0.5, rel=0.1)
+  # Paired, since what is alone has the very noise of what is together: a half in a quarter.
   gain = found["together - alone"]
-  assert gain["mean"] == pytest.approx(1 - found["alone"]["mean"], abs=1e-6)
-  assert gain["error"] == pytest.approx(found["alone"]["error"], rel=1e-4)
+  assert gain["mean"] == pytest.approx(found["together"]["mean"] - found["alone"]["mean"], abs=1e-6)
+  assert gain["error"] == pytest.approx(0.1875**0.5 / 2 / (2 * num) ** 0.5, rel=0.1)
   assert abs(found["shuffled - alone"]["mean"]) < 0.02
   text = evaluate.tables.markdown(results | {"seconds": 1.0})
   row = next(line for line in text.splitlines() if line.startswith("| a -> a + off | a + off |"))
-  assert "1.0000 ± 0.0000" in row and len(row.split("|")) == 2 + 2 + 5
+  assert f"{gain['mean']:.4f} ± {gain['error']:.4f}" in row and len(row.split("|")) == 2 + 2 + 5
+
+
+def test_equal_content_is_one_given_example():
+  """Of two seeds; the last rows differ in one of both given modalities."""
+  test = {"a": np.array([[1.0], [2.0], [1.0], [1.0]]), "b": np.array([[0], [0], [0], [3]])}
+  samples = [(np.array([0, 1, 2, 3]), None), (np.array([3, 3, 1, 0]), None)]
+  examples = evaluate._given_examples(test, ("a", "b"), samples)
+  assert len(examples) == 8 and len(set(examples)) == 3
+  assert examples[0] == examples[2] == examples[7]
+  assert examples[1] == examples[6]
+  assert examples[3] == examples[4] == examples[5]
+  assert len(set(evaluate._given_examples(test, ("a",), samples))) == 2
+  assert evaluate._given_examples(test, (), samples).tolist() == list(range(8))
+
+
+def test_similarity_of_one_given_example_is_left_out():
+  judge = Classifier({}, lambda params, x: (np.ones((len(x), 2)), x))
+  samples = [(None, {name: np.zeros((4, 1)) for name in "ab"})]
+  judges, alone = {"a": judge, "b": judge}, dict.fromkeys("ab", samples)
+  assert evaluate._similarity(judges, {}, "ab", np.zeros(4, int), samples, alone, None) == {}
 
 
 def test_what_is_alone_has_the_noise_of_what_is_together(oracle):
@@ -483,6 +504,11 @@ def test_what_is_alone_has_the_noise_of_what_is_together(oracle):
     assert found["together - alone"] == {"mean": 0.0, "error": 0.0}
     assert found["together"]["error"] > 0
     assert "shuffled" not in found
+  # All examples given are alike: one example has no standard error.
+  data["a"] = data["a"][:1].repeat(20, axis=0)
+  results, _ = measured(run, judges, data | {"label": np.arange(20) % 2}, 40)
+  assert results["conditional"][0]["similarity"] == {}
+  assert results["joint"]["similarity"].keys() == {"a + off"}
 
 
 def test_similarity_of_what_one_says_of_the_other():
@@ -505,6 +531,7 @@ def test_similarity_of_what_one_says_of_the_other():
     {"a": judge, "b": judge},
     {"a": measures, "b": None},
     ("a", "b"),
+    np.arange(40),
     [(None, ways["together"])],
     {name: [(None, ways["alone"])] for name in ("a", "b")},
     [(None, ways["shuffled"])],
