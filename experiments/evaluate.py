@@ -306,6 +306,15 @@ def evaluate(
         for name, reference in references.items()
       },
     }
+    halves = {}
+    for name in references:
+      sources = np.asarray(test.get(f"source_{name}", labels[:0]))
+      # At least two sources in each half, and something to learn from splitting by them.
+      if 4 <= len(np.unique(sources)) < len(sources):
+        distances = frechet.between_halves(truth[name][1], sources, num)
+        halves[name] = tables.measurement(distances)
+    if halves:
+      results["frechet_between_halves"] = halves
     for title, key in (("data", "classifier_accuracy"), ("rebuilt", "reconstruction_accuracy")):
       shown = ", ".join(f"{name} {100 * value:.1f} %" for name, value in results[key].items())
       say(f"classifiers on {results['settings']['split']} {title}: {shown}")

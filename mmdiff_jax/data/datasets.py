@@ -174,7 +174,8 @@ def load(
   Returns:
     One array a modality, or one that is made when its rows are read; the first axis is the example,
     and row i of each is the same example. Where a modality NAME may lack in examples there is a
-    `NAME_present`, bool [n].
+    `NAME_present`, bool [n]. Where several examples may be made from one digit image, recording,
+    ... there may be a `source_NAME`, its number, int [n].
 
   Raises:
     UserError: there is no such data set, option or folder, the folder lies in a bucket, or nothing

@@ -73,6 +73,7 @@ def load(
     caption: int32 [n, CAPTION_LENGTH], indices into `rendering.ALPHABET`.
     label: int32 [n].
     mask: int32 [n, 16, 16], 1 where the handwriting of the scene is, else 0.
+    source_digit, source_scene: int64 [n], numbers of the handwritings among scikit-learn's.
 
   Raises:
     UserError: it cannot be prepared, such as on a full disk, or what is prepared is damaged.
@@ -80,6 +81,7 @@ def load(
   del manual_dir
   compact = arrays(prepared(data_dir), "train" if split == "validation" else split)
   data = _views(compact)
+  data |= {"source_digit": compact["handwriting"], "source_scene": compact["scene_handwriting"]}
   if split == "test" or not validation:
     return data
   page, scene = compact["handwriting"], compact["scene_handwriting"]

@@ -272,10 +272,19 @@ def _frechet_table(results: Results) -> str:
     *_rows(results, "frechet", _number),
     ["training split", *(f"{real[name]:.2f}" if name in real else "" for name in names)],
   ]
-  return (
-    "The row `training split` is as many real examples: the least that one can hope for.\n\n"
-    + _table(["given \\ target", *names], rows)
+  yardsticks = (
+    "The row `training split` is as many real examples: a yardstick and no floor, since samples"
+    " from given examples follow the reference's own."
   )
+  if halves := results.get("frechet_between_halves"):
+    halves = {name: {"frechet": value} for name, value in halves.items()}
+    rows.append(["halves by source", *_cells(halves, names, "frechet", _number)])
+    yardsticks += (
+      " The row `halves by source` is real examples, at most as many, drawn from one half of the"
+      " reference's digit images, recordings, ... and held against those from the other half: mean"
+      " and standard deviation of five random halvings."
+    )
+  return yardsticks + "\n\n" + _table(["given \\ target", *names], rows)
 
 
 def _bound_table(results: Results) -> str:

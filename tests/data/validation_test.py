@@ -8,7 +8,6 @@ import pytest
 from mmdiff_jax.data import (
   captioned_digits,
   datasets,
-  digits,
   digits_builder,
   moving_digits,
   pairing,
@@ -109,16 +108,11 @@ def test_parts_are_all_of_training_in_proportion(public):
 
 @pytest.fixture
 def embedded(few_draws, monkeypatch):
-  """The folder of `digits`, whose views also have the numbers of handwritings."""
+  """The folder of `digits` with few draws."""
   drawn = functools.partial(digits_builder.Digits, config=few_draws.builder_config)
   monkeypatch.setattr(digits_builder, "Digits", drawn)
   # Read once, which takes seconds.
   monkeypatch.setattr(sketched_digits, "_digits", functools.cache(sketched_digits._digits))
-  view = digits.model_view
-  names = ("handwriting", "scene_handwriting")
-  monkeypatch.setattr(
-    digits, "model_view", lambda records: view(records) | {n: records[n] for n in names}
-  )
   monkeypatch.setattr(pairs_of_digits, "COUNTS", {"train": 120, "validation": 20})
   return str(few_draws.data_path.parents[2])
 
@@ -133,7 +127,7 @@ def test_several_drawings_of_a_handwriting_are_in_one_part(embedded):
     _, labels, numbers[split] = sketched_digits.handwriting(
       "digits", split, embedded, None, FRACTION
     )
-    columns = data["handwriting"], data["scene_handwriting"], numbers[split]
+    columns = data["source_digit"], data["source_scene"], numbers[split]
     columns += pairs["source_digit"], pairs["source_video"]
     seen[split] = set(np.concatenate(columns)) - {-1}
     tones[split] = set(pairs["source_speech"]) - {-1}

@@ -200,6 +200,16 @@ def test_sections_of_what_is_there(results):
   assert "37.5" not in shown
 
 
+def test_yardsticks_are_no_floors(results):
+  text = tables.markdown(results)
+  assert "a yardstick and no floor" in text
+  assert "least" not in text and "halves by source" not in text
+  results["frechet_between_halves"] = {"b": tables.measurement([18.0, 20.0])}
+  text = tables.markdown(results)
+  assert cells(text, "halves by source") == ["", "19.00 ± 1.41", ""]
+  assert "five random halvings" in text
+
+
 def test_agreement_has_a_row_for_each_subset_that_is_measured(results):
   share = lambda *values: tables.measurement(values)  # noqa: E731
   first, _, third, fourth = (entry["targets"] for entry in results["conditional"][:4])

@@ -16,7 +16,7 @@ from experiments import evaluate, generation
 from mmdiff_jax import multitime, solvers
 from mmdiff_jax.data import datasets, pairs_of_digits, rendering
 from mmdiff_jax.errors import UserError
-from mmdiff_jax.evaluation import coherence
+from mmdiff_jax.evaluation import coherence, frechet
 from mmdiff_jax.evaluation.classifiers import Classifier
 from mmdiff_jax.frameworks.base import Framework, Sampling
 from mmdiff_jax.modalities import Modality
@@ -157,6 +157,24 @@ def test_what_it_says_of_a_framework_that_is_known(oracle):
   ]
   assert "7/7" in lines[-1]
   assert lines[-1].endswith("0:00 left")
+
+
+def test_halves_by_source_where_examples_share_one(oracle):
+  """Sources of `a` have three examples each; `off` has as many sources as examples."""
+  judge = Classifier({}, lambda params, x: (x, x))
+  data = oracle_data(60)
+  sources = {"source_a": np.arange(60) // 3, "source_off": np.arange(60)}
+  results, _ = evaluate.evaluate(
+    oracle,
+    dict.fromkeys(NAMES, judge),
+    {"train": data, "test": data | sources},
+    [((), NAMES)],
+    num=20,
+    seeds=(0,),
+    say=lambda line: None,
+  )
+  expected = frechet.between_halves(data["a"], sources["source_a"], 20)
+  assert results["frechet_between_halves"] == {"a": evaluate.tables.measurement(expected)}
 
 
 def test_frechet_distance_sees_classes_that_are_missing(oracle):
