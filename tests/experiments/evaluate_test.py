@@ -56,6 +56,8 @@ def test_measures_a_run(command, trained):
       assert found["frechet"]["mean"] > 0
   assert sum(results["joint"]["histogram"]["majority"]) == pytest.approx(1.0)
   assert set(results["classifier_accuracy"]) == {"digit", "tone", "caption"}
+  assert 0 <= results["joint"]["validity"]["caption"]["mean"] <= 1
+  assert "frechet_between_halves" not in results  # Each handwriting is drawn once.
   assert results["seconds"] > 0
   text = (trained / "results.md").read_text()
   assert "| digit + caption" in text
