@@ -15,7 +15,9 @@ With `--split=validation`, to choose settings, it measures on what `config.data.
 of training in place of the test split, and writes into a folder `validation` there.
 
 Where the data set can tell how true a modality is to what was given (`datasets.agreement`), that is
-measured, too, and beside it how true it is to what was given with another sample.
+measured, too, and beside it how true it is to what was given with another sample. Where captions
+have a grammar (`datasets.valid`), the fraction of generated ones that are sentences of it letter
+for letter is: a classifier reads the class of "hn eight", too.
 
 With `config.evaluation.similarity` modalities generated together are held against each generated
 alone from the same noise, by their classes and by how true one is to what the other is or says, see
@@ -128,8 +130,9 @@ def main(argv: Sequence[str]) -> None:
     )
   seeds = range(_SEEDS.value or config.evaluation.seeds)
   agreement = {m.name: datasets.agreement(m.name, **options) for m in trained.framework.modalities}
+  valid = {m.name: datasets.valid(m.name, **options) for m in trained.framework.modalities}
   results, panels = evaluate(
-    trained, judges, data, tasks, num=num, seeds=seeds, agreement=agreement
+    trained, judges, data, tasks, num=num, seeds=seeds, agreement=agreement, valid=valid
   )
   results["settings"]["data_options"] = others
   if trained.framework.bound and not _JOINT_ONLY.value:
@@ -251,6 +254,7 @@ def evaluate(
   num: int,
   seeds: Sequence[int],
   agreement: Mapping[str, Callable[..., dict[str, np.ndarray]] | None] = types.MappingProxyType({}),
+  valid: Mapping[str, Callable[[np.ndarray], np.ndarray] | None] = types.MappingProxyType({}),
   say: Callable[[str], None] = _say,
 ) -> tuple[dict[str, Any], list[pictures.Panel]]:
   """Samples, task by task, and judges.
@@ -267,6 +271,7 @@ def evaluate(
     num: samples a seed, a multiple of the draws.
     seeds: the sampling seeds.
     agreement: of each modality, as `datasets.agreement`, for data with classes.
+    valid: of each modality, as `datasets.valid`.
     say: takes lines of progress.
 
   Returns:
@@ -289,6 +294,7 @@ def evaluate(
     labels, train_labels = np.asarray(test["label"]), np.asarray(data["train"]["label"])
     train = {name: missing.complete(data["train"], [name])[name] for name in references}
     right = {name: truth[name][0] == labels for name in names}
+    law = coherence.histogram(train_labels, _num_classes(modalities, train_labels))
     rebuilt = trained.framework.reconstruct(trained.params, {name: test[name] for name in names})
     results["settings"] |= {
       "frechet_reference": f"all of the {results['settings']['split']} split",
@@ -299,6 +305,7 @@ def evaluate(
     results |= {
       "classifier_accuracy": {name: float(np.mean(right[name])) for name in names},
       "reconstruction_accuracy": classifiers.accuracy(judges, rebuilt, labels),
+      "total_variation_floor": coherence.total_variation_floor(law, num),
       "frechet_of_training_split": {
         name: _distance(
           reference, _judge(judges, name, train[name][:num]), f"{name} in the training split"
@@ -306,6 +313,15 @@ def evaluate(
         for name, reference in references.items()
       },
     }
+    halves = {}
+    for name in references:
+      sources = np.asarray(test.get(f"source_{name}", labels[:0]))
+      # At least two sources in each half, and something to learn from splitting by them.
+      if 4 <= len(np.unique(sources)) < len(sources):
+        distances = frechet.between_halves(truth[name][1], sources, num)
+        halves[name] = tables.measurement(distances)
+    if halves:
+      results["frechet_between_halves"] = halves
     for title, key in (("data", "classifier_accuracy"), ("rebuilt", "reconstruction_accuracy")):
       shown = ", ".join(f"{name} {100 * value:.1f} %" for name, value in results[key].items())
       say(f"classifiers on {results['settings']['split']} {title}: {shown}")
@@ -330,11 +346,19 @@ def evaluate(
       shuffled = None
       if trained.framework.shuffled:
         shuffled, _ = sample(generator(given, targets, shuffled=True))
-      cost["similarity"] = _similarity(judges, agreement, targets, samples, alone, shuffled)
+      examples = _given_examples(test, given, samples)
+      cost["similarity"] = _similarity(
+        judges, agreement, targets, examples, samples, alone, shuffled
+      )
     judged = [
       {name: _judge(judges, name, x[name]) for name in targets if name in judges}
       for _, x in samples
     ]
+    validity = {
+      name: tables.measurement([np.mean(valid[name](x[name])) for _, x in samples])
+      for name in targets
+      if valid.get(name)
+    }
     if given:
       entry = {"given": list(given), "targets": {}}
       for name in targets:
@@ -349,6 +373,8 @@ def evaluate(
               seed[name], labels[rows], recognised[rows], references.get(name), title
             )
         entry["targets"][name] = _measurements(found)
+        if name in validity:
+          entry["targets"][name]["validity"] = validity[name]
       for name in targets if judges else ():
         if measures := agreement.get(name):
           seen = [
@@ -364,9 +390,8 @@ def evaluate(
         entry["together"] = tables.measurement(right_all)
       results["conditional"].append(entry | cost)
     else:
-      results["joint"] = cost
+      results["joint"] = cost | ({"validity": validity} if validity else {})
       if judges:
-        law = coherence.histogram(train_labels, _num_classes(modalities, train_labels))
         classes = [{name: found[0] for name, found in seed.items()} for seed in judged]
         distances = [
           {
@@ -526,13 +551,32 @@ def _sample(test, given, key_name, num, draws, seeds, generator):
   return samples, (time.monotonic() - began) / len(seeds)
 
 
-def _similarity(judges, agreement, targets, together, alone, shuffled) -> dict[str, Any]:
+def _given_examples(test, given, samples) -> np.ndarray:
+  """Number of the example that was given for each sample of all seeds, int [samples].
+
+  Rows of the test split where all that is given is equal, such as one recording, are one example.
+  Without anything given each sample has a number of its own.
+  """
+  rows = np.concatenate([rows for rows, _ in samples])
+  if not given:
+    return np.arange(len(rows))
+  rows, place = np.unique(rows, return_inverse=True)
+  columns = [test[name][rows] for name in given]
+  numbers = {}
+  contents = (b"".join(x[i].tobytes() for x in columns) for i in range(len(rows)))
+  return np.array([numbers.setdefault(content, len(numbers)) for content in contents])[place]
+
+
+def _similarity(judges, agreement, targets, examples, together, alone, shuffled) -> dict[str, Any]:
   """Of each pair of targets, over all samples of all seeds: of classes, and of what else is said.
+
+  Samples of fewer than two given examples have no standard error: nothing is said of them.
 
   Args:
     judges: classifiers.
     agreement: measures, as `datasets.agreement`.
     targets: their names.
+    examples: as `_given_examples`.
     together: as `_sample` gives them, generated together.
     alone: likewise of each target.
     shuffled: likewise, by `Framework.shuffled`; None where there is no such thing.
@@ -549,9 +593,11 @@ def _similarity(judges, agreement, targets, together, alone, shuffled) -> dict[s
     for way, of in samples.items()
   }
   found = {}
+  if len(np.unique(examples)) < 2:
+    return found
   for a, b in itertools.combinations(targets, 2):
-    alike = {way: similarity.cosine(of[a], of[b]) for way, of in classes.items()}
-    found[f"{a} + {b}"] = similarity.compared(**alike)
+    alike = {way: similarity.same_class(of[a], of[b]) for way, of in classes.items()}
+    found[f"{a} + {b}"] = similarity.compared(examples, **alike)
     if measures := agreement.get(a):
       shares = {
         way: measures({b: of[b]}, of[a], classes[way][a].argmax(-1)) for way, of in samples.items()
@@ -559,9 +605,9 @@ def _similarity(judges, agreement, targets, together, alone, shuffled) -> dict[s
       # The others are not of b.
       for name in (name for name in shares["together"] if name.startswith(f"{b} ")):
         said = np.all([~np.isnan(share[name]) for share in shares.values()], axis=0)
-        if said.sum() > 1:
+        if len(np.unique(examples[said])) > 1:
           true = {way: share[name][said] for way, share in shares.items()}
-          found[f"{a} + {name}"] = similarity.compared(**true)
+          found[f"{a} + {name}"] = similarity.compared(examples[said], **true)
   return found
 
 

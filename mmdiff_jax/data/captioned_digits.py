@@ -8,6 +8,7 @@ by, and of a generated picture one can measure whether it is. What is measured i
 
 from collections.abc import Sequence
 import functools
+import re
 from typing import NamedTuple
 
 from jaxtyping import Float, Int, UInt8
@@ -103,6 +104,12 @@ MODALITIES = (
   _label("colour", tuple(COLOURS)),
   *FORM,
 )
+
+_GRAMMAR = re.compile(
+  rf"(?:{rendering.one_of(PLACES)} )?{rendering.ARTICLE}(?:{rendering.one_of(THICKNESSES)} )?"
+  rf"(?:{rendering.one_of(SLANTS)} )?(?:{rendering.one_of(COLOURS)} )?{rendering.DIGIT}"
+)
+VALID = {"caption": functools.partial(rendering.valid, grammar=_GRAMMAR)}
 
 
 def load(

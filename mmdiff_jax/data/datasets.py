@@ -4,7 +4,8 @@ Such a module has `MODALITIES`, the modalities that a model may use, in order, a
 `load(split, data_dir, manual_dir)`, which returns a whole split in the model's view, and takes
 `validation` if a part can be held out of training. Where they depend on options, which then are
 further arguments of `load`, it has `modalities(**options)`. Where one can measure how true a
-modality is to others it has `AGREEMENT`, {modality: function}.
+modality is to others it has `AGREEMENT`, and where captions have a grammar `VALID`, both
+{modality: function}.
 """
 
 from collections.abc import Callable, Mapping
@@ -127,6 +128,28 @@ def agreement(
   return getattr(module, "AGREEMENT", {}).get(main)
 
 
+def valid(
+  main: str,
+  name: str,
+  data_dir: str | None = None,
+  manual_dir: str | None = None,
+  validation: float | None = None,
+  **options: Any,
+) -> Callable[[np.ndarray], np.ndarray] | None:
+  """How a data set tells whether a caption is a sentence of its grammar, letter for letter.
+
+  Arguments and errors as for `agreement`.
+
+  Returns:
+    The function `tokens -> bool [n]` of captions in the model's view, int [n, length]. None if the
+    data set has no grammar for that modality.
+  """
+  del data_dir, manual_dir, validation
+  module = _module(name)
+  _check_options(name, module, options)
+  return getattr(module, "VALID", {}).get(main)
+
+
 def load(
   name: str,
   split: str,
@@ -151,7 +174,8 @@ def load(
   Returns:
     One array a modality, or one that is made when its rows are read; the first axis is the example,
     and row i of each is the same example. Where a modality NAME may lack in examples there is a
-    `NAME_present`, bool [n].
+    `NAME_present`, bool [n]. Where several examples may be made from one digit image, recording,
+    ... there may be a `source_NAME`, its number, int [n].
 
   Raises:
     UserError: there is no such data set, option or folder, the folder lies in a bucket, or nothing

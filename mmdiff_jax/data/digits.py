@@ -10,6 +10,7 @@ alike in classes, and both the page's and the scene's come from the example's ow
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+import functools
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ MODALITIES = (
   Modality("label", "label", (), _figure, num_classes=10),
   Modality("mask", "mask", PAGE, mask_picture, num_classes=2),
 )
+VALID = {"caption": functools.partial(rendering.valid, grammar=rendering.GRAMMAR)}
 
 
 def load(
@@ -71,6 +73,7 @@ def load(
     caption: int32 [n, CAPTION_LENGTH], indices into `rendering.ALPHABET`.
     label: int32 [n].
     mask: int32 [n, 16, 16], 1 where the handwriting of the scene is, else 0.
+    source_digit, source_scene: int64 [n], numbers of the handwritings among scikit-learn's.
 
   Raises:
     UserError: it cannot be prepared, such as on a full disk, or what is prepared is damaged.
@@ -78,6 +81,7 @@ def load(
   del manual_dir
   compact = arrays(prepared(data_dir), "train" if split == "validation" else split)
   data = _views(compact)
+  data |= {"source_digit": compact["handwriting"], "source_scene": compact["scene_handwriting"]}
   if split == "test" or not validation:
     return data
   page, scene = compact["handwriting"], compact["scene_handwriting"]

@@ -6,6 +6,7 @@ digit's index and its places.
 """
 
 import functools
+import re
 
 from jaxtyping import Int, UInt8
 import numpy as np
@@ -51,6 +52,11 @@ MODALITIES = (
   LABEL,
   HEADING,
 )
+
+_GRAMMAR = re.compile(
+  rf"{rendering.ARTICLE}{rendering.one_of(rendering.NAMES)} goes {rendering.one_of(HEADINGS)}"
+)
+VALID = {"caption": functools.partial(rendering.valid, grammar=_GRAMMAR)}
 
 
 def load(

@@ -78,7 +78,7 @@ def _either(name: str, words: tuple[str, ...]) -> str:
 
 
 _GRAMMAR = re.compile(
-  rf"(?:an (?=eight|8)|a (?!eight|8))"
+  rf"{rendering.ARTICLE}"
   rf"(?:{_either('thickness', THICKNESSES)} )?(?:{_either('slant', SLANTS)} )?"
   rf"{_either('label', (*rendering.NAMES, *map(str, range(10))))}"
   rf"(?(thickness)|(?(slant)|(?: goes {_either('heading', _WORDS['heading'])}"
@@ -375,23 +375,24 @@ def agreement(
   Returns:
     Each 1 where it is so and else 0, NaN where the caption does not say it. If a caption was given:
     "caption label", for images "caption thickness" and "caption slant", for videos "caption
-    heading": the sample shows what it says. Who speaks is not measured. Of captions generated:
-    exact, it is a sentence of this data set; and if an image or a video was given "digit
-    thickness", "digit slant" and "video heading": it says what is true of that.
+    heading": the sample shows what it says. Who speaks is not measured. Of captions generated, if
+    an image or a video was given, "digit thickness", "digit slant" and "video heading": the caption
+    says what is true of that.
   """
   if main == "caption":
     said = said_of(generated)
-    found = {"exact": (said["label"] >= 0).astype(float)}
     shown = {
       f"{x} {name}": (name, true) for x in given for name, true in _seen(x, given[x]).items()
     }
   else:
-    found, said = {}, said_of(given["caption"]) if "caption" in given else {}
+    said = said_of(given["caption"]) if "caption" in given else {}
     true = {"label": predicted, **_seen(main, generated)} if said else {}
     shown = {f"caption {name}": (name, value) for name, value in true.items()}
+  found = {}
   for title, (name, value) in shown.items():
     found[title] = np.where(said[name] < 0, np.nan, said[name] == value)
   return found
 
 
 AGREEMENT = {name: functools.partial(agreement, name) for name in ("caption", *_ABOUT)}
+VALID = {"caption": functools.partial(rendering.valid, grammar=_GRAMMAR)}

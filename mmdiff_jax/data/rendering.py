@@ -5,10 +5,10 @@ two photos. Each *draw* of a handwriting places it anew (a little slant, turn, s
 that a split holds many draws of each handwriting, and no handwriting is in two splits.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import re
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 import numpy as np
 
 from mmdiff_jax.data import audio
@@ -226,6 +226,29 @@ def text_of(tokens: Int[np.ndarray, " length"]) -> str:
 def caption(length: int) -> Modality:
   """The modality `caption`: a line of at most that many characters out of `ALPHABET`."""
   return Modality("caption", "text", (length,), text_of, num_classes=len(ALPHABET))
+
+
+def one_of(words: Iterable[str]) -> str:
+  """The pattern of any of the words but empty ones."""
+  return f"(?:{'|'.join(filter(None, words))})"
+
+
+# Parts of grammars: the article, by what follows it, and the digit as a word or a figure.
+ARTICLE = "(?:an (?=eight|8)|a (?!eight|8))"
+DIGIT = one_of((*NAMES, *map(str, range(10))))
+# Sentences of `captions`.
+_PROPERTIES = ("thin", "bold", "left leaning", "right leaning")
+GRAMMAR = re.compile(rf"(?:{ARTICLE}|the )?(?:{one_of(_PROPERTIES)} )?{DIGIT}")
+
+
+def valid(tokens: Int[np.ndarray, "n length"], grammar: re.Pattern[str]) -> Bool[np.ndarray, " n"]:
+  """Whether captions are sentences of a grammar, letter for letter.
+
+  Args:
+    tokens: the captions.
+    grammar: matches all of a sentence, without the blanks around it.
+  """
+  return np.array([grammar.fullmatch(text_of(row)) is not None for row in tokens], bool)
 
 
 def said_of(

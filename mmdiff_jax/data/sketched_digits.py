@@ -7,6 +7,7 @@ pages are to that.
 """
 
 from collections.abc import Mapping
+import functools
 import re
 from typing import Any
 
@@ -57,7 +58,8 @@ _SAID, _NAMED = 0.6, 0.7
 _ANY = "digit"  # In the digit's place, where it is not named.
 _WORDS = Form(thickness=THICKNESSES, slant=SLANTS, place=PLACES)
 _GRAMMAR = re.compile(
-  rf"((?P<place>{'|'.join(PLACES)}) )?an? ((?P<thickness>{'|'.join(filter(None, THICKNESSES))}) )?"
+  rf"((?P<place>{'|'.join(PLACES)}) )?{rendering.ARTICLE}"
+  rf"((?P<thickness>{'|'.join(filter(None, THICKNESSES))}) )?"
   rf"((?P<slant>{'|'.join(filter(None, SLANTS))}) )?"
   rf"((?P<label>{'|'.join(rendering.NAMES)}|[0-9])|{_ANY})"
 )
@@ -314,3 +316,4 @@ def agreement(
 
 
 AGREEMENT = {"digit": agreement}
+VALID = {"caption": functools.partial(rendering.valid, grammar=_GRAMMAR)}

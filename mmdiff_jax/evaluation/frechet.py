@@ -10,7 +10,7 @@ more samples than features the covariance is singular, and the distance far too 
 from typing import NamedTuple
 import warnings
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 import numpy as np
 
 
@@ -75,3 +75,31 @@ def distance(a: Gaussian, b: Gaussian) -> float:
   overlap = np.sqrt(np.maximum(values, 0.0)).sum()
   apart = np.sum((a.mean - b.mean) ** 2)
   return float(apart + np.trace(a.covariance) + np.trace(b.covariance) - 2.0 * overlap)
+
+
+def between_halves(
+  features: Float[np.ndarray, "samples features"],
+  sources: Int[np.ndarray, " samples"],
+  num: int,
+) -> list[float]:
+  """Distances between samples of one half of the sources and those of the other half.
+
+  Args:
+    features: of each sample.
+    sources: number of the sample's source, such as the digit image that it was drawn from.
+    num: the most samples of the first half that are taken.
+
+  Returns:
+    One distance for each of five random halvings, from a fixed seed.
+
+  Raises:
+    ValueError: a half has fewer than two samples.
+  """
+  numbers, place = np.unique(sources, return_inverse=True)
+  rng = np.random.default_rng(0)
+  distances = []
+  for _ in range(5):
+    first = (rng.permutation(len(numbers)) < len(numbers) // 2)[place]
+    some = rng.permutation(features[first])[:num]
+    distances.append(distance(fit(features[~first]), fit(some)))
+  return distances

@@ -76,6 +76,7 @@ def screen(results: Results) -> str:
   parts = [
     _summary_table(results),
     _one_to_one_table(results),
+    _validity_table(results),
     _agreement_table(results),
     _similarity_table(results),
     _subsets_table(results, "iou", _share, "IoU of masks, %"),
@@ -83,9 +84,9 @@ def screen(results: Results) -> str:
     # Of many subsets it would bury the rest.
     "" if results["conditional"] else _frechet_table(results),
     _judges_table(results),
-    _counts(results),
   ]
-  return "\n\n".join(filter(None, parts))
+  text = "\n\n".join(filter(None, parts))
+  return "\n\n".join(filter(None, [text, _spread(results, text) + _counts(results)]))
 
 
 def markdown(results: Results) -> str:
@@ -94,22 +95,21 @@ def markdown(results: Results) -> str:
   draws, split = (results["settings"].get(name) for name in ("draws", "split"))
   split = f"the {split or 'test'} split"
   sections = {
-    "Summary: coherence in per cent, mean ± spread over sampling seeds": _summary_table(results),
+    "Summary: coherence in per cent, mean ± spread": _summary_table(results),
     "From one modality (row) into another (column): coherence": _one_to_one_table(results),
     "From every subset: coherence": _subsets_table(results, "coherence", _share),
+    "Captions that are sentences of the data set's grammar letter for letter, in per cent": (
+      _validity_table(results)
+    ),
     "Coherence where the classifiers recognise all that is given": _subsets_table(
       results, "recognised", _share
     ),
     "Samples all of whose targets show the class given, in per cent": _together_table(results),
-    "SIM: cosine of the class probabilities of two modalities, mean ± standard error": (
-      _similarity_table(results)
-    ),
+    "SIM: probability that two modalities name one class": _similarity_table(results),
     "Agreement with what was given, in per cent (shuffled: with another example's)": (
       _agreement_table(results)
     ),
-    "Total variation of the classes from those of the examples given": _subsets_table(
-      results, "total_variation", _fine
-    ),
+    "Total variation of the classes from those of the examples given": _variation_table(results),
     f"Frechet distance to {split}, on the classifiers' features": _frechet_table(results),
     "Masks: mean intersection over union with the true ones, in per cent": _subsets_table(
       results, "iou", _share
@@ -126,8 +126,24 @@ def markdown(results: Results) -> str:
     "Cost": _cost_table(results),
     "Settings": f"{settings}\n\n{_counts(results)}",
   }
-  return "# Results\n\n" + "\n\n".join(
-    f"## {title}\n\n{text}" for title, text in sections.items() if text
+  parts = [
+    # SIM's table says itself what its errors are.
+    f"## {title}\n\n{'' if title.startswith('SIM') else _spread(results, text)}{text}"
+    for title, text in sections.items()
+    if text
+  ]
+  return "# Results\n\n" + "\n\n".join(parts)
+
+
+def _spread(results: Results, text: str) -> str:
+  """A paragraph on what the spread in a table is of; empty if it has none."""
+  if "±" not in text:
+    return ""
+  if len(results["settings"]["seeds"]) == 1:
+    return "One sampling seed of one trained model: no spread is measured, ± 0 stands for it.\n\n"
+  return (
+    "Unless a table says otherwise ± is the standard deviation over sampling seeds of one trained"
+    " model. The spread over training seeds, which a comparison of methods needs, is not in it.\n\n"
   )
 
 
@@ -161,6 +177,22 @@ def _rows(results: Results, quantity: str, show) -> list[list[str]]:
 def _cells(targets, names, quantity, show) -> list[str]:
   found = (targets.get(name, {}).get(quantity) for name in names)
   return ["" if value is None else show(value) for value in found]
+
+
+def _validity_table(results: Results) -> str:
+  """One row for joint samples and for each subset given, one column for each grammar."""
+  found = [("(joint)", results["joint"].get("validity", {}))]
+  for entry in results["conditional"]:
+    targets = entry["targets"].items()
+    validity = {name: of["validity"] for name, of in targets if "validity" in of}
+    found.append((_title(results, entry), validity))
+  names = list(dict.fromkeys(name for _, validity in found for name in validity))
+  rows = [
+    [title, *(_share(validity[name]) if name in validity else "" for name in names)]
+    for title, validity in found
+    if validity
+  ]
+  return _table(["valid, %", *names], rows)
 
 
 def _agreement_table(results: Results) -> str:
@@ -206,7 +238,10 @@ def _similarity_table(results: Results) -> str:
     [title, pair, *(f"{ways[way]['mean']:.4f} ± {ways[way]['error']:.4f}" for way in columns)]
     for title, pair, ways in found
   ]
-  return _table(["SIM", "of", *columns], rows)
+  if not rows:
+    return ""
+  errors = "± is the standard error of the mean over the examples given, of one trained model."
+  return f"{errors}\n\n{_table(['SIM', 'of', *columns], rows)}"
 
 
 def _together_table(results: Results) -> str:
@@ -237,11 +272,19 @@ def _frechet_table(results: Results) -> str:
     *_rows(results, "frechet", _number),
     ["training split", *(f"{real[name]:.2f}" if name in real else "" for name in names)],
   ]
-  return (
-    "The row `training split` is as many real examples: the least that one can hope for.\n\n"
-    + _bias(results["settings"])
-    + _table(["given \\ target", *names], rows)
+  yardsticks = (
+    "The row `training split` is as many real examples: a yardstick and no floor, since samples"
+    " from given examples follow the reference's own."
   )
+  if halves := results.get("frechet_between_halves"):
+    halves = {name: {"frechet": value} for name, value in halves.items()}
+    rows.append(["halves by source", *_cells(halves, names, "frechet", _number)])
+    yardsticks += (
+      " The row `halves by source` is real examples, at most as many, drawn from one half of the"
+      " reference's digit images, recordings, ... and held against those from the other half: mean"
+      " and standard deviation of five random halvings."
+    )
+  return yardsticks + "\n\n" + _bias(results["settings"]) + _table(["given \\ target", *names], rows)
 
 
 def _bias(settings: Mapping[str, Any]) -> str:
@@ -305,12 +348,31 @@ def _cost_table(results: Results) -> str:
   return _table(header, rows)
 
 
+def _variation_table(results: Results) -> str:
+  """One row for each subset given; what settles the class goes below a perfect sampler's floor."""
+  table = _subsets_table(results, "total_variation", _fine)
+  if not table:
+    return ""
+  return f"Of samples that all show the class given it is 0. {_floor(results)}\n\n{table}"
+
+
+def _floor(results: Results) -> str:
+  floor = results["total_variation_floor"]
+  return (
+    f"{results['settings']['num']:,} samples of a perfect sampler are at {floor['mean']:.3f} ±"
+    f" {floor['std']:.3f} by chance."
+  )
+
+
 def _variation(results: Results) -> str:
   found = results["joint"].get("total_variation")
   if found is None:
     return "The examples have no classes: coherence and Frechet distances are left out."
   parts = [f"{name} {value['mean']:.3f} ± {value['std']:.3f}" for name, value in found.items()]
-  return f"Total variation from the data's classes, of each seed's samples: {', '.join(parts)}."
+  return (
+    f"Total variation from the data's classes, of each seed's samples: {', '.join(parts)}."
+    f" {_floor(results)}"
+  )
 
 
 def _counts(results: Results) -> str:

@@ -57,7 +57,7 @@ def _levels_and_rates(schedule, t):
 
 def _denoise(pair, levels, fn, schedule, x, t):
   predicted = fn(x, t)
-  check_shapes("the network", predicted, x)
+  check_shapes("the network", predicted, x, branches=True)
   x0, eps = {}, {}
   for name, value in x.items():
     own = schedules.schedule_of(schedule, name)

@@ -56,8 +56,12 @@ def check_solver(where: str, solver: Any) -> None:
     raise TypeError(f"{where}: solver={solver!r} must be a Solver, such as solvers.heun.{called}")
 
 
-def check_shapes(network: str, predicted: Any, x: Mapping[str, Array]) -> None:
+def check_shapes(
+  network: str, predicted: Any, x: Mapping[str, Array], *, branches: bool = False
+) -> None:
   """Checks that what a function returned has an array for each modality, of the right shape.
+
+  With `branches` it may have one more axis in front, as for `guidance.mix`.
 
   Raises:
     TypeError: no dict.
@@ -74,10 +78,11 @@ def check_shapes(network: str, predicted: Any, x: Mapping[str, Array]) -> None:
         f"{network} returned nothing for modality {name!r}, only {sorted(predicted)}. It must"
         " return an array for each modality."
       )
-    if jnp.shape(predicted[name]) != value.shape:
+    shape = jnp.shape(predicted[name])
+    if value.shape not in (shape, shape[1:] if branches else shape):
       raise ValueError(
-        f"{network} returned shape {jnp.shape(predicted[name])} for modality {name!r}, whose"
-        f" values have shape {value.shape}; they must be the same."
+        f"{network} returned shape {shape} for modality {name!r}, whose values have shape"
+        f" {value.shape}; they must be the same."
       )
 
 

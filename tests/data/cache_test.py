@@ -164,9 +164,10 @@ def test_digits_are_decoded_once(few_draws, monkeypatch):
   monkeypatch.delattr(digits, "read")
   monkeypatch.setattr(digits, "prepared", lambda _: few_draws)
   check_equal(digits.arrays(few_draws, "test"), first)
-  check_equal(
-    digits.load("test"), {name: np.concatenate([view[name] for view in views]) for name in views[0]}
-  )
+  expected = {name: np.concatenate([view[name] for view in views]) for name in views[0]}
+  expected["source_digit"] = first["handwriting"]
+  expected["source_scene"] = first["scene_handwriting"]
+  check_equal(digits.load("test"), expected)
 
 
 def test_public_sets_are_decoded_once_and_again_when_they_change(tmp_path, monkeypatch):

@@ -1,9 +1,10 @@
+import itertools
 import re
 
 import numpy as np
 import pytest
 
-from mmdiff_jax.data import captioned_digits, rendering
+from mmdiff_jax.data import captioned_digits, datasets, rendering
 
 _WORDS = {
   "colour": tuple(captioned_digits.COLOURS),
@@ -48,6 +49,22 @@ def test_captions_are_true_of_the_pictures(data):
   for match in said:
     bare = not (match["thickness"] or match["slant"] or match["colour"])
     assert (match["article"] == "an") == (bare and match["digit"] in ("eight", "8"))
+
+
+def test_grammar_is_that_of_the_captions(data, letter_by_letter):
+  valid = datasets.valid("caption", "captioned_digits")
+  assert valid(data["caption"]).all()
+  properties = itertools.product(
+    *(["", *filter(None, _WORDS[name])] for name in ("thickness", "slant", "colour"))
+  )
+  sentences = [
+    captioned_digits.sentence(place, words, name)
+    for words, place, name in itertools.product(
+      properties, ("", *captioned_digits.PLACES), (*rendering.NAMES, *"0123456789")
+    )
+  ]
+  assert len(set(sentences)) == len(sentences) == 3 * 3 * 7 * 10 * 20
+  letter_by_letter(valid, sentences, captioned_digits.CAPTION_LENGTH)
 
 
 def test_labels_are_what_is_measured_on_the_pictures(data):

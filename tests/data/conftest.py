@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from mmdiff_jax.data import digits_builder, sources
+from mmdiff_jax.data import digits_builder, rendering, sources
 
 _REAL = pathlib.Path(__file__).parents[2] / ".." / "shared" / "data"
 
@@ -36,6 +36,29 @@ def prepared():
 def brought():
   """Folder of files that a user brings."""
   return _folder(_REAL)
+
+
+@pytest.fixture
+def letter_by_letter():
+  """Checks of a grammar that it has all these sentences, and no other that is an edit away."""
+
+  def check(valid, sentences, length, rows=200):
+    assert valid(rendering.tokens_of(sentences, length)).all()
+    rng = np.random.default_rng(0)
+    other = {"a": "an", "an": "a"}
+    edited = [" ".join(other.get(word, word) for word in text.split()) for text in sentences]
+    for sentence in rng.choice(sentences, rows):
+      i, letter = rng.integers(len(sentence)), str(rng.choice(list(rendering.ALPHABET)))
+      start, end = sentence[:i], sentence[i + 1 :]
+      edited += [start + letter + end, start + end, (start + letter + sentence[i:])[-length:]]
+      first, *rest = sentence.split()
+      edited += ["", "e" + sentence[1:], " ".join(rest), " ".join([*rest, first])]
+    edited = [text.strip()[:length] for text in edited]
+    expected = np.isin(edited, sentences)
+    assert expected.any()
+    np.testing.assert_array_equal(valid(rendering.tokens_of(edited, length)), expected)
+
+  return check
 
 
 @pytest.fixture

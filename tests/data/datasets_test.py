@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from mmdiff_jax.data import datasets, digits, digits_builder, sketched_digits, sources
+from mmdiff_jax.data import datasets, digits, digits_builder, rendering, sketched_digits, sources
 from mmdiff_jax.errors import UserError
 
 
@@ -67,7 +67,10 @@ def test_load_prepares_once_and_returns_the_whole_split(few_draws, monkeypatch):
     view = datasets.load("digits", split, folder)
     assert {len(column) for column in view.values()} == {size}
     chunks = [digits.model_view(chunk) for chunk in digits.read(few_draws, split)]
+    assert set(view) == {*chunks[0], "source_digit", "source_scene"}
     for name, column in view.items():
+      if name.startswith("source_"):
+        continue  # Not of the model's view; compared with the records in `digits_test`.
       np.testing.assert_array_equal(column, np.concatenate([chunk[name] for chunk in chunks]))
 
 
@@ -91,6 +94,22 @@ def test_agreement_is_that_of_a_modality_that_has_one():
     datasets.agreement("digit", "agreement")
   with pytest.raises(UserError, match="cannot have"):
     datasets.agreement("digit", "sketched_digits", parts=3)
+
+
+@pytest.mark.parametrize(
+  "name", ["digits", "captioned_digits", "moving_digits", "sketched_digits", "pairs_of_digits"]
+)
+def test_what_is_almost_a_sentence_is_not_valid(name):
+  almost = ("e thin seven", "hn eight", "b ld 2", "an thin eight", "a", "")
+  tokens = rendering.tokens_of(almost)
+  np.testing.assert_array_equal(datasets.valid("caption", name)(tokens), [False] * len(almost))
+  assert datasets.valid("label", name) is None
+
+
+def test_grammar_of_a_data_set_without_one():
+  assert datasets.valid("digit", "mnist") is None
+  with pytest.raises(UserError, match="cannot have"):
+    datasets.valid("caption", "digits", of="mnist")
 
 
 def test_options_are_those_of_the_data_set():

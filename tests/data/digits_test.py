@@ -8,7 +8,7 @@ import pytest
 from sklearn.datasets import load_digits
 import tensorflow_datasets as tfds
 
-from mmdiff_jax.data import digits, digits_builder, rendering, sources
+from mmdiff_jax.data import datasets, digits, digits_builder, rendering, sources
 
 _TWICE = np.ones((1, 2, 2), np.float32)
 _WHITE = np.ones(3, np.float32)
@@ -115,6 +115,25 @@ def test_captions_of_the_records_are_true_of_the_records(records):
   }.items():
     those = np.array([name in sentence.split() for sentence in said])
     assert those.any() and truth[those].all()
+
+
+def test_examples_tell_their_handwritings(records, few_draws, monkeypatch):
+  monkeypatch.setattr(digits, "prepared", lambda data_dir: few_draws)
+  for split, options in (("test", {}), ("train", {}), ("validation", {"validation": 0.2})):
+    data = digits.load(split, **options)
+    part = records["test" if split == "test" else "train"]
+    classes = load_digits().target
+    for name, source in (("digit", "handwriting"), ("scene", "scene_handwriting")):
+      numbers = data[f"source_{name}"]
+      assert len(numbers) == len(data["label"]) and set(numbers) <= set(part[source])
+      np.testing.assert_array_equal(classes[numbers], data["label"])
+      if not options:
+        np.testing.assert_array_equal(numbers, part[source])
+
+
+def test_captions_of_the_records_are_valid(records):
+  valid = datasets.valid("caption", "digits")
+  assert valid(digits.model_view(records["test"])["caption"]).all()
 
 
 def test_each_modality_is_shown_as_its_kind_asks(records):

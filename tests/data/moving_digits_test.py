@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pytest
 
-from mmdiff_jax.data import moving_digits, rendering
+from mmdiff_jax.data import datasets, moving_digits, rendering
 
 
 @pytest.fixture
@@ -94,6 +94,8 @@ def test_views_are_as_the_modalities_say(data):
     assert isinstance(modality.show(batch[0]), str) == (modality.kind in ("text", "label"))
 
 
-def test_longest_caption_fits():
-  longest = moving_digits.captions(np.repeat(np.arange(10), 8), np.tile(np.arange(8), 10))
-  assert max(map(len, longest)) == moving_digits.CAPTION_LENGTH
+def test_longest_caption_fits_and_all_are_the_grammar(letter_by_letter):
+  every = moving_digits.captions(np.repeat(np.arange(10), 8), np.tile(np.arange(8), 10))
+  assert max(map(len, every)) == moving_digits.CAPTION_LENGTH
+  valid = datasets.valid("caption", "moving_digits")
+  letter_by_letter(valid, every, moving_digits.CAPTION_LENGTH)

@@ -1,3 +1,5 @@
+import functools
+import itertools
 import re
 
 import numpy as np
@@ -130,6 +132,20 @@ def test_slant_is_positive_to_the_right():
     page[0, row, 12 - row // 2] = page[1, row, 4 + row // 2] = 1.0
   right, left = rendering.slant_of(page)
   np.testing.assert_allclose([right, left], [0.5, -0.5], atol=0.02)
+
+
+def test_grammar_is_that_of_the_captions(letter_by_letter):
+  properties = ("", "thin", "bold", "left leaning", "right leaning")
+  sentences = [
+    f"{opening} {words}".strip()
+    for words in (
+      f"{word} {name}".strip()
+      for word, name in itertools.product(properties, (*rendering.NAMES, *"0123456789"))
+    )
+    for opening in ("", "an" if words in ("eight", "8") else "a", "the")
+  ]
+  assert len(set(sentences)) == len(sentences) == 3 * 5 * 20
+  letter_by_letter(functools.partial(rendering.valid, grammar=rendering.GRAMMAR), sentences, 24)
 
 
 def test_tokens_come_back_as_the_sentence(pages):

@@ -89,7 +89,7 @@ def test_captions_say_some_of_what_is_true(data):
     assert ("an " in line) == bool(re.search(r"\ban? (eight|8)$", line))
 
 
-def test_what_is_said_of_is_what_is_worded():
+def test_what_is_said_of_is_what_is_worded(data, letter_by_letter):
   """All sentences there are, each in both spellings."""
   thickness, slant = ((None, *filter(None, words)) for words in list(WORDS.values())[:2])
   places = (None, *captioned_digits.PLACES)
@@ -111,6 +111,9 @@ def test_what_is_said_of_is_what_is_worded():
   np.testing.assert_array_equal(np.stack(list(said.values()), 1), meant)
   assert {values.dtype for values in said.values()} == {np.dtype(np.int32)}
   assert max(map(len, sentences)) <= sketched_digits.CAPTION_LENGTH
+  valid = datasets.valid("caption", "sketched_digits", of="digits")
+  assert valid(data["caption"]).all()
+  letter_by_letter(valid, sentences, sketched_digits.CAPTION_LENGTH)
 
 
 def test_sentences_read_like_this():
@@ -125,7 +128,9 @@ def test_sentences_read_like_this():
   }
 
 
-@pytest.mark.parametrize("text", ["", "thick a three", "a three at the top", "a thick", "aaa 33"])
+@pytest.mark.parametrize(
+  "text", ["", "thick a three", "a three at the top", "a thick", "aaa 33", "an thick 3"]
+)
 def test_nothing_is_said_of_what_is_no_sentence(text):
   assert all(values == [-1] for values in sketched_digits.said_of(tokens(text)).values())
 

@@ -9,7 +9,6 @@ from mmdiff_jax.data import (
   cache,
   captioned_digits,
   datasets,
-  digits,
   digits_builder,
   moving_digits,
   pairing,
@@ -112,14 +111,11 @@ def test_parts_are_all_of_training_in_proportion(public):
 
 @pytest.fixture
 def embedded(few_draws, monkeypatch):
-  """The folder of `digits`, whose views also have the numbers of handwritings."""
+  """The folder of `digits` with few draws."""
   drawn = functools.partial(digits_builder.Digits, config=few_draws.builder_config)
   monkeypatch.setattr(digits_builder, "Digits", drawn)
   # Read once, which takes seconds.
   monkeypatch.setattr(sketched_digits, "_digits", functools.cache(sketched_digits._digits))
-  views = digits._views
-  names = ("handwriting", "scene_handwriting")
-  monkeypatch.setattr(digits, "_views", lambda all: views(all) | {n: all[n] for n in names})
   monkeypatch.setattr(pairs_of_digits, "COUNTS", {"train": 120, "validation": 20})
   return str(few_draws.data_path.parents[2])
 
@@ -134,7 +130,7 @@ def test_several_drawings_of_a_handwriting_are_in_one_part(embedded):
     _, labels, numbers[split] = sketched_digits.handwriting(
       "digits", split, embedded, None, FRACTION
     )
-    columns = data["handwriting"], data["scene_handwriting"], numbers[split]
+    columns = data["source_digit"], data["source_scene"], numbers[split]
     columns += pairs["source_digit"], pairs["source_video"]
     seen[split] = set(np.concatenate(columns)) - {-1}
     tones[split] = set(pairs["source_speech"]) - {-1}

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy import special
 
 from mmdiff_jax.evaluation import coherence
 
@@ -41,3 +42,23 @@ def test_histogram_and_total_variation():
   assert coherence.total_variation(law, np.full(4, 0.25)) == pytest.approx(0.25)
   assert coherence.total_variation(law, law) == 0.0
   assert coherence.total_variation(np.array([1.0, 0.0]), np.array([0.0, 1.0])) == 1.0
+
+
+@pytest.mark.parametrize(
+  ("num", "mean", "std"),
+  [(300, 0.0689, 0.017), (500, 0.0532, 0.013), (1000, 0.0378, 0.010), (2000, 0.0268, 0.007)],
+)
+def test_exact_draws_of_ten_equal_classes_have_a_total_variation(num, mean, std):
+  floor = coherence.total_variation_floor(np.full(10, 0.1), num)
+  assert floor == pytest.approx({"mean": mean, "std": std}, abs=5e-4)
+
+
+def test_floor_of_two_classes_is_that_of_a_binomial():
+  """|k/5 - p| for k of 5 draws; a class that has all the probability has no deviation."""
+  k, p = np.arange(6), 0.3
+  chance = special.comb(5, k) * p**k * (1 - p) ** (5 - k)
+  mean = chance @ abs(k / 5 - p)
+  std = (chance @ (k / 5 - p) ** 2 - mean**2) ** 0.5
+  floor = coherence.total_variation_floor(np.array([p, 1 - p]), 5)
+  assert floor == pytest.approx({"mean": mean, "std": std}, abs=3e-3)
+  assert coherence.total_variation_floor(np.array([0.0, 1.0]), 5) == {"mean": 0.0, "std": 0.0}

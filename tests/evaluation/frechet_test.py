@@ -18,6 +18,33 @@ def random_covariance(rng, size):
   return factor @ factor.T + 0.1 * np.eye(size)
 
 
+def test_halves_by_source_are_further_apart_than_random_ones():
+  """Thirty sources of ten samples each, which hardly differ from one another."""
+  rng = np.random.default_rng(1)
+  sources = rng.permutation(np.repeat(np.arange(30), 10))
+  features = rng.normal(size=(30, 4))[sources] + 0.1 * rng.normal(size=(300, 4))
+  by_source = frechet.between_halves(features, sources, 300)
+  at_random = frechet.between_halves(features, np.arange(300), 300)
+  assert len(by_source) == len(set(by_source)) == 5
+  assert np.mean(by_source) > 4 * np.mean(at_random)
+  # No source is in both halves: the samples of each half are two of four points on a line.
+  line = np.repeat([0.0, 1.0, 3.0, 7.0], 5)[:, None]
+  pairs = (([0.0, 1.0], [3.0, 7.0]), ([0.0, 3.0], [1.0, 7.0]), ([0.0, 7.0], [1.0, 3.0]))
+  expected = [
+    frechet.distance(*(frechet.fit(np.repeat(half, 5)[:, None]) for half in pair)) for pair in pairs
+  ]
+  for found in frechet.between_halves(line, np.repeat(np.arange(4), 5), 100):
+    assert np.isclose(found, expected).sum() == 1
+
+
+def test_halves_take_no_more_samples_than_asked():
+  features = np.random.default_rng(0).normal(size=(40, 1))
+  few, all_ = (frechet.between_halves(features, np.arange(40), num) for num in (2, 20))
+  assert np.mean(few) > np.mean(all_)
+  with pytest.raises(ValueError, match="at least 2 samples"):
+    frechet.between_halves(features, np.arange(40), 1)
+
+
 def test_covariances_that_commute():
   """Then it is |m1 - m2|^2 + sum (s1 - s2)^2 over the axes they share."""
   rng = np.random.default_rng(0)

@@ -64,6 +64,7 @@ def results():
     "conditional": conditional,
     "classifier_accuracy": share,
     "reconstruction_accuracy": share,
+    "total_variation_floor": {"mean": 0.0378, "std": 0.0096},
     "frechet_of_training_split": dict.fromkeys(NAMES, 0.125),
     "seconds": 61.0,
   }
@@ -145,6 +146,25 @@ def test_markdown_has_every_subset_and_setting(results):
   assert "bound" not in text
 
 
+def test_every_table_with_a_spread_says_what_it_is_of(results):
+  estimates = {"together": {"mean": 0.5, "error": 0.25}}
+  results["joint"]["similarity"] = {"a + b": estimates}
+  results["joint"]["validity"] = {"a": tables.measurement([0.5, 0.75])}
+  sections = tables.markdown(results).split("## ")[1:]
+  spreads = [text for text in sections if re.search(r"^\|.* ± |: a .* ± ", text, re.M)]
+  assert len(spreads) >= 6
+  for text in spreads:
+    explanation = "over sampling seeds of one trained model. The spread over training seeds"
+    if text.startswith("SIM"):
+      explanation = "standard error of the mean over the examples given, of one trained model"
+    assert text.count(explanation) == 1, text
+  assert all("trained model" not in text for text in sections if text not in spreads)
+  for text in (tables.screen(results), *spreads):
+    assert " ± " in text and text.count("one trained model") in (1, 2)
+  results["settings"]["seeds"] = [3]
+  assert "One sampling seed of one trained model: no spread is measured" in tables.screen(results)
+
+
 def test_sections_of_what_is_there(results):
   first = results["conditional"][0]["targets"]
   first["b"] |= {
@@ -170,9 +190,24 @@ def test_sections_of_what_is_there(results):
   assert cells(text, "nll_a") == ["7.75", "1.938"]
   assert cells(text, "total") == ["8", "2"]
   shown = tables.screen(results)
+  floor = "1,000 samples of a perfect sampler are at 0.038 ± 0.010 by chance."
+  assert floor in shown
+  for title in ("Total variation of the", "Classes of joint samples"):
+    (text,) = (text for name, text in sections.items() if name.startswith(title))
+    assert floor in text
   assert "| IoU of masks, %" in shown
   assert "| spread of draws" in shown
   assert "37.5" not in shown
+
+
+def test_yardsticks_are_no_floors(results):
+  text = tables.markdown(results)
+  assert "a yardstick and no floor" in text
+  assert "least" not in text and "halves by source" not in text
+  results["frechet_between_halves"] = {"b": tables.measurement([18.0, 20.0])}
+  text = tables.markdown(results)
+  assert cells(text, "halves by source") == ["", "19.00 ± 1.41", ""]
+  assert "five random halvings" in text
 
 
 def test_agreement_has_a_row_for_each_subset_that_is_measured(results):
@@ -244,6 +279,7 @@ def test_agreement_of_a_target_in_several_tasks_is_told_apart(results):
 def test_without_classes(results):
   for key in ("classifier_accuracy", "reconstruction_accuracy", "frechet_of_training_split"):
     del results[key]
+  del results["total_variation_floor"]
   for key in ("coherence", "frechet", "histogram", "total_variation"):
     del results["joint"][key]
   for entry in results["conditional"]:

@@ -17,7 +17,7 @@ from experiments import evaluate, generation
 from mmdiff_jax import multitime, solvers
 from mmdiff_jax.data import datasets, pairs_of_digits, rendering
 from mmdiff_jax.errors import UserError
-from mmdiff_jax.evaluation import coherence
+from mmdiff_jax.evaluation import coherence, frechet
 from mmdiff_jax.evaluation.classifiers import Classifier
 from mmdiff_jax.frameworks.base import Framework, Sampling
 from mmdiff_jax.modalities import Modality
@@ -57,6 +57,8 @@ def test_measures_a_run(command, trained):
       assert found["frechet"]["mean"] > 0
   assert sum(results["joint"]["histogram"]["majority"]) == pytest.approx(1.0)
   assert set(results["classifier_accuracy"]) == {"digit", "tone", "caption"}
+  assert 0 <= results["joint"]["validity"]["caption"]["mean"] <= 1
+  assert "frechet_between_halves" not in results  # Each handwriting is drawn once.
   assert results["seconds"] > 0
   text = (trained / "results.md").read_text()
   assert "| digit + caption" in text
@@ -145,7 +147,11 @@ def test_what_it_says_of_a_framework_that_is_known(oracle):
       if expected:
         assert found["frechet"]["mean"] < 0.05
     assert entry["evaluations"] == 100 * len(entry["given"]) + 3 - len(entry["given"])
-  assert results["joint"]["total_variation"]["a"]["mean"] < 0.05
+  floor = results["total_variation_floor"]
+  labels = oracle_data(5000)["label"]
+  assert floor == coherence.total_variation_floor(coherence.histogram(labels, 10), 2001)
+  # The samples' classes are exact draws, but of equal classes.
+  assert abs(results["joint"]["total_variation"]["a"]["mean"] - floor["mean"]) < 4 * floor["std"]
   assert results["summary"]["a, b from each other"]["mean"] == 1.0
   assert results["summary"]["into off from any other one"]["mean"] == 0.0
   assert [panel.title for panel in panels] == [
@@ -174,6 +180,24 @@ def test_samples_that_are_not_finite_are_named(oracle, given):
       seeds=(0,),
       say=lambda line: None,
     )
+
+
+def test_halves_by_source_where_examples_share_one(oracle):
+  """Sources of `a` have three examples each; `off` has as many sources as examples."""
+  judge = Classifier({}, lambda params, x: (x, x))
+  data = oracle_data(60)
+  sources = {"source_a": np.arange(60) // 3, "source_off": np.arange(60)}
+  results, _ = evaluate.evaluate(
+    oracle,
+    dict.fromkeys(NAMES, judge),
+    {"train": data, "test": data | sources},
+    [((), NAMES)],
+    num=20,
+    seeds=(0,),
+    say=lambda line: None,
+  )
+  expected = frechet.between_halves(data["a"], sources["source_a"], 20)
+  assert results["frechet_between_halves"] == {"a": evaluate.tables.measurement(expected)}
 
 
 def test_frechet_distance_sees_classes_that_are_missing(oracle):
@@ -450,7 +474,7 @@ def agreeing_sample(params, key, given, targets, num, sampling, *, shuffled=Fals
 
 
 def test_similarity_of_what_is_generated_together_and_alone(oracle):
-  """The cosine is 1 of two that are alike, else cos 45 degrees: the mean alone is halfway."""
+  """Two that are certain name one class; else they do in half of the cases."""
   judges = dict.fromkeys(("a", "off"), Classifier({}, lambda params, x: (jnp.log(x), x)))
   run = known(
     (oracle.framework.modalities[0], oracle.framework.modalities[2]),
@@ -459,28 +483,49 @@ def test_similarity_of_what_is_generated_together_and_alone(oracle):
   )
   run.config.evaluation.tasks = ((("a",), ("a",)), (("a",), ("a", "off")))
   run.config.evaluation.similarity = True
-  data = oracle_data(100)
-  data |= {name: data[name][:, :2] * 0.5 + 0.25 for name in NAMES}
-  data["label"] = data["label"] % 2
   num = 1500
+  data = oracle_data(num)
+  every = np.linspace(0.1, 0.9, num, dtype=np.float32)  # No two examples are alike.
+  data |= {name: np.stack([every, 1 - every], 1) for name in NAMES}
+  data["label"] = data["label"] % 2
   results, _ = measured(run, judges, data, num)
   assert set(results["joint"]["similarity"]) == {"a + off"}
   alone, joint = results["conditional"]
   assert "similarity" not in alone
   found = joint["similarity"]["a + off"]
-  apart = 1 - 0.5**0.5
-  assert found["together"] == pytest.approx({"mean": 1.0, "error": 0.0}, abs=1e-6)
-  for way in ("alone", "shuffled"):
-    assert found[way]["mean"] == pytest.approx(1 - apart / 2, abs=0.02)
-    assert found[way]["error"] == pytest.approx(apart / 2 / (2 * num) ** 0.5, rel=0.01)
-  # Paired: what is alone has the very noise of what is together.
+  # 1 or a half; of two alike as often, of two independent ones 1 in a quarter.
+  spread = {"together": 0.25, "alone": 0.1875**0.5 / 2, "shuffled": 0.1875**0.5 / 2}
+  for way, mean in {"together": 0.75, "alone": 0.625, "shuffled": 0.625}.items():
+    assert found[way]["mean"] == pytest.approx(mean, abs=0.02)
+    assert found[way]["error"] == pytest.approx(spread[way] / (2 * num) ** 0.5, rel=0.1)
+  # Paired, since what is alone has the very noise of what is together: a half in a quarter.
   gain = found["together - alone"]
-  assert gain["mean"] == pytest.approx(1 - found["alone"]["mean"], abs=1e-6)
-  assert gain["error"] == pytest.approx(found["alone"]["error"], rel=1e-4)
+  assert gain["mean"] == pytest.approx(found["together"]["mean"] - found["alone"]["mean"], abs=1e-6)
+  assert gain["error"] == pytest.approx(0.1875**0.5 / 2 / (2 * num) ** 0.5, rel=0.1)
   assert abs(found["shuffled - alone"]["mean"]) < 0.02
   text = evaluate.tables.markdown(results | {"seconds": 1.0})
   row = next(line for line in text.splitlines() if line.startswith("| a -> a + off | a + off |"))
-  assert "1.0000 ± 0.0000" in row and len(row.split("|")) == 2 + 2 + 5
+  assert f"{gain['mean']:.4f} ± {gain['error']:.4f}" in row and len(row.split("|")) == 2 + 2 + 5
+
+
+def test_equal_content_is_one_given_example():
+  """Of two seeds; the last rows differ in one of both given modalities."""
+  test = {"a": np.array([[1.0], [2.0], [1.0], [1.0]]), "b": np.array([[0], [0], [0], [3]])}
+  samples = [(np.array([0, 1, 2, 3]), None), (np.array([3, 3, 1, 0]), None)]
+  examples = evaluate._given_examples(test, ("a", "b"), samples)
+  assert len(examples) == 8 and len(set(examples)) == 3
+  assert examples[0] == examples[2] == examples[7]
+  assert examples[1] == examples[6]
+  assert examples[3] == examples[4] == examples[5]
+  assert len(set(evaluate._given_examples(test, ("a",), samples))) == 2
+  assert evaluate._given_examples(test, (), samples).tolist() == list(range(8))
+
+
+def test_similarity_of_one_given_example_is_left_out():
+  judge = Classifier({}, lambda params, x: (np.ones((len(x), 2)), x))
+  samples = [(None, {name: np.zeros((4, 1)) for name in "ab"})]
+  judges, alone = {"a": judge, "b": judge}, dict.fromkeys("ab", samples)
+  assert evaluate._similarity(judges, {}, "ab", np.zeros(4, int), samples, alone, None) == {}
 
 
 def test_what_is_alone_has_the_noise_of_what_is_together(oracle):
@@ -500,6 +545,11 @@ def test_what_is_alone_has_the_noise_of_what_is_together(oracle):
     assert found["together - alone"] == {"mean": 0.0, "error": 0.0}
     assert found["together"]["error"] > 0
     assert "shuffled" not in found
+  # All examples given are alike: one example has no standard error.
+  data["a"] = data["a"][:1].repeat(20, axis=0)
+  results, _ = measured(run, judges, data | {"label": np.arange(20) % 2}, 40)
+  assert results["conditional"][0]["similarity"] == {}
+  assert results["joint"]["similarity"].keys() == {"a + off"}
 
 
 def test_similarity_of_what_one_says_of_the_other():
@@ -522,6 +572,7 @@ def test_similarity_of_what_one_says_of_the_other():
     {"a": judge, "b": judge},
     {"a": measures, "b": None},
     ("a", "b"),
+    np.arange(40),
     [(None, ways["together"])],
     {name: [(None, ways["alone"])] for name in ("a", "b")},
     [(None, ways["shuffled"])],
@@ -578,16 +629,22 @@ def test_measures_of_captions_reach_the_tables():
     {"caption": said, "digit": page, "label": np.full(4, 3, np.int32)},
     4,
     agreement=pairs_of_digits.AGREEMENT,
+    valid=pairs_of_digits.VALID,
   )
   found = targets["digit", "caption"]["agreement"]
-  again = targets["caption", "caption"]["agreement"]
-  assert found["exact"]["mean"] == again["exact"]["mean"] == 0.75
+  validity = {"mean": 0.75, "std": 0.0, "values": [0.75, 0.75]}
+  assert targets["digit", "caption"]["validity"] == validity
+  assert targets["caption", "caption"]["validity"] == validity
+  assert "validity" not in targets["caption", "digit"]
+  assert results["joint"]["validity"] == {"caption": validity}
   # One of the two sentences that tell of it is right.
   assert found["digit thickness"]["mean"] == 0.5
-  text = evaluate.tables.markdown(results | {"seconds": 1.0}).split("## Agreement")[1]
-  assert re.search(r"^\| agreement.*exact .*digit thickness ", text, re.M)
-  assert re.search(r"^\| digit -> caption +\| 75.0 \(75.0\)", text, re.M)
-  assert re.search(r"^\| caption -> caption +\| 75.0 \(75.0\)", text, re.M)
+  results["seconds"] = 1.0
+  for text in (evaluate.tables.markdown(results), evaluate.tables.screen(results)):
+    assert re.search(r"^\| digit -> caption +\| +50.0 \(50.0\) \|", text, re.M)
+    valid = text.split("| valid, %")[1].split("\n\n")[0]
+    for title in ("(joint)", "digit", "caption"):
+      assert re.search(rf"^\| {re.escape(title)} +\| 75.0 ± 0.0 \|$", valid, re.M)
 
 
 def test_total_variation_is_that_of_the_classes_of_what_was_given(oracle):
@@ -682,6 +739,7 @@ def run_without_classes(monkeypatch):
   monkeypatch.setattr(generation, "load", lambda workdir: run)
   monkeypatch.setattr(datasets, "load", lambda **options: asked.append(options) or views)
   monkeypatch.setattr(datasets, "agreement", lambda main, **options: None)
+  monkeypatch.setattr(datasets, "valid", lambda main, **options: None)
   return asked
 
 
