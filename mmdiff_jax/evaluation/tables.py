@@ -284,7 +284,8 @@ def _frechet_table(results: Results) -> str:
       " reference's digit images, recordings, ... and held against those from the other half: mean"
       " and standard deviation of five random halvings."
     )
-  return yardsticks + "\n\n" + _bias(results["settings"]) + _table(["given \\ target", *names], rows)
+  table = _table(["given \\ target", *names], rows)
+  return f"{yardsticks}\n\n{_bias(results['settings'])}{table}"
 
 
 def _bias(settings: Mapping[str, Any]) -> str:

@@ -21,12 +21,6 @@ def test_similarity_of_independent_pairs_does_not_depend_on_how_sure_the_classif
   assert similarity.same_class(a[one], b[other]).mean() == pytest.approx(0.1, abs=1e-12)
 
 
-def test_a_row_of_zeros_has_no_angle():
-  rows = np.array([[0.0, 0.0], [0.6, 0.8]])
-  with np.errstate(all="raise"):
-    np.testing.assert_allclose(similarity.cosine(rows, rows), [0.0, 1.0])
-
-
 def test_differences_are_taken_sample_by_sample():
   """Of four samples: deviations with the divisor 3, and the root of 4."""
   together = np.array([1.0, 0.9, 0.8, 0.7])
