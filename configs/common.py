@@ -1,7 +1,7 @@
 """What the configs of all frameworks have alike."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import ml_collections
 from ml_collections import ConfigDict
@@ -59,6 +59,27 @@ def defaults(framework: str) -> ConfigDict:
   config.monitor.peer_timeout = 100
   config.monitor.stall_timeout = 1800.0
   return config
+
+
+class _Operation(NamedTuple):
+  """What ml_collections calls on a field's value when it is read."""
+
+  fn: Callable[[Any], Any]
+  args: tuple[Any, ...] = ()
+
+
+def chosen_by(
+  field: ml_collections.FieldReference, choices: Mapping[str, str], otherwise: str
+) -> ml_collections.FieldReference:
+  """A default that follows another field, until it is set itself.
+
+  Args:
+    field: the other one, from `config.get_ref`.
+    choices: the default by the other field's value.
+    otherwise: the default where `choices` has none.
+  """
+  follow = _Operation(lambda value: choices.get(value, otherwise))
+  return ml_collections.FieldReference(field, field_type=str, op=follow)
 
 
 def training(

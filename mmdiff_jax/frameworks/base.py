@@ -196,6 +196,8 @@ _SAMPLING = {
   "guidance": rules.number(),
   "order": rules.tuple_of(rules.NAMES),
   "grid_power": rules.number(0.1, 100.0),
+  "jump": rules.whole(),
+  "repeats": rules.whole(most=1000),
   "weights.*": rules.number(0.0),
   "corrector.num": rules.whole(0),
   "corrector.leapfrog": rules.whole(),

@@ -152,4 +152,7 @@ def _corrected(solver, num, snr, leapfrog):
     state = jax.tree.map(lambda new, old: jnp.where(some, new, old), solver.init(x), state)
     return x, state
 
-  return Solver(solver.init, step, lambda n: solver.evaluations(n) + num * leapfrog * (n - 1))
+  def evaluations(num_steps):
+    return solver.evaluations(num_steps) + num * leapfrog * (num_steps - 1)
+
+  return Solver(solver.init, step, evaluations, solver.stochastic)

@@ -38,11 +38,14 @@ class Solver(NamedTuple):
     init: `(x) -> state`: the history of a multistep method before its first step.
     step: `(key, denoiser, schedule, x, t, s, state) -> (x, state)`; t and s are dicts of scalars.
     evaluations: `(num_steps) -> int`: network evaluations of so many steps of a path to time 0.
+    stochastic: whether it solves the SDE, so that it re-noises where times rise. False for a solver
+      of the probability-flow ODE, which encodes there.
   """
 
   init: Callable[[Sample], Any]
   step: Callable[..., tuple[Sample, Any]]
   evaluations: Callable[[int], int]
+  stochastic: bool = True
 
 
 def check_solver(where: str, solver: Any) -> None:
@@ -192,7 +195,7 @@ def _euler_step(key, denoiser, schedule, x, t, s, state):
   return _keep_still(moved, x, t, s), state
 
 
-euler = Solver(_no_history, _euler_step, _one_each)
+euler = Solver(_no_history, _euler_step, _one_each, stochastic=False)
 """Euler's method on the probability-flow ODE: order 1, N evaluations.
 
 For `VPCosine` it is Euler's method in t. `ddim(0.0)` is as cheap and takes longer steps well.
@@ -235,7 +238,7 @@ def _heun_step(key, denoiser, schedule, x, t, s, state):
   return _keep_still(moved, x, t, s), state
 
 
-heun = Solver(_no_history, _heun_step, lambda num_steps: 2 * num_steps - 1)
+heun = Solver(_no_history, _heun_step, lambda num_steps: 2 * num_steps - 1, stochastic=False)
 """Heun's method on the probability-flow ODE: order 2, 2 N - 1 evaluations (Karras et al. 2022)."""
 
 
@@ -288,7 +291,7 @@ def _dpmpp_2m_step(key, denoiser, schedule, x, t, s, state):
   return _keep_still(moved, x, t, s), history
 
 
-dpmpp_2m = Solver(_no_steps_yet, _dpmpp_2m_step, _one_each)
+dpmpp_2m = Solver(_no_steps_yet, _dpmpp_2m_step, _one_each, stochastic=False)
 """DPM-Solver++(2M) on the probability-flow ODE: order 2, N evaluations (Lu et al. 2022, Alg. 2)."""
 
 
@@ -363,7 +366,7 @@ def _unipc_step(key, denoiser, schedule, x, t, s, state):
   return _keep_still(moved, x, t, s), kept
 
 
-unipc = Solver(_nothing_predicted, _unipc_step, _one_each)
+unipc = Solver(_nothing_predicted, _unipc_step, _one_each, stochastic=False)
 """UniPC-2 on the probability-flow ODE: order 3, N evaluations (Zhao et al. 2023, Alg. 1 and 2).
 
 The polynomials are integrated exactly (B_2 of the paper with coefficients that vary). The point
@@ -490,7 +493,8 @@ def _ddim(eta):
       moved[name] = jnp.where(move.rises, _renoised(move, value, noise[name]), fallen)
     return _keep_still(moved, x, t, s), state
 
-  return Solver(_no_history, stochastic if eta else deterministic, _one_each)
+  step = stochastic if eta else deterministic
+  return Solver(_no_history, step, _one_each, stochastic=bool(eta))
 
 
 def _sde_dpmpp_2m_step(key, denoiser, schedule, x, t, s, state):

@@ -492,3 +492,40 @@ def test_modules_that_change_in_place_are_seen():
     assert not np.allclose(before, after)
     np.testing.assert_allclose(after, fresh, rtol=1e-6)
   assert jitted._cache_size() == 2
+
+
+START = {"a": np.ones((2, 3), np.float32)}
+RISING = multitime.repaint(("a",), 4, jump=2, repeats=2)
+
+
+@pytest.mark.parametrize(
+  "solver",
+  [
+    *(solvers.euler, solvers.heun, solvers.dpmpp_2m, solvers.unipc, solvers.ddim(0.0)),
+    solvers.corrected(solvers.dpmpp_2m),
+  ],
+)
+def test_solver_of_the_ode_does_not_resample(solver):
+  """It encodes where times rise, and imposing what is given would not mix with the rest."""
+  with pytest.raises(ValueError, match=r"times of 'a' rise .* Use a solver of the SDE"):
+    run(START, path=RISING, solver=solver, project=lambda key, x, s: x)
+  run(START, path=RISING, solver=solver)
+
+
+@pytest.mark.parametrize(
+  "solver",
+  [
+    *(solvers.euler_maruyama, solvers.ancestral, solvers.ancestral_large, solvers.sde_dpmpp_2m),
+    *(solvers.ddim(0.1), solvers.corrected(solvers.ancestral)),
+  ],
+)
+def test_solver_of_the_sde_resamples(solver):
+  run(START, path=RISING, solver=solver, project=lambda key, x, s: x)
+
+
+def test_rises_of_a_traced_path_are_not_seen():
+  @jax.jit
+  def traced(path):
+    return run(START, path=path, solver=solvers.heun, project=lambda key, x, s: x)
+
+  traced(RISING)
