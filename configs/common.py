@@ -109,7 +109,7 @@ def training(
 
 
 def small_images(config: ConfigDict, *, steps: int) -> None:
-  """DDPM of images of MNIST's size: its process, its network, its training and how it samples."""
+  """DDPM of images of MNIST's size: all but the solver."""
   config.process = ConfigDict()
   # linear or cosine.
   config.process.betas = "cosine"
@@ -130,7 +130,6 @@ def small_images(config: ConfigDict, *, steps: int) -> None:
   config.training = training(steps=steps, batch_size=64, learning_rate=2e-3)
 
   config.sampling = ConfigDict()
-  config.sampling.solver = "ancestral"
   config.sampling.steps = 50
   config.sampling.guidance = 1.0
   config.sampling.order = ()

@@ -444,7 +444,8 @@ def _ancestral_step(key, denoiser, schedule, x, t, s, state, *, large):
 ancestral = Solver(_no_history, functools.partial(_ancestral_step, large=False), _one_each)
 """DDPM's ancestral sampling: order 1 in law, N evaluations.
 
-Its variance is btilde = sigma_s^2 (1 - exp(-2 h)), that of q(x_s | x_t, x_0), and 0 at s = 0.
+Its variance is btilde = sigma_s^2 (1 - exp(-2 h)), that of q(x_s | x_t, x_0), and 0 at s = 0. In
+few steps its samples are too narrow: 50 leave about .9 of a Gaussian's variance, 13 about .7.
 """
 
 ancestral_large = Solver(_no_history, functools.partial(_ancestral_step, large=True), _one_each)
