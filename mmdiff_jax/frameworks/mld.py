@@ -85,14 +85,26 @@ def build(config: Any, modalities: Sequence[Modality]) -> Framework:
     The framework: one stage an autoencoder, then the stage `score`.
 
   Raises:
-    UserError: an unknown variant, schedule, network, solver or likelihood, a prediction that does
-      not go with the schedule, a solver or steps that do not go with `inpaint`, a number that
-      cannot be, or a modality that the config has no autoencoder for.
+    UserError: an unknown variant, schedule, network, solver or likelihood, `importance` with
+      independent times or from time 0, a prediction that does not go with the schedule, a solver or
+      steps that do not go with `inpaint`, a number that cannot be, or a modality that the config
+      has no autoencoder for.
   """
   rules.check(config, _RULES)
   if config.variant not in VARIANTS:
     raise UserError(
       f"config.variant is {config.variant!r}; MLD has the variants {', '.join(VARIANTS)}."
+    )
+  if config.score.importance and config.variant == "unidiffuser":
+    raise UserError(
+      "config.score.importance is True and config.variant 'unidiffuser': the weights of all"
+      " modalities multiply, which leaves the gradient to a few examples of a batch (with four"
+      " modalities, to 2 % of them). Use config.score.importance=False."
+    )
+  if config.score.importance and config.score.t_min == 0:
+    raise UserError(
+      "config.score.importance is True and config.score.t_min 0, where the weights are infinite."
+      " Use config.score.t_min=0.001, or config.score.importance=False."
     )
   schedule = schedule_of(config)
   if config.score.prediction == "eps" and schedule.alpha(jnp.ones(())) == 0:

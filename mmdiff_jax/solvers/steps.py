@@ -144,6 +144,13 @@ class _Move(NamedTuple):
     return jnp.where(self.rises, eps, x0)
 
 
+def _log_snr(own, t):
+  """`log_snr`, with a gradient of 0 where it is infinite."""
+  clean, absent = own.sigma(t) == 0, own.alpha(t) == 0
+  inside = own.log_snr(jnp.where(clean | absent, 0.5, t))
+  return jnp.where(clean, jnp.inf, jnp.where(absent, -jnp.inf, inside))
+
+
 def _move(schedule, name, t, s) -> _Move:
   own = schedules.schedule_of(schedule, name)
   held = t[name] == s[name]
@@ -152,7 +159,7 @@ def _move(schedule, name, t, s) -> _Move:
   data, noise = (own.alpha(begin), own.alpha(end)), (own.sigma(begin), own.sigma(end))
   alpha_t, alpha_s = (jnp.where(rises, n, d) for d, n in zip(data, noise, strict=True))
   sigma_t, sigma_s = (jnp.where(rises, d, n) for d, n in zip(data, noise, strict=True))
-  length = 0.5 * (own.log_snr(end) - own.log_snr(begin))
+  length = 0.5 * (_log_snr(own, end) - _log_snr(own, begin))
   return _Move(alpha_t, sigma_t, alpha_s, sigma_s, length, rises, held)
 
 
@@ -346,7 +353,7 @@ def _unipc_step(key, denoiser, schedule, x, t, s, state):
     move, before = moves[name], state[name]
     lead = move.lead(x0[name], eps[name])
     follows, finite = _goes_on(move, before.length), jnp.isfinite(move.length)
-    value = value + jnp.where(follows, before.weight, 0) * (lead - before.expected)
+    correction = jnp.where(follows, before.weight, 0) * (lead - before.expected)
     second = follows & finite & ~kink
     h, h_1 = (
       jnp.where(finite, jnp.abs(move.length), 1),
@@ -354,7 +361,9 @@ def _unipc_step(key, denoiser, schedule, x, t, s, state):
     )
     slope = jnp.where(second, (lead - before.lead) / h_1, 0)
     i_1 = h + jnp.expm1(-h)
-    moved[name] = _exponential_euler(move, value, lead) + move.alpha_s * i_1 * slope
+    # What is small comes together first: by itself it would be rounded off on short moves.
+    change = move.gain * lead + (move.alpha_s * i_1 * slope + move.shrink * correction)
+    moved[name] = move.shrink * value + change
     share = jnp.where(second, (h**2 - 2 * i_1 + h_1 * i_1) / (h + h_1), i_1) / h
     dtype = before.lead.dtype
     kept[name] = _Prediction(

@@ -552,6 +552,15 @@ def test_reconstruct_goes_through_the_latent():
     ),
     ({"variant": "inpaint", "sampling__steps": 6}, "steps is 6.*multiple of .*jump, 4"),
     ({"sampling__repeats": 0}, "config.sampling.repeats is 0"),
+    (
+      {"sampling__grid_power": 14.0, "sampling__steps": 1000},
+      "grid_power is 14 and config.sampling.steps 1000.*below 1e-30",
+    ),
+    (
+      {"variant": "unidiffuser", "score__importance": True},
+      "importance is True and config.variant 'unidiffuser'",
+    ),
+    ({"score__importance": True, "score__t_min": 0}, "t_min 0, where the weights are infinite"),
     ({"autoencoder__a__likelihood": "categorical"}, "gaussian or laplace or bernoulli"),
     ({"autoencoder__c__likelihood": "gaussian"}, "kind text it can be categorical"),
   ],

@@ -494,6 +494,38 @@ def test_modules_that_change_in_place_are_seen():
   assert jitted._cache_size() == 2
 
 
+@pytest.mark.parametrize("solver", [solvers.dpmpp_2m, solvers.unipc, solvers.sde_dpmpp_2m])
+def test_a_corrected_multistep_solver_runs_in_bfloat16(solver):
+  x = {"a": jnp.ones((2, 3), jnp.bfloat16)}
+  out = run(x, solver=solvers.corrected(solver))["a"]
+  assert out.dtype == jnp.bfloat16
+  assert np.isfinite(np.asarray(out, np.float32)).all()
+
+
+@pytest.mark.parametrize(
+  "solver",
+  [
+    *(solvers.euler, solvers.heun, solvers.dpmpp_2m, solvers.unipc, solvers.ddim(0.0)),
+    *(solvers.euler_maruyama, solvers.ancestral, solvers.ancestral_large, solvers.sde_dpmpp_2m),
+    *(solvers.ddim(0.5), solvers.corrected(solvers.sde_dpmpp_2m)),
+  ],
+)
+def test_gradients_with_respect_to_times_are_finite_at_the_ends(solver):
+  for schedule in (schedules.VPCosine(), schedules.RectifiedFlow()):
+    denoiser = solvers.from_v(fn, schedule)
+
+    def total(times, denoiser=denoiser, schedule=schedule):
+      x = solvers.sample(
+        jax.random.key(0), denoiser, schedule, {"a": jnp.ones((2, 1))},
+        multitime.Path({"a": times}), solver=solver,
+      )  # fmt: skip
+      return x["a"].sum()
+
+    slopes = jax.grad(total)(jnp.array([1.0, 0.6, 0.3, 0.1, 0.0]))
+    assert np.isfinite(slopes).all()
+    assert np.abs(slopes[1:4]).min() > 1e-6
+
+
 START = {"a": np.ones((2, 3), np.float32)}
 RISING = multitime.repaint(("a",), 4, jump=2, repeats=2)
 
