@@ -42,7 +42,7 @@ def _samples(solver, x, times):
   return solvers.sample(jax.random.key(0), denoiser, schedule, {"a": x}, path, solver=solver)["a"]
 
 
-# Where single precision is lost to more than 1e-5: the roundings of a step's angle or variance.
+# About 1e-5 is what roundings of x itself make; more is lost in a step's angle or variance.
 LOOSER = {"euler": 2e-4} | dict.fromkeys(
   ("ancestral", "ancestral_large", "ddim_1", "ddim_half", "sde_dpmpp_2m"), 1e-4
 )
@@ -65,4 +65,4 @@ def test_single_precision_lasts_for_10_000_steps(name):
       for dtype in (jnp.float32, jnp.float64)
     )
   assert single.dtype == jnp.float32
-  np.testing.assert_allclose(single, double, rtol=0, atol=LOOSER.get(name, 1e-5))
+  np.testing.assert_allclose(single, double, rtol=0, atol=LOOSER.get(name, 2e-5))
