@@ -1,7 +1,7 @@
 """What the configs of all frameworks have alike."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import ml_collections
 from ml_collections import ConfigDict
@@ -61,6 +61,27 @@ def defaults(framework: str) -> ConfigDict:
   return config
 
 
+class _Operation(NamedTuple):
+  """What ml_collections calls on a field's value when it is read."""
+
+  fn: Callable[[Any], Any]
+  args: tuple[Any, ...] = ()
+
+
+def chosen_by(
+  field: ml_collections.FieldReference, choices: Mapping[str, str], otherwise: str
+) -> ml_collections.FieldReference:
+  """A default that follows another field, until it is set itself.
+
+  Args:
+    field: the other one, from `config.get_ref`.
+    choices: the default by the other field's value.
+    otherwise: the default where `choices` has none.
+  """
+  follow = _Operation(lambda value: choices.get(value, otherwise))
+  return ml_collections.FieldReference(field, field_type=str, op=follow)
+
+
 def training(
   *,
   steps: int,
@@ -88,7 +109,7 @@ def training(
 
 
 def small_images(config: ConfigDict, *, steps: int) -> None:
-  """DDPM of images of MNIST's size: its process, its network, its training and how it samples."""
+  """DDPM of images of MNIST's size: all but the solver."""
   config.process = ConfigDict()
   # linear or cosine.
   config.process.betas = "cosine"
@@ -109,7 +130,6 @@ def small_images(config: ConfigDict, *, steps: int) -> None:
   config.training = training(steps=steps, batch_size=64, learning_rate=2e-3)
 
   config.sampling = ConfigDict()
-  config.sampling.solver = "ancestral"
   config.sampling.steps = 50
   config.sampling.guidance = 1.0
   config.sampling.order = ()

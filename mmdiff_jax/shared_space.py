@@ -128,16 +128,27 @@ class Process:
     a, sigma, total = self._levels(t, z)
     return prediction.eps_to_x0(z, eps, a, sigma) - total * aggregate
 
-  def grid(self, num_steps: int) -> Float[np.ndarray, " {num_steps}"]:
-    """`num_steps` times of the table from 1 down to its first entry, evenly.
+  def grid(self, num_steps: int, power: float = 1.0) -> Float[np.ndarray, " {num_steps}"]:
+    """`num_steps` times of the table from 1 down to its first entry.
+
+    Args:
+      num_steps: how many.
+      power: at least 1, of which the entries' roots are even but for their rounding; 1 is even
+        steps, larger ones are denser towards the data. No entry comes twice.
 
     Raises:
-      ValueError: `num_steps` is not an integer from 2 to the number of the table's entries.
+      ValueError: `num_steps` is not an integer from 2 to the number of the table's entries, or
+        `power` is below 1.
     """
     size = len(self.weights)
     if not isinstance(num_steps, int | np.integer) or not 2 <= num_steps <= size:
       raise ValueError(f"{num_steps} steps on a table of {size} entries: take from 2 to {size}.")
-    return np.round(np.linspace(size, 1, num_steps)) / size
+    if power < 1:
+      raise ValueError(f"power={power} must be at least 1, which makes even steps.")
+    even = np.linspace(size ** (1 / power), 1, num_steps)
+    entries = np.round(even**power)[::-1]
+    rank = np.arange(num_steps)
+    return (np.maximum.accumulate(entries - rank) + rank)[::-1] / size
 
   def check_prior(self, start: float, aggregate: float) -> None:
     """Checks that z_T is N(0, I), as far as can be told.

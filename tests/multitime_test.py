@@ -532,3 +532,11 @@ def test_lists_and_integers_are_times():
   path = multitime.Path({"a": [1, 0], "b": [0.0, 0.0]})
   assert all(jnp.issubdtype(times.dtype, jnp.floating) for times in path.times.values())
   np.testing.assert_array_equal(path.times["a"], [1.0, 0.0])
+
+
+def test_names_of_one_checksum_share_their_noise_and_are_refused():
+  key, x = jax.random.key(0), jnp.zeros((2, 3))
+  noise = [multitime.normal_like(key, name, x) for name in ("plumless", "buckeroo")]
+  np.testing.assert_array_equal(*noise)
+  with pytest.raises(ValueError, match="'plumless' and 'buckeroo' would have the same noise"):
+    multitime.joint(("plumless", "other", "buckeroo"), 4)

@@ -107,9 +107,12 @@ class Stage:
     init: `(key, frozen, batch) -> trained`, a dict with exactly the entries in `trainable`.
     loss: `(trained, frozen, key, batch) -> (loss, metrics)`: pure; `metrics` is a flat dict of
       scalars, one a modality named `loss_<modality>` where the loss has such parts. It may be
-      called with a part of a batch, and the mean over equal parts must be the loss of the whole:
-      it is a mean over examples, or compares them through `multitime.all_rows`. What it draws has
-      examples along the first axis (see `multitime.key_of_rows`).
+      called with a part of a batch. The mean over the equal parts on several devices must be the
+      loss of the whole batch: it is a mean over examples, or compares them through
+      `multitime.all_rows`. With `accumulate` above 1 the parts come one after the other, and a loss
+      that compares examples, such as InfoNCE, compares those of one part: then the mean is not the
+      loss of the whole. What it draws has examples along the first axis (see
+      `multitime.key_of_rows`).
     report: `(params, key, data) -> {tag: {modality: array}}`, what to show a person of the current
       parameters: arrays in the model's view, of some rows of the test split `data`.
     needs: the stages without which this one cannot begin.
@@ -196,11 +199,17 @@ _SAMPLING = {
   "guidance": rules.number(),
   "order": rules.tuple_of(rules.NAMES),
   "grid_power": rules.number(0.1, 100.0),
+  "jump": rules.whole(),
+  "repeats": rules.whole(most=1000),
   "weights.*": rules.number(0.0),
   "corrector.num": rules.whole(0),
   "corrector.leapfrog": rules.whole(),
   "corrector.snr": rules.number(0.0),
 }
+
+
+# sigma^2 of this time, about a tenth of it for VPLinear, is a normal number of float32.
+_EARLIEST = 1e-30
 
 
 def sampling_of(config: Any) -> Sampling:
@@ -215,6 +224,12 @@ def sampling_of(config: Any) -> Sampling:
   if not isinstance(solver, solvers.Solver):
     known = ["ddim", *(n for n, of in vars(solvers).items() if isinstance(of, solvers.Solver))]
     raise UserError(f"There is no solver {name!r}. There are: {', '.join(known)}.")
+  power, steps = config.sampling.get("grid_power", 1.0), config.sampling.steps
+  if steps**-power < _EARLIEST:
+    raise UserError(
+      f"config.sampling.grid_power is {power:g} and config.sampling.steps {steps}: the first time"
+      f" above 0 would be below {_EARLIEST:g}, where float32 has no noise left. Take a smaller one."
+    )
   corrector = config.sampling.get("corrector")
   corrected = bool(corrector and corrector.num)
   if corrected:

@@ -15,7 +15,8 @@ and the scores, s = -eps / sqrt(1 - abar_t) (Eq. 6 and 11 lack the sign), add up
 
 `guidance.compose` has it with weights. The reverse step is that of any one model (Eq. 13, whose
 noise is sigma_t eta and not sigma_t^2 eta): the solver `ancestral` takes sigma_t^2 = btilde_t and
-`ancestral_large` the paper's beta_t, and all other solvers serve, too.
+`ancestral_large` the paper's beta_t, and all other solvers serve, too. In few steps `ancestral`
+loses variance (a tenth of a Gaussian's in 50), so that the default is `sde_dpmpp_2m`.
 
 Eq. 8 takes the law of a composition for one that holds at each t, and it holds at t = 0 only. So
 these samples are more alike, and press the conditions harder, than those of P(z | x_1, ..., x_N):

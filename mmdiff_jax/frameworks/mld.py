@@ -20,7 +20,8 @@ Sampling integrates the reverse of (1) from noise, the given latents held at tim
 or its probability-flow ODE, by any solver along any path through multi-time.
 
 Two baselines of the paper differ in the draw of times alone: `inpaint` trains on joint times only
-and imposes what is given by noising it to the current time; `unidiffuser` draws independent times.
+and imposes what is given by noising it to the current time, along RePaint's path (without its
+rising moves the given modalities hardly act); `unidiffuser` draws independent times.
 """
 
 from collections.abc import Mapping, Sequence
@@ -84,19 +85,26 @@ def build(config: Any, modalities: Sequence[Modality]) -> Framework:
     The framework: one stage an autoencoder, then the stage `score`.
 
   Raises:
-    UserError: an unknown variant, schedule, network, solver or likelihood, a prediction that does
-      not go with the schedule, a number that cannot be, or a modality that the config has no
-      autoencoder for.
+    UserError: an unknown variant, schedule, network, solver or likelihood, `importance` with
+      independent times or from time 0, a prediction that does not go with the schedule, a solver or
+      steps that do not go with `inpaint`, a number that cannot be, or a modality that the config
+      has no autoencoder for.
   """
   rules.check(config, _RULES)
   if config.variant not in VARIANTS:
     raise UserError(
       f"config.variant is {config.variant!r}; MLD has the variants {', '.join(VARIANTS)}."
     )
-  if config.score.importance and not config.score.t_min:
+  if config.score.importance and config.variant == "unidiffuser":
     raise UserError(
-      "config.score.t_min is 0; with config.score.importance it must be above, as 1e-3, since those"
-      " times are uniform in log_snr, which is infinite at 0."
+      "config.score.importance is True and config.variant 'unidiffuser': the weights of all"
+      " modalities multiply, which leaves the gradient to a few examples of a batch (with four"
+      " modalities, to 2 % of them). Use config.score.importance=False."
+    )
+  if config.score.importance and config.score.t_min == 0:
+    raise UserError(
+      "config.score.importance is True and config.score.t_min 0, where the weights are infinite."
+      " Use config.score.t_min=0.001, or config.score.importance=False."
     )
   schedule = schedule_of(config)
   if config.score.prediction == "eps" and schedule.alpha(jnp.ones(())) == 0:
@@ -105,6 +113,7 @@ def build(config: Any, modalities: Sequence[Modality]) -> Framework:
       " alpha is 0 at t = 1: eps does not determine x0 there, and every solver becomes first order."
       " Use config.score.prediction=v, or config.score.schedule=vp_linear."
     )
+  _check_sampling(config, sampling_of(config))
   modalities = tuple(modalities)
   codecs = {modality.name: autoencoder(modality, config) for modality in modalities}
   stages = [autoencoder_stage(m, codecs[m.name], config) for m in modalities]
@@ -302,9 +311,36 @@ def _groups(targets: Sequence[str], order: Sequence[Sequence[str]]) -> list[tupl
   return [group for group in (*groups, rest) if group]
 
 
+def _repaint(config) -> dict[str, int]:
+  """`jump` and `repeats` of `multitime.repaint`; runs from before it was used have neither."""
+  return {name: config.sampling.get(name, 1) for name in ("jump", "repeats")}
+
+
+def _check_sampling(config, sampling: Sampling) -> None:
+  jump, repeats = _repaint(config).values()
+  if config.variant != "inpaint" or repeats == 1:
+    return
+  if not sampling.solver.stochastic:
+    raise UserError(
+      f"config.variant is 'inpaint' and config.sampling.repeats {repeats}, which takes a solver of"
+      " the SDE: where times rise, one of the ODE encodes instead of re-noising. Use"
+      " config.sampling.solver=sde_dpmpp_2m (--solver=sde_dpmpp_2m), or config.sampling.repeats=1."
+    )
+  if sampling.steps % jump:
+    raise UserError(
+      f"config.sampling.steps is {sampling.steps}; with the variant 'inpaint' it must be a multiple"
+      f" of config.sampling.jump, {jump}."
+    )
+
+
 def _evaluations(config, given, targets, sampling: Sampling) -> int:
-  guided = sampling.guidance != 1.0 and config.variant != "inpaint"
-  groups = _groups(targets, sampling.order)
+  if config.variant == "inpaint" and given:
+    jump, repeats = _repaint(config).values()
+    rises = sampling.steps // jump * (repeats - 1)
+    return sampling.solver.evaluations(sampling.steps * repeats + rises)
+  inpaint = config.variant == "inpaint"
+  guided = sampling.guidance != 1.0 and not inpaint
+  groups = _groups(targets, () if inpaint else sampling.order)
   each = sampling.solver.evaluations(sampling.steps)
   # The first group is unguided when nothing is given, but both branches are computed all the same.
   return len(groups) * each * (2 if guided and (given or len(groups) > 1) else 1)
@@ -336,7 +372,11 @@ def sample(
 
   Returns:
     The targets in the model's view.
+
+  Raises:
+    UserError: with the variant `inpaint` a solver of the ODE, or steps that `jump` does not divide.
   """
+  _check_sampling(config, sampling)
   names = [modality.name for modality in modalities]
   schedule = schedule_of(config)
   absent = [name for name in names if name not in given and name not in targets]
@@ -353,11 +393,14 @@ def sample(
   convert = solvers.from_eps if config.score.prediction == "eps" else solvers.from_v
   denoiser = convert(predict, schedule)
   if config.variant == "inpaint":
-    # The network knows joint times only: all fall together, and what is given is put back, noised
+    # The network knows joint times only: all move together, and what is given is put back, noised
     # to the current time, after each step.
     with jax.ensure_compile_time_eval():
       grid = multitime.power_grid(sampling.steps, config.sampling.grid_power)
-      path = multitime.marginal(names, [*groups[0], *known], sampling.steps, grid=grid)
+      resampling = _repaint(config) if known else {"repeats": 1, "jump": 1}
+      falling = multitime.repaint([*groups[0], *known], sampling.steps, grid=grid, **resampling)
+      still = np.ones(len(next(iter(falling.times.values()))), grid.dtype)
+      path = multitime.Path({**falling.times, **dict.fromkeys(absent, still)})
     guided = False
     project = solvers.replace_known(schedule, known)
     x_init = project(known_key, prior, {name: jnp.float32(1.0) for name in names})

@@ -90,6 +90,7 @@ _RULES = {
   "network.informed": rules.FLAG,
   **{f"network.{name}": rule for name, rule in UNET.items()},
   "sampling.mode": rules.one_of(*MODES),
+  "sampling.grid_power": rules.number(1.0, 100.0),
 }
 
 
@@ -399,7 +400,7 @@ def sample(
     given: arrays in the model's view with `num` rows each; may be empty.
     targets: what to generate.
     num: number of samples.
-    sampling: how; its steps are evenly spaced on the table.
+    sampling: how; its steps are on the table, as `Process.grid` has them.
 
   Returns:
     The targets in the model's view.
@@ -436,7 +437,9 @@ def sample(
   z = multitime.normal_like(
     prior_key, SPACE, jnp.zeros((num, *modalities[model.config.main].shape))
   )
-  times = jnp.asarray(process.grid(sampling.steps), z.dtype)
+  # Runs from before there was a power took even steps.
+  power = model.config.sampling.get("grid_power", 1.0)
+  times = jnp.asarray(process.grid(sampling.steps, power), z.dtype)
   path = multitime.Path({SPACE: times})
   z = solvers.sample(loop_key, denoiser, process.table, {SPACE: z}, path, solver=solver)[SPACE]
   eps, values = read(model, params, z, times[-1], known, informed=informed)

@@ -149,7 +149,12 @@ def _corrected(solver, num, snr, leapfrog):
     some = jnp.stack(list(moving.values())).any()
     x = jax.lax.cond(some, lambda x: jax.lax.fori_loop(0, num, correct, x), lambda x: x, x)
     # What was remembered of x before it was moved at random would lead astray.
-    state = jax.tree.map(lambda new, old: jnp.where(some, new, old), solver.init(x), state)
+    # The new history has the types of the old one, which those of x may differ from inside a step.
+    fresh = jax.tree.map(lambda new, old: new.astype(old.dtype), solver.init(x), state)
+    state = jax.tree.map(lambda new, old: jnp.where(some, new, old), fresh, state)
     return x, state
 
-  return Solver(solver.init, step, lambda n: solver.evaluations(n) + num * leapfrog * (n - 1))
+  def evaluations(num_steps):
+    return solver.evaluations(num_steps) + num * leapfrog * (num_steps - 1)
+
+  return Solver(solver.init, step, evaluations, solver.stochastic)

@@ -212,6 +212,8 @@ def sample(
     solver: such as `steps.heun`; it says what a step costs.
     project: `(key, x, s) -> x`, called after each step with the times reached, for inpainting,
       re-noised conditions or thresholds. It may change any modality, also one that did not move.
+      Where times rise it needs a solver of the SDE: one of the ODE would encode there instead of
+      re-noising, which narrows the samples.
     trajectory: whether to return all points of the path.
     remat: whether a gradient through the sampler computes each step again instead of keeping what
       happened in it: one point a step is kept, at the price of one more evaluation.
@@ -224,8 +226,9 @@ def sample(
     TypeError: an argument of another type, such as a solver that was not called (`solvers.ddim`), a
       seed for a key, or integers in `x_init` where it cannot be seen whether their time stands
       still, since the path is traced.
-    ValueError: `x_init` and `path` differ in their modalities, a modality has no schedule, or the
-      denoiser leaves out a modality or returns another shape.
+    ValueError: `x_init` and `path` differ in their modalities, a modality has no schedule, the
+      denoiser leaves out a modality or returns another shape, or a solver of the ODE is to follow a
+      path with rising times and a `project` (not seen where the path is traced).
   """
   arguments.key("sample", key)
   check_solver("sample", solver)
@@ -234,6 +237,7 @@ def sample(
   denoiser = checked("sample", denoiser)
   if project is not None:
     project = arguments.function("sample", "project", project)
+    _check_rises(path, solver)
   # Samples keep their type, whatever that of the times; bfloat16 is too coarse for times.
   precision = jnp.promote_types(jnp.result_type(*x_init.values()), jnp.float32)
   times = {name: value.astype(precision) for name, value in path.times.items()}
@@ -258,6 +262,19 @@ def sample(
   if not trajectory:
     return x
   return {name: jnp.concatenate([x_init[name][None], points[name]]) for name in x_init}
+
+
+def _check_rises(path, solver):
+  for name, times in path.times.items():
+    if solver.stochastic or isinstance(times, jax.core.Tracer):
+      continue
+    if np.any(np.diff(np.asarray(times)) > 0):
+      raise ValueError(
+        f"sample: the times of {name!r} rise along the path, there is a project hook, and the"
+        " solver is one of the ODE, which encodes where times rise instead of re-noising: samples"
+        " would be far too narrow. Use a solver of the SDE, such as solvers.ancestral, or a path"
+        " without rises."
+      )
 
 
 def start(

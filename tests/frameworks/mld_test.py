@@ -362,6 +362,9 @@ def sampling(**changes):
   return base.Sampling(**{"solver": solvers.dpmpp_2m, "steps": 4, **changes})
 
 
+SDE = {"solver": solvers.ancestral}
+
+
 def test_sample_gives_the_targets_and_only_them():
   framework, params = made(tiny())
   given = {"a": data()["a"][:5]}
@@ -375,14 +378,16 @@ def test_sample_gives_the_targets_and_only_them():
 
 @pytest.mark.parametrize("variant", mld.VARIANTS)
 def test_what_is_given_leads(variant):
-  framework, params = made(tiny(variant=variant))
+  config = tiny(variant=variant)
+  framework, params = made(config)
+  settings = base.sampling_of(config)
   one, other = ({"a": data()["a"][i : i + 5]} for i in (0, 5))
   run = jax.jit(framework.sample, static_argnums=(3, 4, 5))
   key = jax.random.key(0)
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    first = run(params, key, one, ("b",), 5, sampling())["b"]
-    second = run(params, key, other, ("b",), 5, sampling())["b"]
+    first = run(params, key, one, ("b",), 5, settings)["b"]
+    second = run(params, key, other, ("b",), 5, settings)["b"]
   assert np.abs(first - second).max() > 1e-5
 
 
@@ -427,11 +432,14 @@ def test_order_generates_group_after_group():
     ((), ("a", "b", "c"), {"order": (("b",), ("a", "c"))}, 8),
     ((), ("a", "b", "c"), {"order": (("b",),), "guidance": 2.0}, 16),
     ((), ("a", "b"), {"solver": solvers.heun}, 7),
+    ((), ("a", "b"), {"variant": "inpaint", **SDE, "guidance": 2.0}, 4),
+    # Ten walks down and nine moves back up.
+    (("c",), ("a", "b"), {"variant": "inpaint", **SDE, "guidance": 2.0}, 49),
   ],
 )
 def test_evaluations_are_those_that_run(given, targets, changes, expected):
-  framework, params = made(tiny())
-  settings = sampling(**changes)
+  framework, params = made(tiny(variant=changes.get("variant", "masked")))
+  settings = sampling(**{name: value for name, value in changes.items() if name != "variant"})
   assert framework.evaluations(given, targets, settings) == expected
   calls = []
 
@@ -494,8 +502,8 @@ def warned(config, params, given, targets, **fields):
     ({}, "a", "b", {"guidance": 2.0}, set()),
     ({"score__given_prob": 0.0}, "a", "bc", {}, {"given"}),
     ({"score__given_prob": 0.0}, "", "abc", {"order": (("a",),)}, {"given"}),
-    ({"variant": "inpaint"}, "a", "bc", {"guidance": 2.0}, set()),
-    ({"variant": "inpaint"}, "a", "b", {}, {"absent"}),
+    ({"variant": "inpaint"}, "a", "bc", {"guidance": 2.0, **SDE}, set()),
+    ({"variant": "inpaint"}, "a", "b", SDE, {"absent"}),
     ({"variant": "unidiffuser"}, "a", "b", {"guidance": 2.0}, set()),
     ({"variant": "unidiffuser"}, "a", "bc", {}, {"shared"}),
   ],
@@ -507,7 +515,7 @@ def test_untrained_states_warn(params, changes, given, targets, fields, expected
 def test_a_training_set_with_gaps_has_absent_modalities():
   _, params = made(tiny(), data() | {"a_present": np.arange(40) % 3 > 0})
   for variant in ("masked", "inpaint"):
-    assert not warned(tiny(variant=variant, **NONE), params, "a", "b")
+    assert not warned(tiny(variant=variant, **NONE), params, "a", "b", **SDE)
 
 
 def test_staggered_paths_need_independent_times():
@@ -538,7 +546,21 @@ def test_reconstruct_goes_through_the_latent():
     ({"score__training__stepz": 3}, "score.training.stepz is no field.*score.training.steps"),
     ({"score__training": {"steps": 3, "batch_size": 8}}, "score.training.learning_rate is not"),
     ({"sampling__solver": "none"}, "dpmpp_2m"),
-    ({"score__importance": True, "score__t_min": 0.0}, "score.t_min is 0"),
+    (
+      {"variant": "inpaint", "sampling__solver": "heun"},
+      "'inpaint' and config.sampling.repeats 10, .* solver of the SDE.*solver=sde_dpmpp_2m",
+    ),
+    ({"variant": "inpaint", "sampling__steps": 6}, "steps is 6.*multiple of .*jump, 4"),
+    ({"sampling__repeats": 0}, "config.sampling.repeats is 0"),
+    (
+      {"sampling__grid_power": 14.0, "sampling__steps": 1000},
+      "grid_power is 14 and config.sampling.steps 1000.*below 1e-30",
+    ),
+    (
+      {"variant": "unidiffuser", "score__importance": True},
+      "importance is True and config.variant 'unidiffuser'",
+    ),
+    ({"score__importance": True, "score__t_min": 0}, "t_min 0, where the weights are infinite"),
     ({"autoencoder__a__likelihood": "categorical"}, "gaussian or laplace or bernoulli"),
     ({"autoencoder__c__likelihood": "gaussian"}, "kind text it can be categorical"),
   ],
@@ -546,6 +568,19 @@ def test_reconstruct_goes_through_the_latent():
 def test_unknown_choices_are_named(changes, message):
   with pytest.raises(UserError, match=message):
     mld.build(tiny(**changes), MODALITIES)
+
+
+def test_inpaint_resamples_by_default():
+  config = tiny(variant="inpaint")
+  assert base.sampling_of(config).solver is solvers.sde_dpmpp_2m
+  # A run from before it did has neither field.
+  del config.sampling.jump, config.sampling.repeats
+  config.sampling.solver = "dpmpp_2m"
+  framework, params = made(config)
+  assert framework.evaluations(("a",), ("b",), sampling()) == 4
+  given = {"a": data()["a"][:2]}
+  out = framework.sample(params, jax.random.key(0), given, ("b", "c"), 2, sampling())
+  assert np.isfinite(out["b"]).all()
 
 
 def test_vectors_are_not_bounded_and_have_no_bernoulli_likelihood():

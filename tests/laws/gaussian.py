@@ -84,7 +84,7 @@ def padded(path, num_steps):
   )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=0)
 def matrix(solver, schedule, path, covariance=COVARIANCE):
   """M of a deterministic solver: a point x at the path's start ends at M x."""
   basis = split(jnp.eye(DIM))
@@ -92,7 +92,7 @@ def matrix(solver, schedule, path, covariance=COVARIANCE):
   return join(solvers.sample(jax.random.key(0), denoise, schedule, basis, path, solver=solver)).T
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=0)
 def _propagated(solver, schedule, path, start, covariance):
   """P <- A P A' + B B' along the path, of a point and, where there is one, its x0 before."""
   denoise = oracle(schedule, covariance)

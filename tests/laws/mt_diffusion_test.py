@@ -77,6 +77,27 @@ def test_posterior_is_bayes_rule_s_at_any_stride():
       np.testing.assert_allclose(got[1][:, 0] ** 2, truth[1], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("power", [1.0, 1.5, 2.0, 7.0, 100.0])
+def test_grid_has_each_entry_once_and_both_ends(power):
+  for size in (2, 12, 1000):
+    process = shared_space.Process(schedules.Table((0.1,) * size), (0.0,) * size)
+    for num in {2, size // 2 + 1, size}:
+      entries = process.grid(num, power) * size
+      np.testing.assert_allclose(entries, np.round(entries), rtol=0, atol=1e-9)
+      assert len(entries) == num
+      assert (np.diff(entries) < -0.5).all()
+      np.testing.assert_allclose([entries[0], entries[-1]], [size, 1])
+  with pytest.raises(ValueError, match="power=0.5 must be at least 1"):
+    process.grid(2, 0.5)
+
+
+def test_grid_is_even_in_roots():
+  process = shared_space.Process(DDPM, shared_space.no_weights(DDPM))
+  np.testing.assert_allclose(process.grid(4) * 1000, [1000, 667, 334, 1])
+  roots = np.sqrt(process.grid(20, 2.0) * 1000)
+  np.testing.assert_allclose(np.diff(roots)[:10], (1 - 1000**0.5) / 19, atol=0.03)
+
+
 def test_last_step_is_the_start():
   z0, aggregate, z = (jnp.full((1, 1), value) for value in (0.7, -1.3, 0.4))
   mean, deviation = PROCESS.posterior(z, z0, aggregate, *at(5, 0))
@@ -177,7 +198,7 @@ def moments(model, given, num_steps, guidance=1.0):
   """Mean and variance of what is not given (1), without drawing: each step is affine."""
   informed = model.config.sampling.mode == "informed"
   target = "b" if given == "a" else "a"
-  times = jnp.asarray(model.process.grid(num_steps))
+  times = jnp.asarray(model.process.grid(num_steps, model.config.sampling.grid_power))
   unit = jnp.array([0.0, 1.0]).reshape(2, *ONE)
   known = {given: jnp.ones((2, *ONE))}
 

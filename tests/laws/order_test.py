@@ -84,3 +84,30 @@ def test_a_pause_costs_no_order(name):
     got = gaussian.end_covariance(gaussian.SOLVERS[name], schedule, path)
     errors.append(float(jnp.abs(got - gaussian.law(schedule, gaussian.at(path, -1))).max()))
   assert gaussian.slope(errors, counts) == pytest.approx(ORDERS[name], abs=0.1)
+
+
+MIXED = {
+  "vp_linear, vp_cosine": {
+    "a": gaussian.SCHEDULES["vp_linear"],
+    "b": gaussian.SCHEDULES["vp_cosine"],
+  },
+  "sub_vp, rectified_flow": {
+    "a": gaussian.SCHEDULES["sub_vp"],
+    "b": gaussian.SCHEDULES["rectified_flow"],
+  },
+}
+
+
+@pytest.mark.parametrize("name", ["ddim", "heun", "dpmpp_2m", "unipc", "ancestral", "sde_dpmpp_2m"])
+@pytest.mark.parametrize("schedule", MIXED)
+def test_order_with_a_schedule_and_a_grid_for_each_modality(name, schedule):
+  chosen, errors = MIXED[schedule], []
+  for count in COUNTS:
+    even = jnp.linspace(0.0, 1.0, count + 1)
+    # Never still, and at another pace than the other one's.
+    wavy = even + 0.1 * jnp.sin(2 * jnp.pi * even)
+    path = multitime.Path({n: 15 / 16 - 7 / 8 * grid for n, grid in {"a": even, "b": wavy}.items()})
+    path = gaussian.padded(path, COUNTS[-1])
+    got = gaussian.end_covariance(gaussian.SOLVERS[name], chosen, path)
+    errors.append(float(jnp.abs(got - gaussian.law(chosen, gaussian.at(path, -1))).max()))
+  assert gaussian.slope(errors, COUNTS) == pytest.approx(ORDERS[name], abs=0.1)

@@ -543,3 +543,72 @@ def test_modules_that_change_in_place_are_seen():
     assert not np.allclose(before, after)
     np.testing.assert_allclose(after, fresh, rtol=1e-6)
   assert jitted._cache_size() == 2
+
+
+@pytest.mark.parametrize("solver", [solvers.dpmpp_2m, solvers.unipc, solvers.sde_dpmpp_2m])
+def test_a_corrected_multistep_solver_runs_in_bfloat16(solver):
+  x = {"a": jnp.ones((2, 3), jnp.bfloat16)}
+  out = run(x, solver=solvers.corrected(solver))["a"]
+  assert out.dtype == jnp.bfloat16
+  assert np.isfinite(np.asarray(out, np.float32)).all()
+
+
+@pytest.mark.parametrize(
+  "solver",
+  [
+    *(solvers.euler, solvers.heun, solvers.dpmpp_2m, solvers.unipc, solvers.ddim(0.0)),
+    *(solvers.euler_maruyama, solvers.ancestral, solvers.ancestral_large, solvers.sde_dpmpp_2m),
+    *(solvers.ddim(0.5), solvers.corrected(solvers.sde_dpmpp_2m)),
+  ],
+)
+def test_gradients_with_respect_to_times_are_finite_at_the_ends(solver):
+  for schedule in (schedules.VPCosine(), schedules.RectifiedFlow()):
+    denoiser = solvers.from_v(fn, schedule)
+
+    def total(times, denoiser=denoiser, schedule=schedule):
+      x = solvers.sample(
+        jax.random.key(0), denoiser, schedule, {"a": jnp.ones((2, 1))},
+        multitime.Path({"a": times}), solver=solver,
+      )  # fmt: skip
+      return x["a"].sum()
+
+    slopes = jax.grad(total)(jnp.array([1.0, 0.6, 0.3, 0.1, 0.0]))
+    assert np.isfinite(slopes).all()
+    assert np.abs(slopes[1:4]).min() > 1e-6
+
+
+START = {"a": np.ones((2, 3), np.float32)}
+RISING = multitime.repaint(("a",), 4, jump=2, repeats=2)
+
+
+@pytest.mark.parametrize(
+  "solver",
+  [
+    *(solvers.euler, solvers.heun, solvers.dpmpp_2m, solvers.unipc, solvers.ddim(0.0)),
+    solvers.corrected(solvers.dpmpp_2m),
+  ],
+)
+def test_solver_of_the_ode_does_not_resample(solver):
+  """It encodes where times rise, and imposing what is given would not mix with the rest."""
+  with pytest.raises(ValueError, match=r"times of 'a' rise .* Use a solver of the SDE"):
+    run(START, path=RISING, solver=solver, project=lambda key, x, s: x)
+  run(START, path=RISING, solver=solver)
+
+
+@pytest.mark.parametrize(
+  "solver",
+  [
+    *(solvers.euler_maruyama, solvers.ancestral, solvers.ancestral_large, solvers.sde_dpmpp_2m),
+    *(solvers.ddim(0.1), solvers.corrected(solvers.ancestral)),
+  ],
+)
+def test_solver_of_the_sde_resamples(solver):
+  run(START, path=RISING, solver=solver, project=lambda key, x, s: x)
+
+
+def test_rises_of_a_traced_path_are_not_seen():
+  @jax.jit
+  def traced(path):
+    return run(START, path=path, solver=solvers.heun, project=lambda key, x, s: x)
+
+  traced(RISING)
