@@ -6,8 +6,10 @@ transformation of JAX only shapes and types can be.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+import functools
 import inspect
 import math
+import operator
 from typing import Any
 
 import jax
@@ -36,10 +38,13 @@ def names(where: str, argument: str, value: Any) -> tuple[str, ...]:
       f"{where}: {argument}={value!r} is one string; give a sequence of names, such as"
       f" ({value!r},)."
     )
-  arrays = hasattr(value, "dtype")
-  if arrays or not isinstance(value, Iterable) or not all(isinstance(n, str) for n in value):
-    raise TypeError(f"{where}: {argument}={value!r} must be a sequence of names of modalities.")
-  return tuple(value)
+  try:
+    value = tuple(value)  # Once, for an iterator is empty afterwards.
+  except TypeError:
+    value = (None,)
+  if not all(isinstance(name, str) for name in value):
+    raise TypeError(f"{where}: {argument} must be a sequence of names of modalities.")
+  return tuple(map(str, value))
 
 
 def subset(where: str, argument: str, value: Iterable[Any], other: str, of: Iterable[str]) -> None:
@@ -59,14 +64,18 @@ def integer(where: str, argument: str, value: Any, least: int = 0) -> int:
   """An integer of at least `least`.
 
   Raises:
-    TypeError: no integer.
+    TypeError: no integer, or one that JAX traces.
     ValueError: too small.
   """
-  if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
-    raise TypeError(f"{where}: {argument}={value!r} must be an integer, at least {least}.")
-  if value < least:
-    raise ValueError(f"{where}: {argument}={value} must be at least {least}.")
-  return int(value)
+  try:
+    number = operator.index(value)
+  except TypeError:
+    number = None
+  if number is None or isinstance(value, bool | np.bool_):
+    raise TypeError(f"{where}: {argument}={_short(value)} must be an integer, at least {least}.")
+  if number < least:
+    raise ValueError(f"{where}: {argument}={number} must be at least {least}.")
+  return number
 
 
 def index(where: str, argument: str, value: Any) -> Array | np.ndarray:
@@ -90,6 +99,7 @@ def number(
   *,
   above: int | float | None = None,
   rows: bool = False,
+  infinite: bool = False,
 ) -> Any:
   """A number, which may be an array without axes, also one that JAX traces.
 
@@ -101,9 +111,10 @@ def number(
     most: the largest value.
     above: a bound that the value must exceed, in place of `least`.
     rows: whether it may have axes, such as one for the rows.
+    infinite: whether it may be infinite.
 
   Returns:
-    The value; an integer as a float.
+    The value: a Python number as a float, all else as an array.
 
   Raises:
     TypeError: no number.
@@ -112,18 +123,19 @@ def number(
   array = _numeric(where, argument, value)
   if array.dtype == bool or (array.ndim and not rows):
     raise TypeError(f"{where}: {argument}={_short(value)} must be a number.")
-  array = 1.0 * array
+  array = 1.0 * (jnp.asarray(array) if array.ndim else array)
   if isinstance(array, jax.core.Tracer):
     return array
   values = np.asarray(array, np.float64)
   inside = (values > above) if above is not None else (values >= least)
-  if not np.all(np.isfinite(values) & inside & (values <= most)):
-    bounds = ["finite"]
+  sound = ~np.isnan(values) if infinite else np.isfinite(values)
+  if not np.all(sound & inside & (values <= most)):
+    bounds = ["no NaN" if infinite else "finite"]
     bounds += [f"above {above:g}"] if above is not None else []
     bounds += [f"at least {least:g}"] if above is None and least > -math.inf else []
     bounds += [f"at most {most:g}"] if most < math.inf else []
     raise ValueError(f"{where}: {argument}={value!r} must be {' and '.join(bounds)}.")
-  return float(value) if isinstance(value, int | float) else array
+  return float(array) if isinstance(array, np.ndarray | np.generic) and not array.ndim else array
 
 
 def interval(where: str, argument: str, value: Any) -> None:
@@ -136,19 +148,21 @@ def interval(where: str, argument: str, value: Any) -> None:
   pair = sequence(where, argument, value)
   if len(pair) != 2:
     raise TypeError(f"{where}: {argument}={value!r} must be a pair of numbers.")
-  low, high = (number(where, f"an end of {argument}", end) for end in pair)
+  low, high = (number(where, f"an end of {argument}", end, infinite=True) for end in pair)
   if not isinstance(low, jax.core.Tracer) and not isinstance(high, jax.core.Tracer) and low > high:
     raise ValueError(f"{where}: {argument}={value!r} must have the lower number first.")
 
 
 def sequence(where: str, argument: str, value: Any) -> Sequence[Any]:
-  """A sequence that is no string.
+  """A sequence that is no string; an array of one axis becomes one of its numbers.
 
   Raises:
     TypeError: anything else.
   """
+  if getattr(value, "ndim", 0) == 1:
+    return tuple(value)
   if isinstance(value, str) or not isinstance(value, Sequence):
-    raise TypeError(f"{where}: {argument}={value!r} must be a sequence, such as a tuple.")
+    raise TypeError(f"{where}: {argument}={_short(value)} must be a sequence, such as a tuple.")
   return value
 
 
@@ -279,15 +293,19 @@ def same_modalities(where: str, argument: str, value: Any, other: str, of: Any) 
 
 
 def key(where: str, value: Any, argument: str = "key") -> PRNGKeyArray:
-  """A key of JAX, or a batch of keys.
+  """A key of JAX.
 
   Raises:
-    TypeError: a seed, or anything else that is no key.
+    TypeError: a seed, several keys, or anything else that is no key.
   """
-  dtype = getattr(value, "dtype", None)
-  raw = dtype == jnp.uint32 and getattr(value, "ndim", 0) > 0  # As `jax.random.PRNGKey` makes it.
-  if not raw and not (dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)):
-    raise TypeError(f"{where}: {argument} must be a key of jax.random, not {_short(value)}.")
+  dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+  raw = dtype == jnp.uint32 and shape in ((2,), (4,))  # As `jax.random.PRNGKey` makes it.
+  typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+  if not raw and not (typed and shape == ()):
+    several = " For several keys use jax.vmap." * bool(typed and shape)
+    raise TypeError(
+      f"{where}: {argument} must be a key of jax.random, not {_short(value)}.{several}"
+    )
   return value
 
 
@@ -303,8 +321,14 @@ def function(where: str, argument: str, value: Any) -> Partial:
   """
   if not callable(value) or inspect.isclass(value):
     raise TypeError(f"{where}: {argument} must be a function, not {_short(value)}.")
-  if isinstance(value, Partial):
-    return value
+  if isinstance(value, functools.partial):
+    # A `Partial` is one, too. Where what is bound is no array it stays static, as it was.
+    leaves = jax.tree.leaves((value.args, value.keywords))
+    if isinstance(value, Partial) or all(
+      isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves
+    ):
+      inner = function(where, argument, value.func)
+      return Partial(inner.func, *inner.args, *value.args, **inner.keywords, **value.keywords)
   if _is_node(value):
     return Partial(_call, value)
   owner = getattr(value, "__self__", None)

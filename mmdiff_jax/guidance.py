@@ -16,12 +16,13 @@ import numpy as np
 from mmdiff_jax import arguments, prediction, schedules
 from mmdiff_jax.schedules import along
 from mmdiff_jax.solvers import Denoiser
-from mmdiff_jax.solvers.steps import checked
+from mmdiff_jax.solvers.steps import checked, is_floating
 
 
 def _guided(denoiser, strength, noise, interval, rescale, schedule, x, t):
   # Side by side on an axis of their own, not as more rows: a time that all rows share stays one.
   arguments.subset("guide", "noise", noise, "the modalities", x)
+  t = {name: jnp.asarray(time) for name, time in t.items()}
   without_x, without_t = dict(x), dict(t)
   for name in noise:
     given = t[name] == 0
@@ -33,10 +34,13 @@ def _guided(denoiser, strength, noise, interval, rescale, schedule, x, t):
   x0, eps = {}, {}
   for name in x:
     weight = strength
+    if isinstance(strength, jax.Array):
+      weight = along(strength, x[name])
+      arguments.broadcasts("guide", "strength", weight.shape, x[name].shape)
     if interval is not None:
       log_snr = schedules.schedule_of(schedule, name).log_snr(t[name])
-      weight = jnp.where((interval[0] <= log_snr) & (log_snr <= interval[1]), strength, 1.0)
-      weight = along(weight, x[name])
+      inside = (interval[0] <= log_snr) & (log_snr <= interval[1])
+      weight = jnp.where(along(inside, x[name]), weight, 1.0)
     x0[name], eps[name] = (b[1] + weight * (b[0] - b[1]) for b in (both_x0[name], both_eps[name]))
     if rescale is not None:
       x0[name] = _rescaled(x0[name], both_x0[name][0], rescale)
@@ -86,7 +90,7 @@ def _eps_of(schedule, name, x, t, x0, otherwise):
 
 def guide(
   denoiser: Denoiser,
-  strength: float | Float[Array, ""],
+  strength: float | Float[Array, "*rows"],
   noise: Mapping[str, Shaped[Array | np.ndarray, "batch ..."]],
   *,
   interval: tuple[float, float] | None = None,
@@ -106,7 +110,8 @@ def guide(
 
   Args:
     denoiser: `(x, t) -> (x0, eps)`.
-    strength: weight of the condition; a number or, to change it without compiling again, an array.
+    strength: weight of the condition; a number or, to change it without compiling again, an array,
+      which may have one for each row.
     noise: what the network sees of a modality where it is absent, such as a draw of
       `solvers.prior`, or zeros; shaped as the modality. Modalities without an entry stay given.
     interval: the log_snr of a modality, from and to, between which it is guided; elsewhere it has
@@ -127,7 +132,7 @@ def guide(
       a name in `noise` that is no modality, or another shape.
   """
   plain, denoiser = denoiser, checked("guide", denoiser)
-  strength = arguments.number("guide", "strength", strength)
+  strength = arguments.number("guide", "strength", strength, rows=True)
   noise = arguments.modalities("guide", "noise", noise)
   if rescale is not None:
     rescale = arguments.number("guide", "rescale", rescale, 0, 1)
@@ -136,7 +141,7 @@ def guide(
   if interval is not None or rescale is not None:
     if schedule is None:
       raise ValueError("guide: interval and rescale need the schedule; pass schedule=...")
-    schedules.check("guide", schedule)
+    schedule = schedules.check("guide", schedule)
   if not isinstance(strength, jax.Array) and strength == 1:
     return plain
   return Partial(_guided, denoiser, strength, noise, interval, rescale, schedule)
@@ -199,7 +204,8 @@ def mix(
     else arguments.number("mix", "weights", weight, rows=True)
     for weight in arguments.sequence("mix", "weights", weights)
   )
-  if all(isinstance(share, int | float) for share in shares) and abs(sum(shares) - 1) > 1e-6:
+  concrete = not any(isinstance(share, jax.core.Tracer) for share in shares)
+  if concrete and abs(sum(map(float, shares)) - 1) > 1e-6:
     raise ValueError(f"mix: the shares of unconditional denoisers must sum to 1: {shares}.")
   return Partial(_mixed, branches, shares, weights)
 
@@ -259,13 +265,15 @@ def compose(
 
 
 def _steered(denoiser, log_likelihood, schedule, x, t):
-  def value(x):
-    x0, eps = denoiser(x, t)
+  flowing = {name: value for name, value in x.items() if is_floating(value)}
+
+  def value(flowing):
+    x0, eps = denoiser({**x, **flowing}, t)
     total = arguments.number("steer", "the value of log_likelihood", log_likelihood(x0, t))
     return total, (x0, eps)
 
-  slope, (x0, eps) = jax.grad(value, has_aux=True)(x)
-  for name in x:
+  slope, (x0, eps) = jax.grad(value, has_aux=True)(flowing)
+  for name in flowing:
     own = schedules.schedule_of(schedule, name)
     alpha, sigma = (along(level(t[name]), x[name]) for level in (own.alpha, own.sigma))
     eps = eps | {name: eps[name] - sigma * slope[name]}
@@ -297,7 +305,7 @@ def steer(
   """
   denoiser = checked("steer", denoiser)
   log_likelihood = arguments.function("steer", "log_likelihood", log_likelihood)
-  schedules.check("steer", schedule)
+  schedule = schedules.check("steer", schedule)
   return Partial(_steered, denoiser, log_likelihood, schedule)
 
 
@@ -344,7 +352,7 @@ def threshold(
       it is called, bounds for what is no modality.
   """
   denoiser = checked("threshold", denoiser)
-  schedules.check("threshold", schedule)
+  schedule = schedules.check("threshold", schedule)
   if not isinstance(bounds, Mapping):
     raise TypeError(f"threshold: bounds={bounds!r} must be a dict with (low, high) by modality.")
   arguments.names("threshold", "bounds", bounds)

@@ -622,13 +622,15 @@ def _grid(where, num_steps, grid):
   arguments.integer(where, "num_steps", num_steps, 1)
   if grid is None:
     return power_grid(num_steps)
-  grid = jnp.asarray(arguments.floating(where, "grid", grid))
+  grid = arguments.floating(where, "grid", grid)
   if grid.shape != (num_steps + 1,):
     raise ValueError(
       f"{where}: grid has shape {grid.shape}, but num_steps={num_steps} needs"
       f" {num_steps + 1} times."
     )
-  return grid
+  if not isinstance(grid, jax.core.Tracer) and np.any(np.diff(np.asarray(grid)) > 0):
+    raise ValueError(f"{where}: grid must fall; for a path that rises use multitime.reverse.")
+  return jnp.asarray(grid)
 
 
 def _falls(where, argument, groups, lag, num_steps, given, absent, grid):

@@ -44,6 +44,9 @@ def _check(schedule, *ascending, ends_at_zero=False):
   title = type(schedule).__name__
   for name in (*ascending, "t_max"):
     value = getattr(schedule, name)
+    if isinstance(value, jax.Array | np.ndarray) and not value.ndim:
+      value = value.item()
+      object.__setattr__(schedule, name, value)  # A number, which can be compared and hashed.
     if not isinstance(value, numbers.Real) or not 0 < value < math.inf:
       raise ValueError(f"{title}: {name} must be a finite number above 0, got {value!r}.")
   for low, high in itertools.pairwise(ascending):
@@ -335,7 +338,8 @@ class Table:
   t_max: float | None = None
 
   def __post_init__(self):
-    object.__setattr__(self, "betas", tuple(map(float, self.betas)))
+    betas = arguments.array("Table", "betas", arguments.sequence("Table", "betas", self.betas))
+    object.__setattr__(self, "betas", tuple(map(float, betas)))
     if not self.betas:
       raise ValueError("Table: betas is empty; give at least one, or take betas_linear().")
     for index, beta in enumerate(self.betas):
@@ -479,19 +483,26 @@ def schedule_of(schedule: Schedule | Mapping[str, Schedule], name: str) -> Sched
   return schedule[name]
 
 
-def check(where: str, schedule: Any, names: Iterable[str] = (), *, one: bool = False) -> None:
+def check(where: str, schedule: Any, names: Iterable[str] = (), *, one: bool = False) -> Any:
   """Checks that something is a schedule, or a dict of schedules with one for each of `names`.
 
-  With `one` it must be a schedule itself.
-
   A schedule of a user's own serves that has the methods of those above.
+
+  Args:
+    where: the function, for the message.
+    schedule: what is checked.
+    names: modalities that need a schedule.
+    one: whether it must be a schedule itself.
+
+  Returns:
+    The schedule; any mapping as a dict, which JAX knows.
 
   Raises:
     TypeError: no schedule, such as the name of one or a class that was not called.
     ValueError: none for a modality.
   """
-  each = schedule if isinstance(schedule, Mapping) and not one else {None: schedule}
-  for name, value in each.items():
+  several = isinstance(schedule, Mapping) and not one
+  for name, value in schedule.items() if several else ((None, schedule),):
     if isinstance(value, type) or not all(
       callable(getattr(value, method, None)) for method in ("alpha", "sigma")
     ):
@@ -500,8 +511,15 @@ def check(where: str, schedule: Any, names: Iterable[str] = (), *, one: bool = F
         f"{where}: {argument}={value!r} must be a schedule, such as schedules.VPCosine(), or a dict"
         " with one for each modality."
       )
+  if not several:
+    return schedule
   for name in names:
-    schedule_of(schedule, name)
+    if name not in schedule:
+      raise ValueError(
+        f"{where}: schedule has none for modality {name!r}: {arguments.nearest(name, schedule)}."
+        " Add one."
+      )
+  return dict(schedule)
 
 
 def along(t: Shaped[Array, "*rows"], x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:

@@ -135,8 +135,8 @@ def writing(target: str | os.PathLike[str], flag: str) -> Iterator[None]:
     yield
   except OSError as error:
     raise UserError(
-      f"{os.fspath(target)} ({flag}) cannot be written: {error.strerror or error}. Make room or get"
-      " permission to write there, or choose another place."
+      f"{os.fspath(target)} ({flag}) cannot be written: {error.strerror or error}. Choose another"
+      " place, or see that there is room and permission to write there."
     ) from error
 
 

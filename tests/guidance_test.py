@@ -307,3 +307,27 @@ def test_guidance_shows_integers_as_they_are():
     guidance.guide(denoiser, 3.0, {"b": jnp.zeros((2, 1))})(x, t)
   with pytest.raises(ValueError, match="noise has 'bb'.* nearest is 'b'"):
     guidance.guide(denoiser, 3.0, {"bb": noise})(x, t)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_weights_bounds_and_intervals_may_be_arrays():
+  experts, t = [DENOISER, DENOISER], T
+  expected = guidance.compose(DENOISER, experts, [1.0, 0.5])(X, t)
+  for weights in (np.array([1.0, 0.5]), jnp.array([1.0, 0.5])):
+    got = jax.jit(lambda w: guidance.compose(DENOISER, experts, w)(X, t))(weights)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, expected)
+  guidance.guide(DENOISER, 2.0, NOISE, interval=np.array([-np.inf, 1.0]), schedule=SCHEDULE)(X, t)
+  name = next(iter(X))
+  bounded = guidance.threshold(DENOISER, SCHEDULE, {name: (0.0, np.inf)})(X, t)[0][name]
+  assert bounded.min() >= 0
+  with pytest.raises(ValueError, match="shares .* must sum to 1"):
+    guidance.compose([DENOISER, DENOISER], [DENOISER], [1.0], jnp.array([0.5, 0.2]))
+
+
+def test_a_strength_for_each_row():
+  rows = len(X["a"])
+  strength = jnp.linspace(1.0, 3.0, rows)
+  got = guidance.guide(DENOISER, strength, NOISE)(X, T)[0]["a"]
+  for row in range(rows):
+    one = guidance.guide(DENOISER, float(strength[row]) + 1e-7, NOISE)(X, T)[0]["a"]
+    np.testing.assert_allclose(got[row], one[row], rtol=1e-4, atol=1e-5)

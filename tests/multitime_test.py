@@ -540,3 +540,16 @@ def test_names_of_one_checksum_share_their_noise_and_are_refused():
   np.testing.assert_array_equal(*noise)
   with pytest.raises(ValueError, match="'plumless' and 'buckeroo' would have the same noise"):
     multitime.joint(("plumless", "other", "buckeroo"), 4)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_iterators_of_names_are_read_once():
+  path = multitime.conditional(iter(("a", "b")), (name for name in ["a"]), 4)
+  np.testing.assert_array_equal(path.times["a"], 0)
+  assert path.times["b"][0] == 1 and path.times["b"][-1] == 0
+  assert set(multitime.joint(np.array(["a", "b"]), jnp.int32(2)).times) == {"a", "b"}
+
+
+def test_grids_of_paths_fall():
+  with pytest.raises(ValueError, match="joint: grid must fall"):
+    multitime.joint(("a",), 2, grid=jnp.array([0.0, 0.5, 1.0]))

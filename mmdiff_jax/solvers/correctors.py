@@ -24,7 +24,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from mmdiff_jax import arguments, multitime, schedules
-from mmdiff_jax.solvers.steps import check_solver, checked, Denoiser, Sample, Solver, Times
+from mmdiff_jax.solvers.steps import (
+  check_solver,
+  checked,
+  Denoiser,
+  is_floating,
+  Sample,
+  Solver,
+  Times,
+)
 
 
 def hmc(
@@ -43,7 +51,7 @@ def hmc(
     key: randomness.
     denoiser: `(x, t) -> (x0, eps)`.
     schedule: one schedule, or one for each modality.
-    x: points, [batch, ...] each.
+    x: points, [batch, ...] each; integers stand still.
     t: their times, scalars.
     moving: for each modality whether it takes the step; the others come out as they were.
     snr: of (1), below about 1.
@@ -61,6 +69,7 @@ def hmc(
   denoiser = checked("hmc", denoiser)
   arguments.same_modalities("hmc", "t", t, "x", x)
   arguments.same_modalities("hmc", "moving", moving, "x", x)
+  moving = {name: arguments.array("hmc", f"moving[{name!r}]", m) for name, m in moving.items()}
   schedules.check("hmc", schedule, x)
   snr = arguments.number("hmc", "snr", snr, above=0)
   arguments.integer("hmc", "leapfrog", leapfrog, 1)
@@ -73,9 +82,11 @@ def hmc(
     # h score = -sqrt(2) snr eps
     momentum = {name: p - kick * jnp.sqrt(2.0) * snr * eps[name] for name, p in momentum.items()}
     moved = {name: x[name] + jnp.sqrt(2.0) * scale[name] * p for name, p in momentum.items()}
-    return {
-      name: jnp.where(moving[name], moved[name], value) for name, value in x.items()
-    }, momentum
+    x = {
+      name: jnp.where(moving[name], moved[name], value) if is_floating(value) else value
+      for name, value in x.items()
+    }
+    return x, momentum
 
   momentum = {name: multitime.normal_like(key, name, value) for name, value in x.items()}
   return jax.lax.fori_loop(0, leapfrog, move, (dict(x), momentum))[0]

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from mmdiff_jax import arguments, multitime, schedules
 from mmdiff_jax.solvers.sampling import Modalities, start
-from mmdiff_jax.solvers.steps import checked, Denoiser
+from mmdiff_jax.solvers.steps import checked, Denoiser, is_floating
 
 Trace = Literal["exact", "rademacher", "gaussian"]
 
@@ -75,7 +75,7 @@ def log_likelihood(
   own = {name: schedules.schedule_of(schedule, name) for name in x}
   up = {name: jnp.asarray(times[::-1]) for name, times in path.times.items()}
   # Integers stand still: the network sees them as they are, and there is nothing to integrate.
-  flowing = {name: v for name, v in x.items() if jnp.issubdtype(v.dtype, jnp.floating)}
+  flowing = {name: v for name, v in x.items() if is_floating(v)}
   constant = {name: value for name, value in x.items() if name not in flowing}
   tangents = _tangents(key, flowing, trace, num_probes)
 

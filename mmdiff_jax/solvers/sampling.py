@@ -18,7 +18,14 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 import numpy as np
 
 from mmdiff_jax import arguments, multitime, prediction, schedules
-from mmdiff_jax.solvers.steps import check_shapes, check_solver, checked, Denoiser, Solver
+from mmdiff_jax.solvers.steps import (
+  check_shapes,
+  check_solver,
+  checked,
+  Denoiser,
+  is_floating,
+  Solver,
+)
 
 Modalities = Mapping[str, Shaped[Array | np.ndarray, "batch ..."]]
 
@@ -63,13 +70,13 @@ def _denoise(pair, levels, fn, schedule, x, t):
     own = schedules.schedule_of(schedule, name)
     time = schedules.along(jnp.asarray(t[name]), value)
     value = arguments.floating("denoiser", f"x[{name!r}]", value)
-    x0[name], eps[name] = pair(predicted[name], value, *levels(own, time))
+    x0[name], eps[name] = pair(jnp.asarray(predicted[name]), value, *levels(own, time))
   return x0, eps
 
 
 def _denoiser(maker, pair, fn, schedule, levels=_levels):
   fn = arguments.function(maker, "fn", fn)
-  schedules.check(maker, schedule)
+  schedule = schedules.check(maker, schedule)
   return Partial(_denoise, Partial(pair), Partial(levels), fn, schedule)
 
 
@@ -250,6 +257,7 @@ def sample(
     if project is not None:
       x = project(project_key, x, s)
       check_shapes("project", x, x_init)
+      arguments.subset("sample", "what project returned", x, "x_init", x_init)
     x = {name: value.astype(x_init[name].dtype) for name, value in x.items()}
     return (x, state), x if trajectory else None
 
@@ -298,7 +306,7 @@ def start(
   x = arguments.modalities(where, argument, x)
   arguments.same_modalities(where, argument, x, "path", path.times)
   for name, value in x.items():
-    if jnp.issubdtype(value.dtype, jnp.floating):
+    if is_floating(value):
       continue
     times = path.times[name]
     if isinstance(times, jax.core.Tracer):
@@ -374,7 +382,9 @@ def replace_known(
   return project
 
 
-def slerp(begin: Modalities, end: Modalities, share: Float[Array, ""]) -> dict[str, Array]:
+def slerp(
+  begin: Modalities, end: Modalities, share: float | Float[Array, "*rows"]
+) -> dict[str, Array]:
   """Points between two draws of noise, on the arc of a great circle, for each row and modality.
 
   Between encoded examples (`multitime.reverse`) these keep the norm that noise has, which points on
@@ -384,7 +394,7 @@ def slerp(begin: Modalities, end: Modalities, share: Float[Array, ""]) -> dict[s
   Args:
     begin: where `share` is 0, [batch, ...] each.
     end: where `share` is 1.
-    share: in [0, 1].
+    share: in [0, 1]; a number, or one for each row.
 
   Returns:
     The points, shaped as `begin`.
@@ -396,7 +406,7 @@ def slerp(begin: Modalities, end: Modalities, share: Float[Array, ""]) -> dict[s
   begin = arguments.modalities("slerp", "begin", begin, floats=True)
   end = arguments.modalities("slerp", "end", end, floats=True)
   arguments.same_modalities("slerp", "begin", begin, "end", end)
-  share = arguments.number("slerp", "share", share, 0, 1)
+  share = arguments.number("slerp", "share", share, 0, 1, rows=True)
   for name in begin:
     if begin[name].shape != end[name].shape:
       raise ValueError(
@@ -414,8 +424,12 @@ def slerp(begin: Modalities, end: Modalities, share: Float[Array, ""]) -> dict[s
     straight = (norm_a * norm_b == 0) | (jnp.sin(jnp.arccos(cosine)) < 1e-4)
     angle = jnp.arccos(jnp.where(straight, 0, cosine))
     sine = jnp.sin(angle)
-    weight_a = jnp.where(straight, 1 - share, jnp.sin((1 - share) * angle) / sine)
-    weight_b = jnp.where(straight, share, jnp.sin(share * angle) / sine)
+    part = schedules.along(share, a)
+    weight_a = jnp.where(straight, 1 - part, jnp.sin((1 - part) * angle) / sine)
+    weight_b = jnp.where(straight, part, jnp.sin(part * angle) / sine)
     return weight_a * a + weight_b * b
 
+  share = jnp.asarray(share)
+  for value in begin.values():
+    arguments.broadcasts("slerp", "share", schedules.along(share, value).shape, value.shape)
   return {name: between(begin[name], end[name]) for name in begin}

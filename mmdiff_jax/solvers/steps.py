@@ -98,7 +98,7 @@ def _pair(denoiser, x, t):
     )
   for kind, values in zip(("x0", "eps"), pair, strict=True):
     check_shapes(f"denoiser, for {kind},", values, x)
-  return pair
+  return tuple(map(dict, pair))
 
 
 def checked(where: str, denoiser: Any, argument: str = "denoiser") -> Partial:
@@ -173,7 +173,16 @@ def _moves(schedule, x: Sample, t: Times, s: Times) -> dict[str, _Move]:
 
 
 def _keep_still(moved: Sample, x: Sample, t: Times, s: Times) -> Sample:
-  return {name: jnp.where(t[name] == s[name], x[name], moved[name]) for name in x}
+  # Integers always stand still (`sampling.start`), and stay integers for the network.
+  return {
+    name: jnp.where(t[name] == s[name], value, moved[name]) if is_floating(value) else value
+    for name, value in x.items()
+  }
+
+
+def is_floating(x: Array) -> bool:
+  """Whether the values can move: those of integers and booleans stand still."""
+  return jnp.issubdtype(x.dtype, jnp.floating)
 
 
 def _no_history(x: Sample) -> tuple[()]:
@@ -242,7 +251,8 @@ def _heun_step(key, denoiser, schedule, x, t, s, state):
     for name, move in moves.items():
       mean = 0.5 * (begin[name] + move.lead(x0[name], eps[name]))
       second = _exponential_euler(move, x[name], mean)
-      result[name] = jnp.where(move.sigma_s == 0, guess[name], second)
+      moved = jnp.where(move.sigma_s == 0, guess[name], second)
+      result[name] = moved if is_floating(x[name]) else x[name]
     return result
 
   goes_on = jnp.stack([(move.sigma_s != 0) & ~move.held for move in moves.values()]).any()

@@ -1,5 +1,6 @@
 """Tests of the loop: independence of rows, cost, hooks, transformations, errors."""
 
+import functools
 import os
 import pathlib
 import subprocess
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmdiff_jax import multitime, schedules, solvers
+from mmdiff_jax import guidance, multitime, schedules, solvers
 
 SCHEDULE = schedules.VPLinear()
 SHAPES = {"a": (3,), "b": (2, 2)}
@@ -612,3 +613,66 @@ def test_rises_of_a_traced_path_are_not_seen():
     return run(START, path=path, solver=solvers.heun, project=lambda key, x, s: x)
 
   traced(RISING)
+
+
+@pytest.mark.parametrize(
+  "solver", [solvers.heun, solvers.corrected(solvers.ancestral), solvers.unipc]
+)
+def test_integers_stay_integers_at_every_call_of_the_network(solver):
+  def network(x, t):
+    del t
+    assert jnp.issubdtype(x["b"].dtype, jnp.integer)
+    return {"a": jnp.eye(4)[x["b"][:, 0]], "b": jnp.zeros(x["b"].shape)}
+
+  x = {"a": jnp.ones((2, 4)), "b": jnp.array([[1], [3]])}
+  path = multitime.conditional(("a", "b"), ("b",), 3)
+  denoiser = solvers.from_x0(network, SCHEDULE)
+  ends = jax.jit(lambda x: run(x, denoiser=denoiser, path=path, solver=solver))(x)
+  np.testing.assert_array_equal(ends["b"], x["b"])
+  np.testing.assert_allclose(ends["a"], np.eye(4)[[1, 3]], atol=0.1)
+  slope = guidance.steer(denoiser, lambda x0, t: jnp.sum(x0["a"]), SCHEDULE)
+  run(x, denoiser=slope, path=path, solver=solver)
+
+
+def test_bound_modules_are_seen_to_change():
+  """Within `functools.partial` and JAX's `Partial`, as within the denoiser."""
+
+  class Net(nnx.Module):
+    def __init__(self):
+      self.scale = nnx.Param(jnp.float32(0.5))
+
+    def predict(self, x, t):
+      del t
+      return {name: self.scale[...] * value for name, value in x.items()}
+
+  net, x = Net(), {"a": jnp.ones((2, 3))}
+  jitted = jax.jit(lambda denoiser: run(x, denoiser=denoiser)["a"])
+  for function in (
+    functools.partial(Net.predict, net),
+    functools.partial(net.predict),
+    jax.tree_util.Partial(net.predict),
+    jax.tree_util.Partial(Net.predict, net),
+  ):
+    ends = []
+    for scale in (0.5, 0.2):
+      net.scale[...] = jnp.float32(scale)
+      ends.append(jitted(solvers.from_v(function, SCHEDULE)))
+    assert not np.allclose(*ends)
+
+
+def test_a_share_for_each_row():
+  begin = {"a": jnp.array([[1.0, 0.0], [1.0, 0.0]])}
+  end = {"a": jnp.array([[0.0, 1.0], [0.0, 1.0]])}
+  shares = jnp.array([0.0, 0.5])
+  expected = [[1.0, 0.0], [0.5**0.5, 0.5**0.5]]
+  for share in (shares, shares[:, None]):
+    np.testing.assert_allclose(solvers.slerp(begin, end, share)["a"], expected, atol=1e-6)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_several_keys_want_vmap():
+  x = solvers.prior(jax.random.key(0), SCHEDULE, SHAPES, 2)
+  keys = jax.random.split(jax.random.key(0), 3)
+  with pytest.raises(TypeError, match="sample: key must be a key .* use jax.vmap"):
+    solvers.sample(keys, lambda x, t: (x, x), SCHEDULE, x, multitime.joint(tuple(x), 2),
+                   solver=solvers.heun)  # fmt: skip
