@@ -559,7 +559,7 @@ def test_a_corrected_multistep_solver_runs_in_bfloat16(solver):
   [
     *(solvers.euler, solvers.heun, solvers.dpmpp_2m, solvers.unipc, solvers.ddim(0.0)),
     *(solvers.euler_maruyama, solvers.ancestral, solvers.ancestral_large, solvers.sde_dpmpp_2m),
-    *(solvers.ddim(0.5), solvers.corrected(solvers.sde_dpmpp_2m)),
+    *(solvers.ddim(0.5), solvers.ddim(1.0), solvers.corrected(solvers.sde_dpmpp_2m)),
   ],
 )
 def test_gradients_with_respect_to_times_are_finite_at_the_ends(solver):
