@@ -142,7 +142,7 @@ def read_given(path: str, modalities: Sequence[Modality], num: int | None) -> di
   if not modalities:
     raise UserError(f"--given_npz={path} needs --given: say which of its arrays are given.")
   if not storage.on_disk(path, "--given_npz").is_file():
-    raise UserError(f"There is no file {path} (--given_npz). Say where your NPZ file is.")
+    raise UserError(f"{path} cannot be read: it is not there. Say with --given_npz where it is.")
   arrays = readers.npz(path, modalities)
   rows = len(next(iter(arrays.values())))
   if num not in (None, rows):
