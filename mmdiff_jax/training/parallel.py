@@ -67,8 +67,8 @@ def layout_of(
   if len(sizes) != 2 or min(sizes) < 1 or math.prod(sizes) != devices:
     raise UserError(
       f"config.parallel.mesh is {tuple(mesh)}, for {devices} device{'s' * (devices != 1)}. It must"
-      " be two sizes, of the axes data and shard, whose product is the number of devices; one of them"
-      " can be -1, which is what the other one leaves. (-1, 1) always fits."
+      " be two sizes, of the axes data and shard, whose product is the number of devices; one of"
+      " them can be -1, which is what the other one leaves. (-1, 1) always fits."
     )
   if kind == "pmap" and (sizes[1] > 1 or jax.process_count() > 1):
     raise UserError(
