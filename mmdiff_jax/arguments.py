@@ -84,7 +84,7 @@ def index(where: str, argument: str, value: Any) -> Array | np.ndarray:
   Raises:
     TypeError: no integer.
   """
-  value = _numeric(where, argument, value)
+  value = array(where, argument, value)
   if value.ndim or not jnp.issubdtype(value.dtype, jnp.integer):
     raise TypeError(f"{where}: {argument}={_short(value)} must be an integer.")
   return value
@@ -120,13 +120,13 @@ def number(
     TypeError: no number.
     ValueError: NaN, infinite, or outside the bounds.
   """
-  array = _numeric(where, argument, value)
-  if array.dtype == bool or (array.ndim and not rows):
+  numbers = array(where, argument, value)
+  if numbers.dtype == bool or (numbers.ndim and not rows):
     raise TypeError(f"{where}: {argument}={_short(value)} must be a number.")
-  array = 1.0 * (jnp.asarray(array) if array.ndim else array)
-  if isinstance(array, jax.core.Tracer):
-    return array
-  values = np.asarray(array, np.float64)
+  numbers = 1.0 * (jnp.asarray(numbers) if numbers.ndim else numbers)
+  if isinstance(numbers, jax.core.Tracer):
+    return numbers
+  values = np.asarray(numbers, np.float64)
   inside = (values > above) if above is not None else (values >= least)
   sound = ~np.isnan(values) if infinite else np.isfinite(values)
   if not np.all(sound & inside & (values <= most)):
@@ -135,7 +135,8 @@ def number(
     bounds += [f"at least {least:g}"] if above is None and least > -math.inf else []
     bounds += [f"at most {most:g}"] if most < math.inf else []
     raise ValueError(f"{where}: {argument}={value!r} must be {' and '.join(bounds)}.")
-  return float(array) if isinstance(array, np.ndarray | np.generic) and not array.ndim else array
+  one = isinstance(numbers, np.ndarray | np.generic) and not numbers.ndim
+  return float(numbers) if one else numbers
 
 
 def interval(where: str, argument: str, value: Any) -> None:
@@ -196,28 +197,23 @@ def scalar(where: str, argument: str, value: Any, *bounds: Any, above: Any = Non
   return float(number(where, argument, value, *bounds, above=above))
 
 
-def _numeric(where, argument, value):
-  """`value` as an array of floats or integers; a tracer stays one."""
-  dtype = getattr(value, "dtype", None)
-  if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
-    raise TypeError(f"{where}: {argument} is a random key; it must be numbers.")
-  try:
-    array = value if isinstance(value, jax.Array) else np.asarray(value)
-  except ValueError as error:  # Nested sequences of different lengths.
-    raise TypeError(f"{where}: {argument}={value!r} must be numbers.") from error
-  kinds = (jnp.bool_, jnp.integer, jnp.floating)
-  if not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
-    raise TypeError(f"{where}: {argument}={value!r} must be real numbers, not {array.dtype}.")
-  return array
-
-
 def array(where: str, argument: str, value: Any) -> Array | np.ndarray:
   """An array of floats, integers or booleans: one of JAX as it is, all else as one of NumPy.
 
   Raises:
     TypeError: no numbers.
   """
-  return _numeric(where, argument, value)
+  dtype = getattr(value, "dtype", None)
+  if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+    raise TypeError(f"{where}: {argument} is a random key; it must be numbers.")
+  try:
+    numbers = value if isinstance(value, jax.Array) else np.asarray(value)
+  except ValueError as error:  # Nested sequences of different lengths.
+    raise TypeError(f"{where}: {argument}={value!r} must be numbers.") from error
+  kinds = (jnp.bool_, jnp.integer, jnp.floating)
+  if not any(jnp.issubdtype(numbers.dtype, kind) for kind in kinds):
+    raise TypeError(f"{where}: {argument}={value!r} must be real numbers, not {numbers.dtype}.")
+  return numbers
 
 
 def floating(where: str, argument: str, value: Any) -> Array | np.ndarray:
@@ -225,7 +221,7 @@ def floating(where: str, argument: str, value: Any) -> Array | np.ndarray:
 
   Arrays of NumPy stay concrete where `jax.jit` traces.
   """
-  value = _numeric(where, argument, value)
+  value = array(where, argument, value)
   floats = jnp.issubdtype(value.dtype, jnp.floating)
   return value.astype(jax.dtypes.canonicalize_dtype(value.dtype if floats else float))
 

@@ -519,19 +519,22 @@ def test_what_a_network_returns_is_checked(network, words):
     run(x, denoiser=lambda x, t: (network(x, t), network(x, t)), path=path)
 
 
+class Net(nnx.Module):
+  """A network whose one parameter may be changed in place."""
+
+  def __init__(self):
+    self.scale = nnx.Param(jnp.float32(0.5))
+
+  def __call__(self, x, t):
+    del t
+    return {name: self.scale[...] * value for name, value in x.items()}
+
+  def predict(self, x, t):
+    return self(x, t)
+
+
 def test_modules_that_change_in_place_are_seen():
   """A flax NNX module, and a method of one, as they are passed to a sampler compiled once."""
-
-  class Net(nnx.Module):
-    def __init__(self):
-      self.scale = nnx.Param(jnp.float32(0.5))
-
-    def __call__(self, x, t):
-      del t
-      return {name: self.scale[...] * value for name, value in x.items()}
-
-    def predict(self, x, t):
-      return self(x, t)
 
   net, x = Net(), {"a": jnp.ones((2, 3))}
   jitted = jax.jit(lambda denoiser: run(x, denoiser=denoiser)["a"])
@@ -638,14 +641,6 @@ def test_integers_stay_integers_at_every_call_of_the_network(solver):
 
 def test_bound_modules_are_seen_to_change():
   """Within `functools.partial` and JAX's `Partial`, as within the denoiser."""
-
-  class Net(nnx.Module):
-    def __init__(self):
-      self.scale = nnx.Param(jnp.float32(0.5))
-
-    def predict(self, x, t):
-      del t
-      return {name: self.scale[...] * value for name, value in x.items()}
 
   net, x = Net(), {"a": jnp.ones((2, 3))}
   jitted = jax.jit(lambda denoiser: run(x, denoiser=denoiser)["a"])
