@@ -23,7 +23,7 @@ from absl import flags
 from etils import epath
 import numpy as np
 
-from experiments import generation, setup
+from experiments import experts, generation, setup
 from mmdiff_jax import multitime, storage
 from mmdiff_jax.data import datasets, missing, readers
 from mmdiff_jax.errors import UserError
@@ -55,6 +55,8 @@ def main(argv: Sequence[str]) -> None:
   out = storage.path(_OUT.value or generation.folder(None) / "samples")
   modalities = {modality.name: modality for modality in trained.framework.modalities}
   given, targets = check_names(trained.framework, _GIVEN.value, _TARGETS.value)
+  if experts.WEIGHTS.value and not experts.wanted():
+    _check_weights(trained.config.sampling.weights, given)
   if _GIVEN_NPZ.value:
     values = read_given(_GIVEN_NPZ.value, [modalities[n] for n in given], generation.NUM.value)
     num = len(next(iter(values.values())))
@@ -122,6 +124,14 @@ def check_names(
       f" {'; '.join(', '.join(names) or 'nothing' for names, _ in ways)}."
     )
   return chosen
+
+
+def _check_weights(weights: Mapping[str, float], given: Sequence[str]) -> None:
+  if absent := [name for name in weights if name not in given]:
+    raise UserError(
+      f"--weights has {', '.join(absent)}, which --given has not ({', '.join(given) or 'nothing'})."
+      " Leave it out of --weights, or add it to --given."
+    )
 
 
 def read_given(path: str, modalities: Sequence[Modality], num: int | None) -> dict[str, np.ndarray]:

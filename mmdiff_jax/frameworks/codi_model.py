@@ -366,8 +366,9 @@ def sample(
   prompts = {name: prompt_of(model, params, name, x) for name, x in given.items()}
   size = config.bridging.network.size
   nothing = jnp.zeros((num, size))
-  weights = dict(config.sampling.weights)
-  prompt = interpolated(prompts, weights) if given or weights else nothing
+  # A run's weights hold for all of its tasks: each takes those of what it is given.
+  weights = {name: config.sampling.weights.get(name, 1.0) for name in given}
+  prompt = interpolated(prompts, weights) if given else nothing
 
   def velocity(x, t):
     shared = t[targets[0]]

@@ -236,6 +236,9 @@ def test_shares_of_prompts_are_named():
       generation._weights(config, texts)
   with pytest.raises(UserError, match="'b=2'.*each once"):
     generation._weights(config, ["b=1", "b=2"])
+  sample._check_weights({"a": 2.0}, ["a", "b"])
+  with pytest.raises(UserError, match="--weights has a, which --given has not .b.*Leave it out"):
+    sample._check_weights({"a": 2.0}, ["b"])
 
 
 def test_what_is_made_anew_is_kept_beside_what_was_given(tmp_path):

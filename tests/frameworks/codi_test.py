@@ -785,10 +785,15 @@ def test_a_prompt_of_zeros_has_a_gradient():
   assert np.isfinite(jax.grad(loss)(h)).all()
 
 
-def test_weights_without_prompts_are_refused():
-  framework = codi.build(tiny(sampling__weights={"caption": 2.0}), MODALITIES)
-  with pytest.raises(UserError, match="a weight for 'caption', which is not given .nothing is"):
-    framework.sample({}, KEY, {}, ("digit",), 2, sampling())
+@pytest.mark.slow
+def test_weights_of_what_is_not_given_count_for_nothing(ran):
+  _, _, params, _ = ran
+  given = {"digit": rows("digit")["digit"]}
+  plain, weighed = (
+    run(codi.build(tiny(sampling__weights=weights), MODALITIES), params, given, ("speech",))
+    for weights in ({}, {"caption": 2.0})
+  )
+  np.testing.assert_array_equal(plain["speech"], weighed["speech"])
 
 
 @pytest.mark.slow
