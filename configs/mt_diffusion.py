@@ -234,7 +234,7 @@ def _defaults() -> ConfigDict:
 
   # Whether the heads may see what is known, and the share of examples in which something is.
   network.informed = True
-  network.known_prob = 0.5
+  network.given_prob = 0.5
 
   # dpmpp_2m, or with the aggregation steps ancestral, which alone takes into account what they add.
   sampling.solver = common.chosen_by(

@@ -35,7 +35,7 @@ from experiments import benchmark_solvers, benchmark_train, chosen, setup, timin
 from mmdiff_jax import multitime, schedules, solvers, storage
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import mld
-from mmdiff_jax.frameworks.base import Settings
+from mmdiff_jax.frameworks.base import TrainConfig
 from mmdiff_jax.networks.mlp import ScoreMLP
 from mmdiff_jax.training import state as state_lib
 
@@ -204,7 +204,7 @@ def _shared_time(sizes: Sizes) -> dict[str, Any]:
 
 def _ours(sizes: Sizes, network: ScoreMLP, params, x, data) -> dict[str, timing.Contestant]:
   """The training step, the evaluation, and the two ways to sample."""
-  settings = Settings(
+  settings = TrainConfig(
     steps=10**6, batch_size=sizes.batch_size, learning_rate=1e-4, warmup=0, final=1.0, clip=0.0
   )
   tx = state_lib.optimizer(settings)

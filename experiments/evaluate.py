@@ -14,7 +14,7 @@ differs from training's, for the judges' training, too.
 With `--split=validation`, to choose settings, it measures on what `config.data.validation` held out
 of training in place of the test split, and writes into a folder `validation` there.
 
-Where the data set can tell how true a modality is to what was given (`datasets.agreement`), that is
+Where the data set can tell how true a modality is to what was given (`datasets.adherence`), that is
 measured, too, and beside it how true it is to what was given with another sample. Where captions
 have a grammar (`datasets.valid`), the fraction of generated ones that are sentences of it letter
 for letter is: a classifier reads the class of "hn eight", too.
@@ -129,10 +129,10 @@ def main(argv: Sequence[str]) -> None:
       say=_say,
     )
   seeds = range(_SEEDS.value or config.evaluation.seeds)
-  agreement = {m.name: datasets.agreement(m.name, **options) for m in trained.framework.modalities}
+  adherence = {m.name: datasets.adherence(m.name, **options) for m in trained.framework.modalities}
   valid = {m.name: datasets.valid(m.name, **options) for m in trained.framework.modalities}
   results, panels = evaluate(
-    trained, judges, data, tasks, num=num, seeds=seeds, agreement=agreement, valid=valid
+    trained, judges, data, tasks, num=num, seeds=seeds, adherence=adherence, valid=valid
   )
   results["settings"]["data_options"] = others
   if trained.framework.bound and not _JOINT_ONLY.value:
@@ -170,18 +170,18 @@ def tasks_of(trained: generation.Trained) -> list[Task]:
           " generated, at least one modality each. Samples from nothing are measured anyway."
         )
     return [((), names), *(task for task in tasks if set(sum(task, ())) <= set(names))]
-  if framework.ways is None:
+  if framework.supported_tasks is None:
     return [
       (given, tuple(name for name in names if name not in given))
       for given in ((), *coherence.proper_subsets(names))
     ]
-  if framework.ways[0][0]:
+  if framework.supported_tasks[0][0]:
     raise UserError(
       f"What is measured begins with samples without any condition, and this generates {names[0]!r}"
       f" from {', '.join(names[1:])} alone. Measure it along with the unconditional model:"
       " --unconditional=DIR --experts=DIR,DIR --out=DIR."
     )
-  return list(framework.ways)
+  return list(framework.supported_tasks)
 
 
 def _say(line: str) -> None:
@@ -253,7 +253,7 @@ def evaluate(
   *,
   num: int,
   seeds: Sequence[int],
-  agreement: Mapping[str, Callable[..., dict[str, np.ndarray]] | None] = types.MappingProxyType({}),
+  adherence: Mapping[str, Callable[..., dict[str, np.ndarray]] | None] = types.MappingProxyType({}),
   valid: Mapping[str, Callable[[np.ndarray], np.ndarray] | None] = types.MappingProxyType({}),
   say: Callable[[str], None] = _say,
 ) -> tuple[dict[str, Any], list[pictures.Panel]]:
@@ -270,7 +270,7 @@ def evaluate(
       must be among them.
     num: samples a seed, a multiple of the draws.
     seeds: the sampling seeds.
-    agreement: of each modality, as `datasets.agreement`, for data with classes.
+    adherence: of each modality, as `datasets.adherence`, for data with classes.
     valid: of each modality, as `datasets.valid`.
     say: takes lines of progress.
 
@@ -348,7 +348,7 @@ def evaluate(
         shuffled, _ = sample(generator(given, targets, shuffled=True))
       examples = _given_examples(test, given, samples)
       cost["similarity"] = _similarity(
-        judges, agreement, targets, examples, samples, alone, shuffled
+        judges, adherence, targets, examples, samples, alone, shuffled
       )
     judged = [
       {name: _judge(judges, name, x[name]) for name in targets if name in judges}
@@ -376,7 +376,7 @@ def evaluate(
         if name in validity:
           entry["targets"][name]["validity"] = validity[name]
       for name in targets if judges else ():
-        if measures := agreement.get(name):
+        if measures := adherence.get(name):
           seen = [
             (rows, x[name], seed[name][0]) for (rows, x), seed in zip(samples, judged, strict=True)
           ]
@@ -460,19 +460,19 @@ def _of_class(judged, labels, recognised, reference, title) -> dict[str, float]:
   return found
 
 
-def _agreement(agreement, test, seen, draws: int) -> dict[str, Any]:
+def _agreement(adherence, test, seen, draws: int) -> dict[str, Any]:
   """How true samples are to what was given, and to what was given with the sample before.
 
   Args:
-    agreement: measures, as `datasets.agreement`.
+    adherence: measures, as `datasets.adherence`.
     test: what was given, in the test split.
     seen: of each seed the rows of the split that were given, the samples and their classes.
     draws: samples of each example given.
   """
-  found = {"agreement": [], "agreement_shuffled": []}
+  found = {"adherence": [], "agreement_shuffled": []}
   for rows, x, classes in seen:
     for one, given in zip(found.values(), (rows, np.roll(rows, draws)), strict=True):
-      shares = agreement({name: test[name][given] for name in test}, x, classes)
+      shares = adherence({name: test[name][given] for name in test}, x, classes)
       # What no example says has no mean.
       one.append({name: np.nanmean(s) for name, s in shares.items() if not np.isnan(s).all()})
   return {name: _measurements(seeds) for name, seeds in found.items()}
@@ -569,14 +569,14 @@ def _given_examples(test, given, samples) -> np.ndarray:
   return np.array([numbers.setdefault(content, len(numbers)) for content in contents])[place]
 
 
-def _similarity(judges, agreement, targets, examples, together, alone, shuffled) -> dict[str, Any]:
+def _similarity(judges, adherence, targets, examples, together, alone, shuffled) -> dict[str, Any]:
   """Of each pair of targets, over all samples of all seeds: of classes, and of what else is said.
 
   Samples of fewer than two given examples have no standard error: nothing is said of them.
 
   Args:
     judges: classifiers.
-    agreement: measures, as `datasets.agreement`.
+    adherence: measures, as `datasets.adherence`.
     targets: their names.
     examples: as `_given_examples`.
     together: as `_sample` gives them, generated together.
@@ -600,7 +600,7 @@ def _similarity(judges, agreement, targets, examples, together, alone, shuffled)
   for a, b in itertools.combinations(targets, 2):
     alike = {way: similarity.same_class(of[a], of[b]) for way, of in classes.items()}
     found[f"{a} + {b}"] = similarity.compared(examples, **alike)
-    if measures := agreement.get(a):
+    if measures := adherence.get(a):
       shares = {
         way: measures({b: of[b]}, of[a], classes[way][a].argmax(-1)) for way, of in samples.items()
       }
@@ -629,12 +629,12 @@ def _joint(config, names, classes, law) -> dict[str, Any]:
     laws["majority"] = [
       coherence.histogram(coherence.majority(seed, num_classes), num_classes) for seed in classes
     ]
-    agreement = {
+    adherence = {
       "+".join(subset): [coherence.joint(seed, subset) for seed in classes]
       for subset in _subsets(config, names)
     }
-    agreement[f"all {len(names)}"] = [coherence.joint(seed, names) for seed in classes]
-    found["coherence"] = {name: tables.measurement(values) for name, values in agreement.items()}
+    adherence[f"all {len(names)}"] = [coherence.joint(seed, names) for seed in classes]
+    found["coherence"] = {name: tables.measurement(values) for name, values in adherence.items()}
   return found | {
     "histogram": {name: np.mean(shares, 0).tolist() for name, shares in laws.items()}
     | {"data": law.tolist()},

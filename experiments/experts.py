@@ -15,7 +15,7 @@ from mmdiff_jax.data import datasets
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import mcdm
 from mmdiff_jax.frameworks.base import Framework, Params
-from mmdiff_jax.training import checkpoints, claims
+from mmdiff_jax.training import checkpoints, workdir as workdir_lib
 
 _EXPERTS = flags.DEFINE_list(
   "experts", [], "MCDM: runs to compose; DIR:sketch+mask shows a run only those conditions of its."
@@ -73,7 +73,7 @@ def load(ema: bool) -> tuple[ml_collections.ConfigDict, Framework, Params]:
     raise UserError("--shares are of runs: name them, --unconditional=DIR,DIR.")
   configs, experts = {}, {}
   for run in dict.fromkeys([*unconditional, *(run for run, _ in chosen)]):
-    configs[run] = config = claims.load_config(run)
+    configs[run] = config = workdir_lib.load_config(run)
     if config.framework != "mcdm":
       raise UserError(
         f"The run {run} is of the framework {config.framework!r}. Only experts of MCDM compose;"

@@ -15,8 +15,8 @@ from experiments import experts, setup
 from mmdiff_jax import storage
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import base
-from mmdiff_jax.frameworks.base import Framework, Params, Sampling
-from mmdiff_jax.training import checkpoints, claims, parallel
+from mmdiff_jax.frameworks.base import Framework, Params, SamplerConfig
+from mmdiff_jax.training import checkpoints, parallel, workdir as workdir_lib
 
 NUM = setup.define_integer("num", None, "How many samples.", 1, 10**7)
 SOLVER = flags.DEFINE_string("solver", None, "Solver; the config's if not given.")
@@ -62,7 +62,7 @@ class Trained(NamedTuple):
   config: ml_collections.ConfigDict
   framework: Framework
   params: Params
-  sampling: Sampling
+  sampling: SamplerConfig
   ema: bool
   best: str = ""
 
@@ -85,7 +85,7 @@ def load(workdir: str | None) -> Trained:
     )
   best = ""
   if workdir:
-    config = claims.load_config(workdir)
+    config = workdir_lib.load_config(workdir)
     framework = setup.build(_flagged(config))
     best = config.monitor.get("best", "") if BEST.value else ""
     if BEST.value and not best:
@@ -99,7 +99,7 @@ def load(workdir: str | None) -> Trained:
   else:
     config, framework, params = experts.load(EMA.value)
     experts.check_corrector(_flagged(config))
-  return Trained(config, framework, params, base.sampling_of(config), EMA.value, best)
+  return Trained(config, framework, params, base.make_sampler_config(config), EMA.value, best)
 
 
 def _flagged(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

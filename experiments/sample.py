@@ -93,7 +93,7 @@ def check_names(
     UserError: an unknown name, one in both if the framework does not make it anew, nothing left to
       generate, or none of the ways.
   """
-  known, ways = [modality.name for modality in framework.modalities], framework.ways
+  known, ways = [modality.name for modality in framework.modalities], framework.supported_tasks
   for flag, names in (("given", given), ("targets", targets)):
     for name in names:
       if name not in known:
@@ -102,7 +102,7 @@ def check_names(
           "one or several of them, with commas between."
         )
   both = [name for name in given if name in targets]
-  if both and not framework.remakes:
+  if both and not framework.can_regenerate_given:
     raise UserError(
       f"{', '.join(both)}: both given and a target. Leave it out of --given to have it generated, "
       "or out of --targets to keep it as it is."

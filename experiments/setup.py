@@ -13,7 +13,7 @@ import jax
 import ml_collections
 from ml_collections.config_flags import config_flags, config_path
 
-from mmdiff_jax import rules, storage
+from mmdiff_jax import config_checks, storage
 from mmdiff_jax.data import datasets
 from mmdiff_jax.errors import PreemptedError, UserError
 from mmdiff_jax.frameworks.base import Framework
@@ -30,7 +30,7 @@ class _Integer(flags.IntegerParser):
       with contextlib.suppress(ValueError):
         if (number := float(argument)).is_integer():
           return int(number)
-      raise ValueError("it must be a whole number") from error
+      raise ValueError("it must be an integer") from error
 
 
 config_flags.register_flag_parser_for_type(int, _Integer())
@@ -80,42 +80,43 @@ def run(
 
 # Fields that name modalities of the data set, which need not be among those of the run.
 _NAMES = {
-  "modalities": rules.NAMES,
-  "sampling.order": rules.tuple_of(rules.NAMES),
-  "sampling.weights": rules.SECTION,
-  "evaluation.subsets": rules.tuple_of(rules.NAMES),
-  "evaluation.tasks": rules.tuple_of(rules.tuple_of(rules.NAMES)),
-  "alignment.links": rules.tuple_of(rules.NAMES),
-  "bridging.bridge": rules.TEXT,
-  "bridging.use": rules.SECTION,
-  "main": rules.TEXT,
-  "augment.modality": rules.TEXT,
+  "modalities": config_checks.NAMES,
+  "sampling.order": config_checks.tuple_of(config_checks.NAMES),
+  "sampling.weights": config_checks.SECTION,
+  "evaluation.subsets": config_checks.tuple_of(config_checks.NAMES),
+  "evaluation.tasks": config_checks.tuple_of(config_checks.tuple_of(config_checks.NAMES)),
+  "alignment.links": config_checks.tuple_of(config_checks.NAMES),
+  "bridging.bridge": config_checks.TEXT,
+  "bridging.use": config_checks.SECTION,
+  "main": config_checks.TEXT,
+  "augment.modality": config_checks.TEXT,
 }
 # What the configs of all frameworks have; each framework checks its own.
 _RULES = {
-  **dict.fromkeys(("data", "evaluation", "parallel", "monitor", "sampling"), rules.SECTION),
-  "data.name": rules.TEXT,
-  "seed": rules.whole(0),
-  "evaluation.seeds": rules.whole(),
-  "evaluation.num": rules.whole(),
-  "evaluation.draws": rules.whole(),
-  "evaluation.split": rules.one_of("test", "validation"),
-  "evaluation.similarity": rules.FLAG,
-  "evaluation.bound": rules.whole(0),
-  "evaluation.data": rules.SECTION,
-  "evaluation.classifier_steps": rules.Rule(
-    f"None or {rules.whole().words}", lambda x: x is None or rules.whole().holds(x)
+  **dict.fromkeys(("data", "evaluation", "parallel", "monitor", "sampling"), config_checks.SECTION),
+  "data.name": config_checks.TEXT,
+  "seed": config_checks.integer(0),
+  "evaluation.seeds": config_checks.integer(),
+  "evaluation.num": config_checks.integer(),
+  "evaluation.draws": config_checks.integer(),
+  "evaluation.split": config_checks.one_of("test", "validation"),
+  "evaluation.similarity": config_checks.FLAG,
+  "evaluation.bound": config_checks.integer(0),
+  "evaluation.data": config_checks.SECTION,
+  "evaluation.classifier_steps": config_checks.Check(
+    f"None or {config_checks.integer().description}",
+    lambda x: x is None or config_checks.integer().accepts(x),
   ),
-  "parallel.kind": rules.one_of("jit", "pmap"),
-  "parallel.mesh": rules.tuple_of(rules.whole(-(10**9))),
-  "parallel.min_shard_size": rules.whole(),
-  "monitor.log_every": rules.whole(),
-  "monitor.report_every": rules.whole(),
-  "monitor.checkpoint_every": rules.whole(),
-  "monitor.keep": rules.whole(),
-  "monitor.best": rules.TEXT,
-  "monitor.peer_timeout": rules.whole(),
-  "monitor.stall_timeout": rules.number(0.0),
+  "parallel.kind": config_checks.one_of("jit", "pmap"),
+  "parallel.mesh": config_checks.tuple_of(config_checks.integer(-(10**9))),
+  "parallel.min_shard_size": config_checks.integer(),
+  "monitor.log_every": config_checks.integer(),
+  "monitor.report_every": config_checks.integer(),
+  "monitor.checkpoint_every": config_checks.integer(),
+  "monitor.keep": config_checks.integer(),
+  "monitor.best": config_checks.TEXT,
+  "monitor.peer_timeout": config_checks.integer(),
+  "monitor.stall_timeout": config_checks.real(0.0),
 }
 
 
@@ -125,7 +126,7 @@ def build(config: ml_collections.ConfigDict) -> Framework:
   Raises:
     UserError: an unknown framework, data set or modality, or a number that cannot be.
   """
-  rules.check(config, _RULES)
+  config_checks.check(config, _RULES)
   frameworks = ("mld", "mt_diffusion", "mcdm", "codi")
   if config.framework not in frameworks:
     raise UserError(
@@ -143,18 +144,18 @@ def modalities(config: ml_collections.ConfigDict) -> tuple[Modality, ...]:
     UserError: the data set has no such modality, or not one that another field names, or is not
       known, or `config.modalities` names one twice or none.
   """
-  rules.check(config, _NAMES)
+  config_checks.check(config, _NAMES)
   if len(set(config.modalities)) < max(len(config.modalities), 1):
     raise UserError(
       f"config.modalities is {config.modalities}; it must name one modality or more, each once."
     )
   known = {modality.name: modality for modality in datasets.modalities(**config.data.to_dict())}
-  for field, names in rules.fields(config, _NAMES):
+  for field, names in config_checks.fields(config, _NAMES):
     for name in _flat(names):
       if name not in known:
         raise UserError(
           f"The data set {config.data.name!r} has no modality {name!r} ({field}). The nearest one"
-          f" is {rules.nearest(name, known)!r}; it has: {', '.join(known)}."
+          f" is {config_checks.nearest(name, known)!r}; it has: {', '.join(known)}."
         )
   return tuple(known[name] for name in config.modalities)
 
@@ -220,7 +221,7 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
 
 
 def _in_our_words(message: str) -> str:
-  """What absl says of a value that is none of its flag's type, in the words of `rules`."""
+  """What absl says of a value that is none of its flag's type, in the words of `config_checks`."""
   for pattern, words in (
     (r"\('Non-boolean argument to boolean flag', .*\)", "it must be True or False"),
     (r"could not convert string to float: .*", "it must be a number"),
@@ -268,7 +269,7 @@ def config_first(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     if optional is None:
       raise UserError(
         f"The config {file + colon + preset} has no key {key!r} (given as {argument}). The nearest"
-        f" one is --config.{rules.nearest(key, keys)}; all keys are in that file."
+        f" one is --config.{config_checks.nearest(key, keys)}; all keys are in that file."
       )
     if optional and value is None:
       value = next(arguments, "")

@@ -18,13 +18,17 @@ from jax.tree_util import Partial
 from jaxtyping import Array, PRNGKeyArray
 import numpy as np
 
-from mmdiff_jax import rules
+from mmdiff_jax import config_checks
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
   """The end of a message about a name that does not exist: the nearest name, and all names."""
   names = sorted(names)
-  return f"the nearest is {rules.nearest(name, names)!r}, of {names}" if names else "there is none"
+  return (
+    f"the nearest is {config_checks.nearest(name, names)!r}, of {names}"
+    if names
+    else "there is none"
+  )
 
 
 def names(where: str, argument: str, value: Any) -> tuple[str, ...]:

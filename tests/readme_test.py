@@ -14,7 +14,7 @@ import pytest
 
 from mmdiff_jax import modalities as modalities_lib, solvers
 from mmdiff_jax.data import folder
-from mmdiff_jax.networks import brought
+from mmdiff_jax.networks import pretrained
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
 
@@ -69,10 +69,10 @@ def test_columns_of_a_folder_are_such_as_it_takes():
 
 @pytest.mark.parametrize("size", [8, 16])
 def test_autoencoder_that_is_brought_fits_and_keeps_low_frequencies(size, monkeypatch):
-  module = types.SimpleNamespace(**run("Brought(params")[0])
+  module = types.SimpleNamespace(**run("Pretrained(params")[0])
   monkeypatch.setitem(sys.modules, "my_networks", module)
   image = modalities_lib.Modality("digit", "image", (size, size, 1), modalities_lib.image_picture)
-  codec = brought.autoencoder(image, "my_networks:cosines", 64, frames=False)
+  codec = pretrained.autoencoder(image, "my_networks:cosines", 64, frames=False)
   wave = 0.5 + 0.4 * np.cos(np.pi * (np.arange(size) + 0.5) * 3 / size)
   x = np.broadcast_to(wave[:, None, None], (2, size, size, 1))
   x = jnp.asarray(x, jnp.float32)

@@ -12,13 +12,13 @@ from experiments import experts
 from mmdiff_jax import storage
 from mmdiff_jax.data import datasets, readers, sources
 from mmdiff_jax.errors import UserError
-from mmdiff_jax.training import checkpoints, claims
+from mmdiff_jax.training import checkpoints, workdir as workdir_lib
 
 
 def test_a_bucket_needs_tensorflow(monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-  for use in (storage.path, claims.load_config, lambda x: checkpoints.latest_step(x, "stage")):
+  for use in (storage.path, workdir_lib.load_config, lambda x: checkpoints.latest_step(x, "stage")):
     with pytest.raises(UserError, match="gs://bucket/run needs TensorFlow.*pip install"):
       use("gs://bucket/run")
   assert not list(tmp_path.iterdir())

@@ -18,7 +18,7 @@ _MOST = 2**20  # Of any size of a view: more is a slip.
 
 @dataclasses.dataclass(frozen=True)
 class LogMel:
-  """Settings of a log-mel view.
+  """TrainConfig of a log-mel view.
 
   Attributes:
     sample_rate: samples a second, in hertz.

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdiff_jax import data, rules, storage
+from mmdiff_jax import config_checks, data, storage
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.modalities import Modality
@@ -67,7 +67,7 @@ def _validation(name: str, module: types.ModuleType, fraction: float | None) -> 
   """The argument of a module's `load`; none where nothing is held out."""
   if not fraction:
     return {}
-  rules.check({"validation": fraction}, {"validation": rules.DECAY}, "data.")
+  config_checks.check({"validation": fraction}, {"validation": config_checks.DECAY}, "data.")
   if "validation" not in inspect.signature(module.load).parameters:
     raise UserError(
       f"config.data.validation is {fraction:g}, but no part of the data set {name!r} can be held"
@@ -95,7 +95,7 @@ def modalities(
   return module.modalities(**options) if hasattr(module, "modalities") else module.MODALITIES
 
 
-def agreement(
+def adherence(
   main: str,
   name: str,
   data_dir: str | None = None,
@@ -138,7 +138,7 @@ def valid(
 ) -> Callable[[np.ndarray], np.ndarray] | None:
   """How a data set tells whether a caption is a sentence of its grammar, letter for letter.
 
-  Arguments and errors as for `agreement`.
+  Arguments and errors as for `adherence`.
 
   Returns:
     The function `tokens -> bool [n]` of captions in the model's view, int [n, length]. None if the

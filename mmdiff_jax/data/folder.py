@@ -39,7 +39,7 @@ import zlib
 
 import numpy as np
 
-from mmdiff_jax import rules, storage
+from mmdiff_jax import config_checks, storage
 from mmdiff_jax.data import audio, datasets, derived, readers
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.errors import UserError
@@ -529,8 +529,8 @@ def _column(name: str, columns: Mapping[str, Spec], make) -> FolderModality:
   for key in ("size", "channels", "frames", "length", "num_classes"):
     values = options.get(key, 1)
     for value in values if isinstance(values, tuple) else (values,):
-      if not rules.SIZE.holds(value):
-        raise UserError(f"{where}.{key} is {values!r}; it must be {rules.SIZE.words}.")
+      if not config_checks.SIZE.holds(value):
+        raise UserError(f"{where}.{key} is {values!r}; it must be {config_checks.SIZE.words}.")
   for key, fits, must in _CAN:
     if key in options and not fits(options[key]):
       raise UserError(f"{where}.{key} is {options[key]!r}; it must be {must}.")

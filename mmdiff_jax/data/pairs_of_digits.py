@@ -358,7 +358,7 @@ def _seen(name: str, x: np.ndarray) -> dict[str, np.ndarray]:
   return {"heading": heading_of(x)} if name == "video" else {}
 
 
-def agreement(
+def adherence(
   main: str,
   given: Mapping[str, Num[np.ndarray, "n ..."]],
   generated: Num[np.ndarray, "n ..."],
@@ -394,5 +394,5 @@ def agreement(
   return found
 
 
-AGREEMENT = {name: functools.partial(agreement, name) for name in ("caption", *_ABOUT)}
+AGREEMENT = {name: functools.partial(adherence, name) for name in ("caption", *_ABOUT)}
 VALID = {"caption": functools.partial(rendering.valid, grammar=_GRAMMAR)}

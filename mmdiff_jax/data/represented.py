@@ -8,7 +8,7 @@ import os
 
 import numpy as np
 
-from mmdiff_jax import rules, storage
+from mmdiff_jax import config_checks, storage
 from mmdiff_jax.data import datasets, readers
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.errors import UserError
@@ -20,7 +20,7 @@ _LARGEST = 5.0  # Deviations.
 def modalities(*, of: str, file: str | None, size: int) -> tuple[Modality, ...]:
   """Those of the other data set, and `representation`; arguments as `load`."""
   del file
-  rules.check({"size": size}, {"size": rules.SIZE}, "data.")
+  config_checks.check({"size": size}, {"size": config_checks.SIZE}, "data.")
   return *datasets.modalities(of), Modality("representation", "vector", (size,), vector_picture)
 
 

@@ -2,7 +2,7 @@
 
 Digits are made thinner or thicker, slanted, sized and placed by chance, as in `captioned_digits`
 but grey. What may be known of a page is its sketch, what is on one half of it, a caption that may
-leave out any of what it could say, even the digit, and the labels. `agreement` tells how true other
+leave out any of what it could say, even the digit, and the labels. `adherence` tells how true other
 pages are to that.
 """
 
@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, Num, UInt8
 import numpy as np
 
 from mmdiff_jax.data import (
-  agreement as measures,
+  adherence as measures,
   cache,
   derived,
   digits,
@@ -282,7 +282,7 @@ def said_of(tokens: Int[np.ndarray, "n length"]) -> dict[str, Int[np.ndarray, " 
   return rendering.said_of(tokens, _GRAMMAR, words)
 
 
-def agreement(
+def adherence(
   given: Mapping[str, Num[np.ndarray, "n ..."]],
   images: Float[np.ndarray, "n 28 28 1"],
   predicted: Int[np.ndarray, " n"],
@@ -315,5 +315,5 @@ def agreement(
   return found
 
 
-AGREEMENT = {"digit": agreement}
+AGREEMENT = {"digit": adherence}
 VALID = {"caption": functools.partial(rendering.valid, grammar=_GRAMMAR)}

@@ -124,7 +124,7 @@ def markdown(results: Results) -> str:
     f"The classifiers: accuracy in per cent on {split}": _judges_table(results),
     "Classes of joint samples, in per cent": _classes(results),
     "Cost": _cost_table(results),
-    "Settings": f"{settings}\n\n{_counts(results)}",
+    "TrainConfig": f"{settings}\n\n{_counts(results)}",
   }
   parts = [
     # SIM's table says itself what its errors are.
@@ -198,12 +198,12 @@ def _validity_table(results: Results) -> str:
 def _agreement_table(results: Results) -> str:
   """One row a subset given and a target of which there is any, one column a measure."""
   found = [
-    (entry, target, of["agreement"], of["agreement_shuffled"])
+    (entry, target, of["adherence"], of["agreement_shuffled"])
     for entry in results["conditional"]
     for target, of in entry["targets"].items()
-    if of.get("agreement")
+    if of.get("adherence")
   ]
-  names = list(dict.fromkeys(name for *_, agreement, _ in found for name in agreement))
+  names = list(dict.fromkeys(name for *_, adherence, _ in found for name in adherence))
   several = len({target for _, target, *_ in found}) > 1
 
   def cell(name, *parts):
@@ -221,7 +221,7 @@ def _agreement_table(results: Results) -> str:
     [title(entry, target), *(cell(name, *parts) for name in names)]
     for entry, target, *parts in found
   ]
-  return _table(["agreement, % (shuffled)", *names], rows)
+  return _table(["adherence, % (shuffled)", *names], rows)
 
 
 def _similarity_table(results: Results) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdiff_jax import modalities as modalities_lib, rules, schedules, solvers
+from mmdiff_jax import config_checks, modalities as modalities_lib, schedules, solvers
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.solvers import Solver
 
@@ -20,7 +20,7 @@ Batch = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class TrainConfig:
   """How long and how fast a stage trains.
 
   Attributes:
@@ -54,21 +54,21 @@ class Settings:
 
 
 _SETTINGS = {
-  "steps": rules.whole(),
-  "batch_size": rules.SIZE,
-  "learning_rate": rules.number(0.0),
-  "warmup": rules.whole(0),
-  "final": rules.number(0.0),
-  "weight_decay": rules.number(0.0),
-  "b2": rules.DECAY,
-  "clip": rules.number(0.0),
-  "ema": rules.DECAY,
-  "accumulate": rules.SIZE,
-  "steps_per_dispatch": rules.whole(most=10_000),
+  "steps": config_checks.integer(),
+  "batch_size": config_checks.SIZE,
+  "learning_rate": config_checks.real(0.0),
+  "warmup": config_checks.integer(0),
+  "final": config_checks.real(0.0),
+  "weight_decay": config_checks.real(0.0),
+  "b2": config_checks.DECAY,
+  "clip": config_checks.real(0.0),
+  "ema": config_checks.DECAY,
+  "accumulate": config_checks.SIZE,
+  "steps_per_dispatch": config_checks.integer(most=10_000),
 }
 
 
-def settings_of(config: Any, section: str) -> Settings:
+def make_train_config(config: Any, section: str) -> TrainConfig:
   """The settings in a section `training` of a config.
 
   Args:
@@ -78,17 +78,17 @@ def settings_of(config: Any, section: str) -> Settings:
   Raises:
     UserError: one that cannot be, is missing or does not exist.
   """
-  rules.check(config, _SETTINGS, section)
+  config_checks.check(config, _SETTINGS, section)
   for name in config:
     if name not in _SETTINGS:
       raise UserError(
         f"config.{section}{name} is no field; the nearest one is"
-        f" config.{section}{rules.nearest(name, _SETTINGS)}."
+        f" config.{section}{config_checks.nearest(name, _SETTINGS)}."
       )
   for name in ("steps", "batch_size", "learning_rate"):
     if name not in config:
       raise UserError(f"config.{section}{name} is not there; every stage needs one.")
-  return Settings(**config)
+  return TrainConfig(**config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Stage:
 
   name: str
   trainable: tuple[str, ...]
-  settings: Settings
+  settings: TrainConfig
   prepare: Callable[[Params, Batch], tuple[Params, dict[str, np.ndarray]]]
   init: Callable[..., Params]
   loss: Callable[..., tuple[Any, dict[str, Any]]]
@@ -129,7 +129,7 @@ class Stage:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampling:
+class SamplerConfig:
   """How to generate.
 
   Attributes:
@@ -167,9 +167,9 @@ class Framework:
     bound: `(params, key, train, test) -> {name: float}`: numbers on the variational bound, from
       some rows of both splits (dicts of arrays in the model's view); None where there is no such
       bound.
-    ways: all (given, targets) that it can sample, tuples of names; None says any targets from any
-      others.
-    remakes: whether what is given can be a target, too, which is then made anew.
+    supported_tasks: all (given, targets) that it can sample, tuples of names; None if any targets
+      can be sampled from any others.
+    can_regenerate_given: whether what is given can be a target, too, which is then made anew.
     shuffled: samples like `sample`, but each row reads of the modalities generated with it what is
       another row's; None where there is no such thing.
   """
@@ -180,8 +180,8 @@ class Framework:
   reconstruct: Callable[..., dict[str, Any]]
   evaluations: Callable[..., int]
   bound: Callable[..., dict[str, float]] | None = None
-  ways: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] | None = None
-  remakes: bool = False
+  supported_tasks: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] | None = None
+  can_regenerate_given: bool = False
   shuffled: Callable[..., dict[str, Any]] | None = None
 
 
@@ -194,17 +194,17 @@ def check_stages(framework: Framework, names: Sequence[str]) -> None:
 
 
 _SAMPLING = {
-  "solver": rules.TEXT,
-  "steps": rules.whole(most=100_000),
-  "guidance": rules.number(),
-  "order": rules.tuple_of(rules.NAMES),
-  "grid_power": rules.number(0.1, 100.0),
-  "jump": rules.whole(),
-  "repeats": rules.whole(most=1000),
-  "weights.*": rules.number(0.0),
-  "corrector.num": rules.whole(0),
-  "corrector.leapfrog": rules.whole(),
-  "corrector.snr": rules.number(0.0),
+  "solver": config_checks.TEXT,
+  "steps": config_checks.integer(most=100_000),
+  "guidance": config_checks.real(),
+  "order": config_checks.tuple_of(config_checks.NAMES),
+  "grid_power": config_checks.real(0.1, 100.0),
+  "jump": config_checks.integer(),
+  "repeats": config_checks.integer(most=1000),
+  "weights.*": config_checks.real(0.0),
+  "corrector.num": config_checks.integer(0),
+  "corrector.leapfrog": config_checks.integer(),
+  "corrector.snr": config_checks.real(0.0),
 }
 
 
@@ -212,13 +212,13 @@ _SAMPLING = {
 _EARLIEST = 1e-30
 
 
-def sampling_of(config: Any) -> Sampling:
+def make_sampler_config(config: Any) -> SamplerConfig:
   """The default way to sample, from `config.sampling`.
 
   Raises:
     UserError: an unknown solver, or a number that cannot be.
   """
-  rules.check(config.sampling, _SAMPLING, "sampling.")
+  config_checks.check(config.sampling, _SAMPLING, "sampling.")
   name = config.sampling.solver
   solver = solvers.ddim(0.0) if name == "ddim" else getattr(solvers, name, None)
   if not isinstance(solver, solvers.Solver):
@@ -240,21 +240,23 @@ def sampling_of(config: Any) -> Sampling:
       )
     solver = solvers.corrected(solver, **corrector)
   order = tuple(tuple(group) for group in config.sampling.order)
-  return Sampling(solver, config.sampling.steps, config.sampling.guidance, order, not corrected)
+  return SamplerConfig(
+    solver, config.sampling.steps, config.sampling.guidance, order, not corrected
+  )
 
 
 # Of `config.network`, where it is that of a U-Net.
 UNET = {
-  "width": rules.SIZE,
-  "multipliers": rules.tuple_of(rules.whole(most=1000), 1),
-  "blocks": rules.whole(1, 1000),
-  "attention": rules.tuple_of(rules.SIZE),
-  "head_channels": rules.SIZE,
-  "text_width": rules.SIZE,
-  "dropout": rules.SHARE,
-  "patch": rules.SIZE,
-  "remat": rules.FLAG,
-  "dtype": rules.DTYPE,
+  "width": config_checks.SIZE,
+  "multipliers": config_checks.tuple_of(config_checks.integer(most=1000), 1),
+  "blocks": config_checks.integer(1, 1000),
+  "attention": config_checks.tuple_of(config_checks.SIZE),
+  "head_channels": config_checks.SIZE,
+  "text_width": config_checks.SIZE,
+  "dropout": config_checks.FRACTION,
+  "patch": config_checks.SIZE,
+  "remat": config_checks.FLAG,
+  "dtype": config_checks.DTYPE,
 }
 
 
@@ -267,7 +269,7 @@ def table_of(process: Any) -> schedules.Table:
   known = {"linear": schedules.betas_linear, "cosine": schedules.betas_cosine}
   if process.betas not in known:
     raise UserError(f"config.process.betas is {process.betas!r}; it can be {', '.join(known)}.")
-  rules.check(process, {"num": rules.whole(most=100_000)}, "process.")
+  config_checks.check(process, {"num": config_checks.integer(most=100_000)}, "process.")
   try:
     return schedules.Table(known[process.betas](process.num))
   except ValueError as error:

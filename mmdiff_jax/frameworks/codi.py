@@ -37,19 +37,19 @@ import numpy as np
 
 from mmdiff_jax.data import missing
 from mmdiff_jax.errors import UserError
-from mmdiff_jax.frameworks import codi_model, latents
+from mmdiff_jax.frameworks import autoencoding, codi_model
 from mmdiff_jax.frameworks.base import (
   Batch,
   Framework,
+  make_sampler_config,
+  make_train_config,
   Params,
-  Sampling,
-  sampling_of,
-  settings_of,
+  SamplerConfig,
   Stage,
 )
 from mmdiff_jax.frameworks.codi_model import Model
 from mmdiff_jax.modalities import Modality
-from mmdiff_jax.networks import brought
+from mmdiff_jax.networks import pretrained
 
 # InfoNCE's inverse temperature begins here and stays below 100 (Radford et al. 2021).
 _LOG_SCALE, _LARGEST_LOG_SCALE = math.log(1 / 0.07), math.log(100.0)
@@ -88,19 +88,19 @@ def build(config: Any, modalities: Sequence[Modality]) -> Framework:
   partners = [name for name in names if name != bridge]
   generate = functools.partial(codi_model.sample, model)
   stages = [
-    *(latents.autoencoder_stage(model.modalities[n], model.codecs[n], config) for n in names),
+    *(autoencoding.autoencoder_stage(model.modalities[n], model.codecs[n], config) for n in names),
     *(_bridging_stage(model, bridge, name, first=name == partners[0]) for name in partners),
     *(_diffusion_stage(model, name, generate) for name in names),
     *(_alignment_stage(model, link, generate, first=link == links[0]) for link in links),
   ]
-  restore = functools.partial(latents.reconstruct, model.codecs)
+  restore = functools.partial(autoencoding.reconstruct, model.codecs)
   return Framework(
     tuple(model.modalities.values()),
     tuple(stages),
     generate,
     restore,
     _evaluations,
-    remakes=True,
+    can_regenerate_given=True,
     shuffled=functools.partial(generate, shuffled=True),
   )
 
@@ -123,7 +123,7 @@ def _check_links(names: Sequence[str], links: Sequence[tuple[str, ...]]) -> None
     raise UserError(f"config.alignment.links do not reach {', '.join(missed)}.")
 
 
-def _evaluations(given, targets, sampling: Sampling) -> int:
+def _evaluations(given, targets, sampling: SamplerConfig) -> int:
   """Of all networks together: each target has its own."""
   guided = 2 if given and sampling.guidance != 1 else 1
   return guided * len(targets) * sampling.solver.evaluations(sampling.steps)
@@ -150,7 +150,9 @@ def _pairs(data: Batch, first: str, second: str) -> Batch:
 def _bridging_stage(model: Model, bridge: str, name: str, *, first: bool) -> Stage:
   """Stage 2 of one modality; the first time the bridge's encoder is trained along."""
   new_names = (bridge, name) if first else (name,)
-  brought_names = [n for n in new_names if isinstance(model.prompts[n], brought.Frozen)]
+  brought_names = [
+    n for n in new_names if isinstance(model.prompts[n], pretrained.PretrainedModule)
+  ]
   trained_names = [n for n in new_names if n not in brought_names]
   entries = (*(f"prompt_{n}" for n in trained_names), f"contrast_{name}")
 
@@ -178,7 +180,7 @@ def _bridging_stage(model: Model, bridge: str, name: str, *, first: bool) -> Sta
     del params, key
     return {"pairs": {n: data[n] for n in (bridge, name)}}
 
-  settings = settings_of(model.config.bridging.training, "bridging.training.")
+  settings = make_train_config(model.config.bridging.training, "bridging.training.")
   needs = () if first else (f"bridging_{_first_partner(model, bridge)}",)
   return Stage(f"bridging_{name}", entries, settings, prepare, init, loss, report, needs)
 
@@ -221,7 +223,7 @@ def _prompts(model: Model, params: Params, name: str, views) -> np.ndarray:
 
 def _latents(model: Model, params: Params, name: str, views, measured) -> np.ndarray:
   """Standardised latents of all rows, as tokens."""
-  z = latents.encode({name: model.codecs[name]}, params, {name: views})[name]
+  z = autoencoding.encode({name: model.codecs[name]}, params, {name: views})[name]
   return np.asarray(codi_model.split(model, name, z, measured))
 
 
@@ -235,10 +237,10 @@ def _diffusion_stage(model: Model, name: str, generate) -> Stage:
     if not sets:
       raise UserError(f"No training example has {name!r} and another modality that it goes with.")
     whole = {
-      other: latents.encode({name: model.codecs[name]}, frozen, found)[name]
+      other: autoencoding.encode({name: model.codecs[name]}, frozen, found)[name]
       for other, found in sets.items()
     }
-    measured = latents.statistics({name: np.concatenate(list(whole.values()))})[name]
+    measured = autoencoding.statistics({name: np.concatenate(list(whole.values()))})[name]
     z = [np.asarray(codi_model.split(model, name, one, measured)) for one in whole.values()]
     prompts = [_prompts(model, frozen, other, found[other]) for other, found in sets.items()]
     examples = {"z": np.concatenate(z), "prompt": np.concatenate(prompts)}
@@ -254,7 +256,7 @@ def _diffusion_stage(model: Model, name: str, generate) -> Stage:
     return codi_model.diffusion_loss(model, params, key, name, batch["z"], batch["prompt"]), {}
 
   report = _report(model, (name,), generate)
-  settings = settings_of(model.config.diffusion.training, "diffusion.training.")
+  settings = make_train_config(model.config.diffusion.training, "diffusion.training.")
   needs = (f"autoencoder_{name}", *_bridgings(model))
   return Stage(entry, (entry,), settings, prepare, init, loss, report, needs)
 
@@ -262,7 +264,7 @@ def _diffusion_stage(model: Model, name: str, generate) -> Stage:
 def _report(model: Model, targets: tuple[str, ...], generate):
   """Samples of `targets` from the bridge, or from another modality if the bridge is among them."""
   jitted = jax.jit(generate, static_argnums=(3, 4, 5))
-  sampling = sampling_of(model.config)
+  sampling = make_sampler_config(model.config)
   bridge = model.config.bridging.bridge
   given = bridge if bridge not in targets else _first_partner(model, bridge)
 
@@ -305,7 +307,7 @@ def _alignment_stage(model: Model, link: tuple[str, str], generate, *, first: bo
     log_scale = _bounded(params[contrast]["log_scale"])
     return codi_model.alignment_loss(model, params, key, trained_names, z, prompts, log_scale)
 
-  settings = settings_of(model.config.alignment.training, "alignment.training.")
+  settings = make_train_config(model.config.alignment.training, "alignment.training.")
   needs = tuple(f"diffusion_{n}" for n in link)
   if not first:
     needs += (_aligning(model, link[0]),)

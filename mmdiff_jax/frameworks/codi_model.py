@@ -8,33 +8,33 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from mmdiff_jax import multitime, prediction, rules, schedules, solvers
+from mmdiff_jax import config_checks, multitime, prediction, schedules, solvers
 from mmdiff_jax.errors import UserError
-from mmdiff_jax.frameworks import latents
-from mmdiff_jax.frameworks.base import Batch, Params, Sampling
+from mmdiff_jax.frameworks import autoencoding
+from mmdiff_jax.frameworks.base import Batch, Params, SamplerConfig
 from mmdiff_jax.modalities import Modality
-from mmdiff_jax.networks import brought
+from mmdiff_jax.networks import pretrained
 from mmdiff_jax.networks.prompts import PromptEncoder, unit
 from mmdiff_jax.networks.transformer import Environment, LatentTransformer
 
 SCHEDULE = schedules.VPCosine()
 
-_NOISE = {"absent_prob": rules.SHARE, "prompt_noise": rules.number(0.0)}
+_NOISE = {"absent_prob": config_checks.FRACTION, "prompt_noise": config_checks.real(0.0)}
 _RULES = {
-  "bridging.network.size": rules.SIZE,
+  "bridging.network.size": config_checks.SIZE,
   # Half of it are the channels of a convolution.
-  "bridging.network.width": rules.whole(2, 2**20),
-  "diffusion.network.width": rules.SIZE,
-  "diffusion.network.depth": rules.DEPTH,
-  "diffusion.network.heads": rules.SIZE,
-  "diffusion.network.hidden": rules.SIZE,
-  "diffusion.network.dtype": rules.DTYPE,
+  "bridging.network.width": config_checks.integer(2, 2**20),
+  "diffusion.network.width": config_checks.SIZE,
+  "diffusion.network.depth": config_checks.DEPTH,
+  "diffusion.network.heads": config_checks.SIZE,
+  "diffusion.network.hidden": config_checks.SIZE,
+  "diffusion.network.dtype": config_checks.DTYPE,
   **{f"diffusion.{name}": rule for name, rule in _NOISE.items()},
-  "alignment.links": rules.tuple_of(rules.NAMES),
-  **{f"alignment.environment.{name}": rules.SIZE for name in ("tokens", "size", "width")},
-  "alignment.environment.dtype": rules.DTYPE,
+  "alignment.links": config_checks.tuple_of(config_checks.NAMES),
+  **{f"alignment.environment.{name}": config_checks.SIZE for name in ("tokens", "size", "width")},
+  "alignment.environment.dtype": config_checks.DTYPE,
   **{f"alignment.{name}": rule for name, rule in _NOISE.items()},
-  "alignment.contrast": rules.number(0.0),
+  "alignment.contrast": config_checks.real(0.0),
 }
 
 
@@ -55,7 +55,7 @@ class Model(NamedTuple):
   config: Any
   modalities: dict[str, Modality]
   codecs: dict[str, Any]
-  prompts: dict[str, PromptEncoder | brought.Frozen]
+  prompts: dict[str, PromptEncoder | pretrained.PretrainedModule]
   denoisers: dict[str, LatentTransformer]
   environments: dict[str, Environment]
 
@@ -67,7 +67,7 @@ def model_of(config: Any, modalities: Sequence[Modality]) -> Model:
     UserError: a modality without sizes, a number that cannot be, a latent that cannot be split into
       its tokens, or an autoencoder or prompt encoder that is brought and does not fit.
   """
-  rules.check(config, _RULES)
+  config_checks.check(config, _RULES)
   network = config.diffusion.network
   if network.width % (2 * network.heads):
     raise UserError(
@@ -75,7 +75,7 @@ def model_of(config: Any, modalities: Sequence[Modality]) -> Model:
       f" config.diffusion.network.heads, {network.heads}."
     )
   found = {modality.name: modality for modality in modalities}
-  codecs = {name: latents.autoencoder(modality, config) for name, modality in found.items()}
+  codecs = {name: autoencoding.autoencoder(modality, config) for name, modality in found.items()}
   for name in found:
     size = config.autoencoder[name]
     if size.latent % size.tokens:
@@ -94,9 +94,11 @@ def model_of(config: Any, modalities: Sequence[Modality]) -> Model:
   )
 
 
-def _prompt_encoder(modality: Modality, bridging: Any) -> PromptEncoder | brought.Frozen:
+def _prompt_encoder(
+  modality: Modality, bridging: Any
+) -> PromptEncoder | pretrained.PretrainedModule:
   if use := bridging.get("use", {}).get(modality.name):
-    return brought.prompt_encoder(modality, use, bridging.network.size)
+    return pretrained.prompt_encoder(modality, use, bridging.network.size)
   return PromptEncoder(modality.kind, modality.num_classes, **bridging.network)
 
 
@@ -162,7 +164,7 @@ def prompt_of(model: Model, params: Params, name: str, x) -> Float[Array, "batch
 # ---------------------------------------------------------------------------- stages 3 and 4
 
 
-def told(
+def sample_prompt(
   config: Any, key: PRNGKeyArray, prompts: Sequence[Float[Array, "batch size"]]
 ) -> Float[Array, "batch size"]:
   """What a training example is prompted by: one of several at random, noised, or nothing.
@@ -183,7 +185,7 @@ def told(
   return jnp.where(present, chosen + noise, 0.0)
 
 
-def noised(
+def perturb(
   key: PRNGKeyArray, z: Mapping[str, Array], t: Float[Array, " batch"]
 ) -> tuple[dict[str, Array], dict[str, Array]]:
   """Latents at one shared time, and the v of each."""
@@ -252,9 +254,9 @@ def diffusion_loss(
   """
   t_key, noise_key, prompt_key = jax.random.split(key, 3)
   t = multitime.uniform_time()(t_key, len(z))[0]
-  noisy, target = noised(noise_key, {name: z}, t)
-  told_prompt = told(model.config.diffusion, prompt_key, [prompt])
-  found = predict(model, params, [name], noisy, t, told_prompt, aligned=False)
+  noisy, target = perturb(noise_key, {name: z}, t)
+  prompt = sample_prompt(model.config.diffusion, prompt_key, [prompt])
+  found = predict(model, params, [name], noisy, t, prompt, aligned=False)
   return jnp.mean((found[name] - target[name]) ** 2)
 
 
@@ -284,15 +286,15 @@ def alignment_loss(
   t_key, noise_key, prompt_key, contrast_key = jax.random.split(key, 4)
   first, second = z
   t = multitime.uniform_time()(t_key, len(z[first]))[0]
-  noisy, target = noised(noise_key, z, t)
-  prompt = told(model.config.alignment, prompt_key, [prompts[first], prompts[second]])
+  noisy, target = perturb(noise_key, z, t)
+  prompt = sample_prompt(model.config.alignment, prompt_key, [prompts[first], prompts[second]])
   found = predict(model, params, names, noisy, t, prompt, aligned=True)
   parts = {f"loss_{name}": jnp.mean((found[name] - target[name]) ** 2) for name in names}
   # Each encoder is given its time: at a shared time both could match rows by that alone, whatever
   # the latents are.
   second_t_key, second_noise_key = jax.random.split(contrast_key)
   second_t = multitime.uniform_time()(second_t_key, len(t))[0]
-  second_noisy, _ = noised(second_noise_key, {second: z[second]}, second_t)
+  second_noisy, _ = perturb(second_noise_key, {second: z[second]}, second_t)
   pooled = []
   for name, value, time in ((first, noisy[first], t), (second, second_noisy[second], second_t)):
     entry = params[f"alignment_{name}"]["environment"]
@@ -305,7 +307,7 @@ def alignment_loss(
 # ---------------------------------------------------------------------------- generation
 
 
-def interpolated(
+def mix_prompts(
   prompts: Mapping[str, Float[Array, "batch size"]], weights: Mapping[str, float]
 ) -> Float[Array, "batch size"]:
   """sum_n a_n C_n, the weights brought to a sum of 1.
@@ -339,7 +341,7 @@ def sample(
   given: Batch,
   targets: tuple[str, ...],
   num: int,
-  sampling: Sampling,
+  sampling: SamplerConfig,
   *,
   shuffled: bool = False,
 ) -> dict[str, Array]:
@@ -368,7 +370,7 @@ def sample(
   nothing = jnp.zeros((num, size))
   # A run's weights hold for all of its tasks: each takes those of what it is given.
   weights = {name: config.sampling.weights.get(name, 1.0) for name in given}
-  prompt = interpolated(prompts, weights) if given else nothing
+  prompt = mix_prompts(prompts, weights) if given else nothing
 
   def velocity(x, t):
     shared = t[targets[0]]

@@ -34,25 +34,25 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from mmdiff_jax import guidance, multitime, prediction, rules, schedules, solvers
+from mmdiff_jax import config_checks, guidance, multitime, prediction, schedules, solvers
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks.base import (
   Batch,
   Framework,
+  make_sampler_config,
+  make_train_config,
   Params,
-  Sampling,
-  sampling_of,
-  settings_of,
+  SamplerConfig,
   Stage,
   table_of,
   UNET,
 )
-from mmdiff_jax.frameworks.views import (
-  as_they_are,
+from mmdiff_jax.frameworks.normalize import (
   check_examples,
   check_shape,
-  value_of,
-  view_of,
+  denormalize,
+  identity_reconstruct,
+  normalize,
 )
 from mmdiff_jax.modalities import Modality
 from mmdiff_jax.networks.conditional import Condition, Conditional
@@ -138,14 +138,14 @@ def expert_of(config: Any, modalities: Sequence[Modality]) -> Expert:
       f"config.process leaves {left:.2g} of the image at its last step, where generation starts"
       f" from noise alone: it must be below {_LARGEST_TRACE}. Take more steps, or betas 'cosine'."
     )
-  sampling = sampling_of(config)
+  sampling = make_sampler_config(config)
   if sampling.guidance != 1 and not config.absent_prob:
     raise UserError(f"config.sampling.guidance is {sampling.guidance:g}. {_NO_GUIDANCE}")
   if sampling.order:
     raise UserError(
       f"MCDM has one image and no order of modalities: config.sampling.order is {sampling.order}."
     )
-  rules.check(config.network, UNET, "network.")
+  config_checks.check(config.network, UNET, "network.")
   sizes = config.network.to_dict()
   text_width = sizes.pop("text_width")
   conditions = tuple(
@@ -189,9 +189,9 @@ def alone(expert: Expert) -> Framework:
     (expert.main, *expert.conditions),
     (stage,),
     generate,
-    as_they_are,
+    identity_reconstruct,
     evaluations,
-    ways=ways,
+    supported_tasks=ways,
   )
 
 
@@ -246,7 +246,9 @@ def compose(
   served = dict.fromkeys(ordered) if unconditional else ordered[-1:]
   ways = _ways(first.main, list(served))
   modalities = (first.main, *conditions.values())
-  return Framework(modalities, (), generate, as_they_are, evaluations, ways=ways)
+  return Framework(
+    modalities, (), generate, identity_reconstruct, evaluations, supported_tasks=ways
+  )
 
 
 def _sampler(experts: Mapping[str, Expert], unconditional: Mapping[str, float], chosen):
@@ -345,7 +347,7 @@ def loss(
     The loss, and no terms, of which there is one.
   """
   t_key, noise_key, absent_key, dropout_key = jax.random.split(key, 4)
-  x0 = value_of(expert.main, batch[expert.main.name])
+  x0 = normalize(expert.main, batch[expert.main.name])
   rows, size = len(x0), len(expert.schedule.betas)
   t = jax.random.randint(t_key, (rows,), 1, size + 1) / size
   alpha, sigma = (schedules.along(f(t), x0) for f in (expert.schedule.alpha, expert.schedule.sigma))
@@ -354,7 +356,7 @@ def loss(
   for index, condition in enumerate(expert.conditions):
     own_key = jax.random.fold_in(absent_key, index)
     flag = jax.random.bernoulli(own_key, 1 - expert.config.absent_prob, (rows,))
-    known[condition.name] = flag.astype(x0.dtype), value_of(condition, batch[condition.name])
+    known[condition.name] = flag.astype(x0.dtype), normalize(condition, batch[condition.name])
   predicted = expert.network.apply(
     params["network"], alpha * x0 + sigma * eps, t, known, True, rngs={"dropout": dropout_key}
   )
@@ -373,7 +375,7 @@ def _stage(expert: Expert, generate, ways) -> Stage:
 
   def init(key, frozen, batch):
     del frozen
-    x0 = value_of(expert.main, batch[expert.main.name][:2])
+    x0 = normalize(expert.main, batch[expert.main.name][:2])
     try:
       return {"network": expert.network.init(key, x0, jnp.zeros(len(x0)), {})}
     except ValueError as error:
@@ -383,7 +385,7 @@ def _stage(expert: Expert, generate, ways) -> Stage:
     del frozen
     return loss(expert, trained, key, batch)
 
-  sampling = sampling_of(expert.config)
+  sampling = make_sampler_config(expert.config)
   jitted = jax.jit(generate, static_argnums=(3, 4, 5))
 
   def report(params, key, data):
@@ -395,7 +397,7 @@ def _stage(expert: Expert, generate, ways) -> Stage:
       shown[tag] = known | jitted(params, key, known, targets, rows, sampling)
     return shown
 
-  settings = settings_of(expert.config.training, "training.")
+  settings = make_train_config(expert.config.training, "training.")
   return Stage("mcdm", ("network",), settings, prepare, init, stage_loss, report)
 
 
@@ -475,7 +477,7 @@ def sample(
   unconditional: Mapping[str, float],
   terms: Sequence[Term],
   num: int,
-  sampling: Sampling,
+  sampling: SamplerConfig,
 ) -> dict[str, Array]:
   """Generates images: `Framework.sample` once the experts and their parts are chosen.
 
@@ -508,11 +510,11 @@ def sample(
       )
     (condition,) = (c for c in experts[readers[0]].conditions if c.name == name)
     check_shape(condition, x.shape, f"what is given to the expert {readers[0]}")
-    known[name] = value_of(condition, x)
+    known[name] = normalize(condition, x)
   denoiser = denoiser_of(experts, params, known, unconditional, terms, clip=sampling.clip)
   prior_key, loop_key = jax.random.split(key)
   z = multitime.normal_like(prior_key, SPACE, jnp.zeros((num, *first.main.shape)))
   path = multitime.joint((SPACE,), sampling.steps)
   solver = sampling.solver
   z = solvers.sample(loop_key, denoiser, first.schedule, {SPACE: z}, path, solver=solver)[SPACE]
-  return {first.main.name: view_of(first.main, z)}
+  return {first.main.name: denormalize(first.main, z)}

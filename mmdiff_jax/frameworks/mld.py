@@ -13,7 +13,7 @@ z_m(t_m) = alpha(t_m) z_m + sigma(t_m) eps. A_1 is drawn anew for each example. 
 some modalities may be absent (t_m = 1): what guidance and generation without them need. So are
 those that an example of the training set lacks (see `data.missing`), and they have no loss.
 
-Sampling integrates the reverse of (1) from noise, the given latents held at time 0,
+SamplerConfig integrates the reverse of (1) from noise, the given latents held at time 0,
 
   dR = m(A_1) * [(-f(t') R + g(t')^2 score(R, t')) dt + g(t') dW],  t' = T - t,             (2)
 
@@ -33,25 +33,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmdiff_jax import guidance, multitime, rules, schedules, solvers
+from mmdiff_jax import config_checks, guidance, multitime, schedules, solvers
 from mmdiff_jax.data import missing
 from mmdiff_jax.errors import UserError
-from mmdiff_jax.frameworks.base import (
-  Batch,
-  Framework,
-  Params,
-  Sampling,
-  sampling_of,
-  settings_of,
-  Stage,
-)
-from mmdiff_jax.frameworks.latents import (
+from mmdiff_jax.frameworks.autoencoding import (
   autoencoder,
   autoencoder_stage,
   encode,
-  own,
   reconstruct,
+  select,
   statistics,
+)
+from mmdiff_jax.frameworks.base import (
+  Batch,
+  Framework,
+  make_sampler_config,
+  make_train_config,
+  Params,
+  SamplerConfig,
+  Stage,
 )
 from mmdiff_jax.modalities import Modality
 from mmdiff_jax.networks.latent import LatentDenoiser
@@ -60,17 +60,17 @@ from mmdiff_jax.networks.mlp import ScoreMLP
 VARIANTS = ("masked", "inpaint", "unidiffuser")
 
 _RULES = {
-  "drop_prob": rules.SHARE,
-  "score.network.width": rules.SIZE,
-  "score.network.depth": rules.DEPTH,
-  "score.network.tower_width": rules.SIZE,
-  "score.network.tower_depth": rules.DEPTH,
-  "score.network.dtype": rules.DTYPE,
-  "score.prediction": rules.one_of("eps", "v"),
-  "score.t_min": rules.number(0.0, 0.5),
-  "score.given_prob": rules.SHARE,
-  "score.absent_prob": rules.SHARE,
-  "score.importance": rules.FLAG,
+  "drop_prob": config_checks.FRACTION,
+  "score.network.width": config_checks.SIZE,
+  "score.network.depth": config_checks.DEPTH,
+  "score.network.tower_width": config_checks.SIZE,
+  "score.network.tower_depth": config_checks.DEPTH,
+  "score.network.dtype": config_checks.DTYPE,
+  "score.prediction": config_checks.one_of("eps", "v"),
+  "score.t_min": config_checks.real(0.0, 0.5),
+  "score.given_prob": config_checks.FRACTION,
+  "score.absent_prob": config_checks.FRACTION,
+  "score.importance": config_checks.FLAG,
 }
 
 
@@ -90,7 +90,7 @@ def build(config: Any, modalities: Sequence[Modality]) -> Framework:
       steps that do not go with `inpaint`, a number that cannot be, or a modality that the config
       has no autoencoder for.
   """
-  rules.check(config, _RULES)
+  config_checks.check(config, _RULES)
   if config.variant not in VARIANTS:
     raise UserError(
       f"config.variant is {config.variant!r}; MLD has the variants {', '.join(VARIANTS)}."
@@ -113,7 +113,7 @@ def build(config: Any, modalities: Sequence[Modality]) -> Framework:
       " alpha is 0 at t = 1: eps does not determine x0 there, and every solver becomes first order."
       " Use config.score.prediction=v, or config.score.schedule=vp_linear."
     )
-  _check_sampling(config, sampling_of(config))
+  _check_sampling(config, make_sampler_config(config))
   modalities = tuple(modalities)
   codecs = {modality.name: autoencoder(modality, config) for modality in modalities}
   stages = [autoencoder_stage(m, codecs[m.name], config) for m in modalities]
@@ -255,7 +255,7 @@ def _score_stage(config, modalities, codecs, generate) -> Stage:
   names = tuple(modality.name for modality in modalities)
 
   def prepare(frozen: Params, data: Batch):
-    whole = {name: missing.complete(own(data, name), [name])[name] for name in names}
+    whole = {name: missing.complete(select(data, name), [name])[name] for name in names}
     latents = encode(codecs, frozen, whole)
     measured = statistics(latents)
     standard = {
@@ -282,7 +282,7 @@ def _score_stage(config, modalities, codecs, generate) -> Stage:
     share = {name: frozen["statistics"][name]["share"] for name in names}
     return score_loss(config, network, trained["score"], key, latents, present, share)
 
-  settings = sampling_of(config)
+  settings = make_sampler_config(config)
   jitted = jax.jit(generate, static_argnums=(3, 4, 5))
 
   first, *rest = names
@@ -296,7 +296,7 @@ def _score_stage(config, modalities, codecs, generate) -> Stage:
       shown[f"from_{first}"] = given | jitted(params, key, given, rest, rows, settings)
     return shown
 
-  stage_settings = settings_of(config.score.training, "score.training.")
+  stage_settings = make_train_config(config.score.training, "score.training.")
   needs = tuple(f"autoencoder_{name}" for name in names)
   return Stage("score", ("score",), stage_settings, prepare, init, loss, report, needs)
 
@@ -316,7 +316,7 @@ def _repaint(config) -> dict[str, int]:
   return {name: config.sampling.get(name, 1) for name in ("jump", "repeats")}
 
 
-def _check_sampling(config, sampling: Sampling) -> None:
+def _check_sampling(config, sampling: SamplerConfig) -> None:
   jump, repeats = _repaint(config).values()
   if config.variant != "inpaint" or repeats == 1:
     return
@@ -333,7 +333,7 @@ def _check_sampling(config, sampling: Sampling) -> None:
     )
 
 
-def _evaluations(config, given, targets, sampling: Sampling) -> int:
+def _evaluations(config, given, targets, sampling: SamplerConfig) -> int:
   if config.variant == "inpaint" and given:
     jump, repeats = _repaint(config).values()
     rises = sampling.steps // jump * (repeats - 1)
@@ -355,7 +355,7 @@ def sample(
   given: Batch,
   targets: tuple[str, ...],
   num: int,
-  sampling: Sampling,
+  sampling: SamplerConfig,
 ) -> dict[str, Any]:
   """Generates by (2): `Framework.sample` once the first three arguments are bound.
 
@@ -483,7 +483,7 @@ def warn_untrained(
 ) -> None:
   """Warns when a path visits states that the network has not been trained on.
 
-  `sample` calls this. Call it yourself for a path of your own, such as a staggered one.
+  `sample` calls this. Call it yourself for a path of your select, such as a staggered one.
 
   Args:
     config: of the run.

@@ -41,16 +41,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from mmdiff_jax import multitime, rules, shared_space, solvers
+from mmdiff_jax import config_checks, multitime, shared_space, solvers
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import mt_diffusion_bound
 from mmdiff_jax.frameworks.base import (
   Batch,
   Framework,
+  make_sampler_config,
+  make_train_config,
   Params,
-  Sampling,
-  sampling_of,
-  settings_of,
+  SamplerConfig,
   Stage,
   table_of,
   UNET,
@@ -65,12 +65,12 @@ from mmdiff_jax.frameworks.mt_diffusion_model import (
   SPACE,
   values_of,
 )
-from mmdiff_jax.frameworks.views import (
-  as_they_are,
+from mmdiff_jax.frameworks.normalize import (
   check_examples,
   check_shape,
-  value_of,
-  view_of,
+  denormalize,
+  identity_reconstruct,
+  normalize,
 )
 from mmdiff_jax.modalities import Modality
 from mmdiff_jax.networks.multitask import Multitask, Part
@@ -80,17 +80,17 @@ AGGREGATIONS = ("start", "steps")
 MODES = ("replacement", "informed")
 
 _RULES = {
-  "heads": rules.FLAG,
-  "stop_gradient": rules.FLAG,
-  "parts.*.omega": rules.number(),
-  "parts.*.weight": rules.number(),
-  "process.aggregation": rules.one_of(*AGGREGATIONS),
-  "process.weights": rules.one_of("linear", "constant"),
-  "process.total": rules.number(),
-  "network.informed": rules.FLAG,
+  "heads": config_checks.FLAG,
+  "stop_gradient": config_checks.FLAG,
+  "parts.*.omega": config_checks.real(),
+  "parts.*.weight": config_checks.real(),
+  "process.aggregation": config_checks.one_of(*AGGREGATIONS),
+  "process.weights": config_checks.one_of("linear", "constant"),
+  "process.total": config_checks.real(),
+  "network.informed": config_checks.FLAG,
   **{f"network.{name}": rule for name, rule in UNET.items()},
-  "sampling.mode": rules.one_of(*MODES),
-  "sampling.grid_power": rules.number(1.0, 100.0),
+  "sampling.mode": config_checks.one_of(*MODES),
+  "sampling.grid_power": config_checks.real(1.0, 100.0),
 }
 
 
@@ -109,17 +109,17 @@ def build(config: Any, modalities: Sequence[Modality]) -> Framework:
       whose last step is not N(0, I).
   """
   model = model_of(config, modalities)
-  _check_sampling(config, sampling_of(config))
+  _check_sampling(config, make_sampler_config(config))
   generate = functools.partial(sample, model)
   stage = _stage(model, generate)
   rows = config.evaluation.bound
   bound = functools.partial(mt_diffusion_bound.measure, model, num=rows) if rows else None
-  return Framework(model.modalities, (stage,), generate, as_they_are, _evaluations, bound)
+  return Framework(model.modalities, (stage,), generate, identity_reconstruct, _evaluations, bound)
 
 
 def model_of(config: Any, modalities: Sequence[Modality]) -> Model:
   """The process and the network of a config; arguments and errors as `build`."""
-  rules.check(config, _RULES)
+  config_checks.check(config, _RULES)
   found = {modality.name: modality for modality in modalities}
   for name, where in [(config.main, "config.main"), *((n, "config.modalities") for n in found)]:
     if name not in found or name not in config.parts:
@@ -133,10 +133,10 @@ def model_of(config: Any, modalities: Sequence[Modality]) -> Model:
       f"config.heads is False and config.modalities has {', '.join(found)}. Only the main modality"
       " can do without a head, since the noise says what it is: leave the others out."
     )
-  informed, prob = config.network.informed, config.network.known_prob
+  informed, prob = config.network.informed, config.network.given_prob
   if informed and not 0 < prob < 1:
     raise UserError(
-      f"config.network.known_prob is {prob}; it must be between 0 and 1: an informed network learns"
+      f"config.network.given_prob is {prob}; it must be between 0 and 1: an informed network learns"
       " from examples of which something is known, and from others."
     )
   if not 0 < config.augment.share <= 1:
@@ -189,7 +189,7 @@ def _part(modality: Modality, encoder: str) -> Part:
 def _backbone(config) -> UNet:
   """All of `config.network` but what is said of knowing."""
   sizes = config.network.to_dict()
-  del sizes["informed"], sizes["known_prob"]
+  del sizes["informed"], sizes["given_prob"]
   return UNet(**sizes)
 
 
@@ -243,12 +243,12 @@ def loss(
   t_key, noise_key, known_key, augment_key, dropout_key = jax.random.split(key, 5)
   values = values_of(model, batch)
   rows = len(values[config.main])
-  prob = config.network.known_prob if config.network.informed else 0.0
+  prob = config.network.given_prob if config.network.informed else 0.0
   flags = draw_known(known_key, tuple(values), rows, prob)
   shown = {name: (flags[name], value) for name, value in values.items()}
   if config.augment.modality:
     (main,) = model.modalities
-    augmented = value_of(main, batch[config.augment.modality])
+    augmented = normalize(main, batch[config.augment.modality])
     instead = jax.random.bernoulli(augment_key, config.augment.share, (rows,)).astype(jnp.float32)
     values = {main.name: jnp.where(instead[:, None, None, None] > 0, augmented, values[main.name])}
     # The network is told, so that what it generates later is none of these (as by Karras et al.
@@ -325,7 +325,7 @@ def _stage(model: Model, generate) -> Stage:
     del frozen
     return loss(model, trained, key, batch)
 
-  sampling = sampling_of(config)
+  sampling = make_sampler_config(config)
   jitted = jax.jit(generate, static_argnums=(3, 4, 5))
   others = tuple(name for name in names if name != config.main)
 
@@ -338,14 +338,14 @@ def _stage(model: Model, generate) -> Stage:
       shown[f"from_{'_'.join(others)}"] = given | found
     return shown
 
-  settings = settings_of(config.training, "training.")
+  settings = make_train_config(config.training, "training.")
   return Stage("mt_diffusion", ("network",), settings, prepare, init, stage_loss, report)
 
 
 # ---------------------------------------------------------------------------- generation
 
 
-def _check_sampling(config: Any, sampling: Sampling) -> None:
+def _check_sampling(config: Any, sampling: SamplerConfig) -> None:
   if config.sampling.mode == "informed" and not config.network.informed:
     raise UserError(
       "config.sampling.mode is 'informed', and the network of this run was not made for it"
@@ -373,7 +373,7 @@ def _check_sampling(config: Any, sampling: Sampling) -> None:
     )
 
 
-def _evaluations(given, targets, sampling: Sampling) -> int:
+def _evaluations(given, targets, sampling: SamplerConfig) -> int:
   # The last evaluation reads the modalities instead of making a step, as a step to time 0 would.
   del targets
   steps = sampling.solver.evaluations(sampling.steps)
@@ -387,7 +387,7 @@ def sample(
   given: Batch,
   targets: tuple[str, ...],
   num: int,
-  sampling: Sampling,
+  sampling: SamplerConfig,
 ) -> dict[str, Array]:
   """Generates: `Framework.sample` once the model is bound.
 
@@ -416,7 +416,7 @@ def sample(
       raise UserError(f"{name!r} is both given and a target; what is to be predicted is withheld.")
     check_shape(modalities[name], given[name].shape, "what is given")
   process, informed = model.process, model.config.sampling.mode == "informed"
-  known = {name: value_of(modalities[name], x) for name, x in given.items()}
+  known = {name: normalize(modalities[name], x) for name, x in given.items()}
 
   def estimated(x, t):
     def knowing(known):
@@ -446,4 +446,4 @@ def sample(
   if model.config.heads and model.config.main not in known:
     main = read_main(model, params, z, times[-1], eps, values)
     values = {**values, model.config.main: main}
-  return {name: view_of(modalities[name], values[name]) for name in targets}
+  return {name: denormalize(modalities[name], values[name]) for name in targets}

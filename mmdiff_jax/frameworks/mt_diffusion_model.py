@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from mmdiff_jax import schedules, shared_space
 from mmdiff_jax.frameworks.base import Batch, Params
-from mmdiff_jax.frameworks.views import value_of
+from mmdiff_jax.frameworks.normalize import normalize
 from mmdiff_jax.modalities import Modality
 
 # What is diffused is one thing with one time; this is its name to the solvers.
@@ -37,7 +37,7 @@ class Model(NamedTuple):
 
 def values_of(model: Model, batch: Batch) -> dict[str, Array]:
   """The values of a batch in the model's view."""
-  return {modality.name: value_of(modality, batch[modality.name]) for modality in model.modalities}
+  return {modality.name: normalize(modality, batch[modality.name]) for modality in model.modalities}
 
 
 def means(model: Model, predicted: Mapping[str, Array]) -> dict[str, Array]:

@@ -7,8 +7,8 @@ from flax import linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mmdiff_jax.networks.conditioning import concat_conditioning
 from mmdiff_jax.networks.heads import ImageHead
-from mmdiff_jax.networks.known import show
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,5 +86,5 @@ class Conditional(nn.Module):
       if condition.text:
         value = TextEncoder(self.text_width, name=f"read_{condition.name}")(value)
       shown.append((flag, value))
-    inputs, told = show(z, shown)
+    inputs, told = concat_conditioning(z, shown)
     return ImageHead(self.shape, self.backbone.patch)(*self.backbone(inputs, t, train, told))

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mmdiff_jax.networks.conditioning import concat_conditioning
 from mmdiff_jax.networks.heads import ImageHead, LabelHead, VectorHead
-from mmdiff_jax.networks.known import show
 
 ENCODERS = ("identity", "embedding", "frozen")
 
@@ -142,7 +142,7 @@ class Multitask(nn.Module):
       if self._is_image(part):
         value = self.encode({part.name: value})[part.name]
       shown.append((flag, value))
-    inputs, condition = show(z, shown)
+    inputs, condition = concat_conditioning(z, shown)
     hidden = self.backbone(inputs, t, train, condition)
     predicted = {
       part.name: self.part_heads[part.name](*hidden).reshape(-1, *part.shape)

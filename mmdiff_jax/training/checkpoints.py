@@ -7,8 +7,8 @@ A stage's checkpoints lie in `workdir/checkpoints/<stage>/<step>/`, written by O
   data      where the input pipeline stands
   meta      the config, the stage's name, the step and what the training log says of it
 
-Beside each are its checksums (`seals`), written last of all and checked before the step is read. A
-step without them is a save that was cut off. What is damaged is put into `workdir/damaged` when
+Beside each are its checksums, written last and checked before the step is read. A step without
+them is a save that was cut off. What is damaged is put into `workdir/damaged` when
 training goes on, from the step before.
 """
 
@@ -30,7 +30,7 @@ import orbax.checkpoint as ocp
 from mmdiff_jax import storage
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks.base import Framework, Params
-from mmdiff_jax.training import seals
+from mmdiff_jax.training import checksums
 from mmdiff_jax.training.state import TrainState
 
 
@@ -61,10 +61,12 @@ def latest_step(workdir: str | os.PathLike[str], stage: str) -> int | None:
     UserError: there are checkpoints, but none has its checksums, nor was cut off in its saving.
   """
   steps = _steps(workdir, stage)
-  complete = [step for step in steps if seals.path_of(step).exists()]
-  lost = [step for step in steps if step not in complete and not seals.begun_path(step).exists()]
+  complete = [step for step in steps if checksums.path_of(step).exists()]
+  lost = [
+    step for step in steps if step not in complete and not checksums.begun_path(step).exists()
+  ]
   if lost and not complete:
-    seals.verify(lost[-1])
+    checksums.verify(lost[-1])
   return int(complete[-1].name) if complete else None
 
 
@@ -74,7 +76,7 @@ def best_step(workdir: str | os.PathLike[str], stage: str, metric: str) -> int |
   for step in _steps(workdir, stage):
     # One that is damaged, which is told where it is loaded, or that is of an older version.
     with contextlib.suppress(OSError, ValueError, KeyError):
-      if seals.path_of(step).exists():
+      if checksums.path_of(step).exists():
         found[int(step.name)] = _read_json(step / "meta")["metrics"][metric]
   return min(found, key=found.get, default=None)
 
@@ -98,7 +100,7 @@ def discard_unfinished(workdir: str | os.PathLike[str], stage: str) -> list[int]
   For the process that trains only: a save that is still going on looks the same.
   """
   directory = stage_dir(workdir, stage)
-  unfinished = [step for step in _steps(workdir, stage) if not seals.path_of(step).exists()]
+  unfinished = [step for step in _steps(workdir, stage) if not checksums.path_of(step).exists()]
   multihost_utils.sync_global_devices(f"unfinished checkpoints of {stage}")
   _clear([*unfinished, *_ending(directory, ".orbax-checkpoint-tmp", ".json.tmp")])
   return [int(step.name) for step in unfinished]
@@ -114,14 +116,16 @@ def set_damaged_aside(workdir: str | os.PathLike[str], stage: str) -> list[str]:
   """
   said = []
   if jax.process_index() == 0:
-    for step in reversed([step for step in _steps(workdir, stage) if seals.path_of(step).exists()]):
-      fault = seals.fault(step)
+    for step in reversed(
+      [step for step in _steps(workdir, stage) if checksums.path_of(step).exists()]
+    ):
+      fault = checksums.fault(step)
       if not fault:
         break
       aside = storage.path(workdir) / "damaged" / f"{stage}-{step.name}-{time.time_ns()}"
       aside.mkdir(parents=True)
       # The checksums first: a step that has lost them is dropped.
-      for path in (seals.path_of(step), step):
+      for path in (checksums.path_of(step), step):
         path.rename(aside / path.name)
       said.append(f"the checkpoint of step {int(step.name):,} is damaged ({fault}); now in {aside}")
   multihost_utils.sync_global_devices(f"damaged checkpoints of {stage}")
@@ -184,7 +188,7 @@ class Saver:
     try:
       path.parent.mkdir(parents=True, exist_ok=True)
       if jax.process_index() == 0:
-        seals.begun_path(path).touch()
+        checksums.begun_path(path).touch()
       self._ckpt.save(
         path,
         args=ocp.args.Composite(
@@ -206,7 +210,7 @@ class Saver:
   def _seal_when_written(self, path: epath.Path) -> None:
     self._ckpt.wait_until_finished()
     if jax.process_index() == 0:
-      seals.write(path)
+      checksums.write(path)
 
   def wait(self) -> None:
     """Waits for what is being written; whether it went wrong is for `finish` to say."""
@@ -234,7 +238,7 @@ class Saver:
     path = directory / str(step)
     if not _everywhere(error is None):
       unfinished = _ending(directory, ".orbax-checkpoint-tmp")
-      _clear([seals.path_of(path), path, *unfinished, seals.begun_path(path)])
+      _clear([checksums.path_of(path), path, *unfinished, checksums.begun_path(path)])
       raise SaveError(
         step, f"{path} could not be written: {error or 'another process failed'}"
       ) from error
@@ -242,7 +246,7 @@ class Saver:
     for old in _steps(self._workdir, self._stage)[: -self._keep]:
       if int(old.name) != best:
         # The checksums first, so that half a checkpoint never has them.
-        _clear([seals.path_of(old), old])
+        _clear([checksums.path_of(old), old])
 
 
 def _everywhere(holds: bool) -> bool:
@@ -381,7 +385,7 @@ def _check(path: epath.Path) -> None:
   Raises:
     UserError: it is not.
   """
-  seals.verify(path)
+  checksums.verify(path)
   stage, written = path.parent.name, _read_json(path / "meta")["stage"]
   if written != stage:
     raise UserError(

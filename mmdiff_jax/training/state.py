@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mmdiff_jax.frameworks.base import Params, Settings
+from mmdiff_jax.frameworks.base import Params, TrainConfig
 
 
 @flax.struct.dataclass
@@ -28,7 +28,7 @@ class TrainState:
   opt_state: Any
 
 
-def learning_rate(settings: Settings) -> optax.Schedule:
+def learning_rate(settings: TrainConfig) -> optax.Schedule:
   """Linear warm-up from 0 to the peak, then a cosine to `final` times the peak at the last step."""
   warmup = min(settings.warmup, settings.steps)
   return optax.join_schedules(
@@ -42,7 +42,7 @@ def learning_rate(settings: Settings) -> optax.Schedule:
   )
 
 
-def optimizer(settings: Settings) -> optax.GradientTransformation:
+def optimizer(settings: TrainConfig) -> optax.GradientTransformation:
   """AdamW (Loshchilov and Hutter, 2019) on gradients whose global norm is bounded."""
   adamw = optax.adamw(learning_rate(settings), b2=settings.b2, weight_decay=settings.weight_decay)
   if not settings.clip:

@@ -23,12 +23,12 @@ from mmdiff_jax.frameworks import base
 from mmdiff_jax.frameworks.base import Batch, Framework, Params, Stage
 from mmdiff_jax.training import (
   checkpoints,
-  claims,
   lock,
   monitoring,
   parallel,
   state as state_lib,
   step as step_lib,
+  workdir as workdir_lib,
 )
 from mmdiff_jax.training.parallel import Layout
 
@@ -73,7 +73,7 @@ def check(
       parallel.check_batch_size(layout, stage.settings.batch_size, stage.settings.accumulate)
       _check_needs(stage, done, workdir)
     done.append(stage.name)
-  claims.check_config(workdir, config)
+  workdir_lib.check_config(workdir, config)
   return layout
 
 
@@ -121,7 +121,7 @@ def train(
   params: Params = {}
   with contextlib.ExitStack() as stack:
     stack.enter_context(lock.training(workdir))
-    claims.claim_workdir(workdir, config, trained_on)
+    workdir_lib.open_workdir(workdir, config, trained_on)
     monitor = stack.enter_context(monitoring.Monitor(workdir, framework.modalities, config))
     done = []
     for stage in framework.stages:

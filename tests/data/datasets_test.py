@@ -83,17 +83,17 @@ def test_rendering_and_modalities_are_light():
 
 
 def test_agreement_is_that_of_a_modality_that_has_one():
-  found = datasets.agreement("digit", "sketched_digits", of="digits")
-  assert found is sketched_digits.agreement
-  assert datasets.agreement("sketch", "sketched_digits") is None
+  found = datasets.adherence("digit", "sketched_digits", of="digits")
+  assert found is sketched_digits.adherence
+  assert datasets.adherence("sketch", "sketched_digits") is None
   for name in ("caption", "digit", "speech", "video"):
-    assert datasets.agreement(name, "pairs_of_digits", None, of="digits").args == (name,)
-  assert datasets.agreement("label", "pairs_of_digits") is None
-  assert datasets.agreement("digit", "mnist") is None
+    assert datasets.adherence(name, "pairs_of_digits", None, of="digits").args == (name,)
+  assert datasets.adherence("label", "pairs_of_digits") is None
+  assert datasets.adherence("digit", "mnist") is None
   with pytest.raises(UserError, match="no data set named"):
-    datasets.agreement("digit", "agreement")
+    datasets.adherence("digit", "adherence")
   with pytest.raises(UserError, match="cannot have"):
-    datasets.agreement("digit", "sketched_digits", parts=3)
+    datasets.adherence("digit", "sketched_digits", parts=3)
 
 
 @pytest.mark.parametrize(

@@ -335,29 +335,29 @@ def test_agreement_is_with_what_the_caption_says(embedded):
   }.items():
     rows = np.flatnonzero(split["pair"] == number)
     given, x, label = {"caption": split["caption"][rows]}, split[names][rows], split["label"][rows]
-    agreement = datasets.agreement(names, "pairs_of_digits", of="digits")
-    true = agreement(given, x, label)
+    adherence = datasets.adherence(names, "pairs_of_digits", of="digits")
+    true = adherence(given, x, label)
     assert list(true) == [f"caption {name}" for name in measured]
     said = pairs_of_digits.said_of(given["caption"])
     for name in measured:
       told = said[name] >= 0
       values = true[f"caption {name}"]
       assert told.any() and (values[told] == 1).all() and np.isnan(values[~told]).all()
-    other = agreement(given, np.roll(x, 1, axis=0), (label + 1) % 10)
+    other = adherence(given, np.roll(x, 1, axis=0), (label + 1) % 10)
     assert np.nanmean(other["caption label"]) == 0
     for name in measured[1:]:
       assert np.nanmean(other[f"caption {name}"]) < 0.75
-    assert agreement({"digit": 0 * x}, x, label) == {}
+    assert adherence({"digit": 0 * x}, x, label) == {}
 
 
 def test_agreement_of_captions_is_with_what_is_given(embedded):
   test = embedded["test"]
-  agreement = datasets.agreement("caption", "pairs_of_digits")
+  adherence = datasets.adherence("caption", "pairs_of_digits")
   given = {name: test[name][:] for name in MAIN[1:]}
-  true = agreement(given, test["caption"], test["label"])
+  true = adherence(given, test["caption"], test["label"])
   assert set(true) == {"digit thickness", "digit slant", "video heading"}
   assert all(np.nanmin(values) == 1 for values in true.values())
-  assert agreement({"speech": given["speech"]}, test["caption"], test["label"]) == {}
+  assert adherence({"speech": given["speech"]}, test["caption"], test["label"]) == {}
   made = _tokens("a thick 3", "a thick 3", "three a", "an 8 goes up", "an 8 goes down")
   thick = int(np.flatnonzero(test["thickness"] == 2)[0])
   other = int(np.flatnonzero(test["thickness"] == 1)[0])
@@ -366,7 +366,7 @@ def test_agreement_of_captions_is_with_what_is_given(embedded):
     "digit": test["digit"][[thick, other, thick, thick, thick]],
     "video": test["video"][[up] * 5],
   }
-  found = agreement(given, made, np.zeros(5, int))
+  found = adherence(given, made, np.zeros(5, int))
   valid = datasets.valid("caption", "pairs_of_digits")
   np.testing.assert_array_equal(valid(made), [True, True, False, True, True])
   np.testing.assert_array_equal(found["digit thickness"], [1, 0, np.nan, np.nan, np.nan])

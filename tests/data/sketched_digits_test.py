@@ -209,10 +209,10 @@ def test_pages_of_mnist_are_whole_and_of_all_kinds(prepared):
   assert rim.mean() < 0.001
   rows = np.arange(500)
   given = {name: data[name][rows] for name in NAMES[1:]}
-  true = sketched_digits.agreement(given, data["digit"][rows], data["label"][rows])
+  true = sketched_digits.adherence(given, data["digit"][rows], data["label"][rows])
   assert {np.nanmin(values) for values in true.values()} == {1.0}
   given = {name: np.roll(values, 1, axis=0) for name, values in given.items()}
-  other = sketched_digits.agreement(given, data["digit"][rows], data["label"][rows])
+  other = sketched_digits.adherence(given, data["digit"][rows], data["label"][rows])
   for name, most in {"sketch": 0.5, "mask": 0.2, "caption label": 0.2, "place": 0.2}.items():
     assert np.nanmean(other[name]) < most
 
@@ -232,7 +232,7 @@ def test_agreement_is_with_what_was_given_alone(data):
   rows = np.arange(30)
   pages, labels = data["digit"][rows], data["label"][rows]
   given = {name: data[name][rows] for name in NAMES[1:]}
-  found = sketched_digits.agreement(given, pages, (labels + (rows < 10)) % 10)
+  found = sketched_digits.adherence(given, pages, (labels + (rows < 10)) % 10)
   said = sketched_digits.said_of(given["caption"])
   assert set(found) == {"sketch", "mask", *said, *(f"caption {name}" for name in said)}
   for name in ("sketch", "mask", *WORDS):
@@ -242,7 +242,7 @@ def test_agreement_is_with_what_was_given_alone(data):
     told = said[name] >= 0
     np.testing.assert_array_equal(np.isnan(found[f"caption {name}"]), ~told)
     np.testing.assert_array_equal(found[f"caption {name}"][told], found[name][told])
-  blank = sketched_digits.agreement({"mask": given["mask"]}, 0 * pages, labels)
+  blank = sketched_digits.adherence({"mask": given["mask"]}, 0 * pages, labels)
   assert set(blank) == {"mask"}
   nothing = ~(given["mask"] == sketched_digits.INK).any((1, 2))
   np.testing.assert_array_equal(blank["mask"], nothing)
@@ -250,9 +250,9 @@ def test_agreement_is_with_what_was_given_alone(data):
   # What is hidden may be anything.
   hidden = (given["mask"] == sketched_digits.HIDDEN)[..., None]
   inked = np.where(hidden, np.float32(1), pages)
-  mask = sketched_digits.agreement({"mask": given["mask"]}, inked, labels)["mask"]
+  mask = sketched_digits.adherence({"mask": given["mask"]}, inked, labels)["mask"]
   np.testing.assert_array_equal(mask, np.ones(30))
-  assert sketched_digits.agreement({}, pages, labels) == {}
+  assert sketched_digits.adherence({}, pages, labels) == {}
 
 
 @pytest.mark.parametrize(

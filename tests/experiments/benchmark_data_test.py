@@ -12,7 +12,7 @@ import pytest
 from experiments import benchmark_data
 from mmdiff_jax.data import pipeline
 from mmdiff_jax.data.pairing import Column
-from mmdiff_jax.frameworks.base import Settings, Stage
+from mmdiff_jax.frameworks.base import Stage, TrainConfig
 
 SIZES = benchmark_data.Sizes(examples=40, steps=4, batch_size=8, batches=2, workers=0)
 
@@ -22,7 +22,7 @@ def _stage(group):
   return Stage(
     name="toy",
     trainable=("mean",),
-    settings=Settings(steps=8, batch_size=4, learning_rate=0.1, steps_per_dispatch=group),
+    settings=TrainConfig(steps=8, batch_size=4, learning_rate=0.1, steps_per_dispatch=group),
     prepare=lambda frozen, data: ({}, data),
     init=lambda key, frozen, batch: {"mean": jnp.zeros(batch["x"].shape[1:])},
     loss=lambda params, frozen, key, batch: (jnp.mean((batch["x"] - params["mean"]) ** 2), {}),

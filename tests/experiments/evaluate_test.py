@@ -19,7 +19,7 @@ from mmdiff_jax.data import datasets, pairs_of_digits, rendering
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.evaluation import coherence, frechet
 from mmdiff_jax.evaluation.classifiers import Classifier
-from mmdiff_jax.frameworks.base import Framework, Sampling
+from mmdiff_jax.frameworks.base import Framework, SamplerConfig
 from mmdiff_jax.modalities import Modality
 
 
@@ -118,7 +118,7 @@ def oracle():
     reconstruct=lambda params, data: {name: np.roll(x, 1, -1) for name, x in data.items()},
     evaluations=lambda given, targets, sampling: 100 * len(given) + len(targets),
   )
-  sampling = Sampling(solvers.heun, 4)
+  sampling = SamplerConfig(solvers.heun, 4)
   return generation.Trained(config, framework, {}, sampling, True)
 
 
@@ -330,7 +330,7 @@ def known(modalities, sample, *, draws=1, **fields):
     "evaluation": {"subsets": (), "draws": draws},
   }
   framework = Framework(modalities, (), sample, lambda params, data: data, lambda *_: 1, **fields)
-  sampling = Sampling(solvers.heun, 4)
+  sampling = SamplerConfig(solvers.heun, 4)
   return generation.Trained(ml_collections.ConfigDict(config), framework, {}, sampling, True)
 
 
@@ -402,7 +402,7 @@ def test_labels_as_a_modality(tmp_path):
 def test_agreement_with_what_was_given_and_with_other_examples(oracle):
   """Half of the examples say what they show, and no example says anything of `silent`."""
 
-  def agreement(given, generated, predicted):
+  def adherence(given, generated, predicted):
     np.testing.assert_array_equal(predicted, generated.argmax(-1))
     found = {}
     if "b" in given:
@@ -415,18 +415,18 @@ def test_agreement_with_what_was_given_and_with_other_examples(oracle):
   for draws in (1, 2):
     run = known(oracle.framework.modalities, oracle_sample, draws=draws)
     data = misread(oracle_data(3000), "b", 4)
-    results, _ = measured(run, judges, data, 4000, agreement={"a": agreement, "b": None})
+    results, _ = measured(run, judges, data, 4000, adherence={"a": adherence, "b": None})
     for entry in results["conditional"]:
       for name, found in entry["targets"].items():
         if name != "a":
-          assert not {"agreement", "agreement_shuffled"} & set(found)
+          assert not {"adherence", "agreement_shuffled"} & set(found)
         elif entry["given"] == ["off"]:
-          assert found["agreement"] == found["agreement_shuffled"] == {}
+          assert found["adherence"] == found["agreement_shuffled"] == {}
         else:
           # What is given last is shown.
           expected = 0.75 if "off" in entry["given"] else 1.0
-          assert found["agreement"].keys() == found["agreement_shuffled"].keys() == {"b said"}
-          assert found["agreement"]["b said"]["values"] == pytest.approx([expected] * 2, abs=0.03)
+          assert found["adherence"].keys() == found["agreement_shuffled"].keys() == {"b said"}
+          assert found["adherence"]["b said"]["values"] == pytest.approx([expected] * 2, abs=0.03)
           assert found["agreement_shuffled"]["b said"]["mean"] == pytest.approx(0.1, abs=0.03)
 
 
@@ -628,10 +628,10 @@ def test_measures_of_captions_reach_the_tables():
     dict.fromkeys(("caption", "digit"), three),
     {"caption": said, "digit": page, "label": np.full(4, 3, np.int32)},
     4,
-    agreement=pairs_of_digits.AGREEMENT,
+    adherence=pairs_of_digits.AGREEMENT,
     valid=pairs_of_digits.VALID,
   )
-  found = targets["digit", "caption"]["agreement"]
+  found = targets["digit", "caption"]["adherence"]
   validity = {"mean": 0.75, "std": 0.0, "values": [0.75, 0.75]}
   assert targets["digit", "caption"]["validity"] == validity
   assert targets["caption", "caption"]["validity"] == validity
@@ -738,7 +738,7 @@ def run_without_classes(monkeypatch):
   run.config.data.place = "here"
   monkeypatch.setattr(generation, "load", lambda workdir: run)
   monkeypatch.setattr(datasets, "load", lambda **options: asked.append(options) or views)
-  monkeypatch.setattr(datasets, "agreement", lambda main, **options: None)
+  monkeypatch.setattr(datasets, "adherence", lambda main, **options: None)
   monkeypatch.setattr(datasets, "valid", lambda main, **options: None)
   return asked
 

@@ -11,7 +11,7 @@ import pytest
 from configs import mcdm as config_lib
 from experiments import evaluate, experts as experts_lib, sample, setup
 from mmdiff_jax.data import datasets
-from mmdiff_jax.training import checkpoints, claims, trainer
+from mmdiff_jax.training import checkpoints, trainer, workdir as workdir_lib
 
 ROWS = 12
 
@@ -115,7 +115,7 @@ def test_what_one_expert_was_trained_on_is_not_held_out(fractions, expected, mon
   for name, fraction in zip(("unconditional", "all"), fractions, strict=True):
     configs[name] = config_of(name)
     configs[name].data.validation = fraction
-  monkeypatch.setattr(claims, "load_config", configs.get)
+  monkeypatch.setattr(workdir_lib, "load_config", configs.get)
   monkeypatch.setattr(checkpoints, "load_params", lambda *_, **options: {})
   flags.FLAGS.mark_as_parsed()
   with flagsaver.flagsaver(unconditional=["unconditional"], experts=["all"]):

@@ -383,7 +383,7 @@ def test_names_that_are_no_text_are_printed_nevertheless(programs, command, refu
   ended = command(prepare_data, "--dataset=digits", "--out=caf\udce9")
   assert ended.code == 0 and r"caf\udce9" in ended.out
   ended = command(train, *WRITES[train], "--process_id=caf\udce9", **ENTRIES[train][0])
-  refused(ended, r"--process_id=caf\udce9: it must be a whole number")
+  refused(ended, r"--process_id=caf\udce9: it must be an integer")
 
 
 def test_a_disk_that_is_full_is_a_sentence(programs, command, refused, monkeypatch):

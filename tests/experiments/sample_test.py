@@ -242,7 +242,7 @@ def test_shares_of_prompts_are_named():
 
 
 def test_what_is_made_anew_is_kept_beside_what_was_given(tmp_path):
-  framework = framework_of("a", "b", remakes=True)
+  framework = framework_of("a", "b", can_regenerate_given=True)
   given, targets = sample.check_names(framework, ["b", "a"], ["a"])
   assert (given, targets) == (("a", "b"), ("a",))
   with pytest.raises(UserError, match="a: both given and a target"):

@@ -113,13 +113,13 @@ def test_overrides_are_read_in_any_order(config_from, first):
 @pytest.mark.parametrize(
   ("argument", "words"),
   [
-    ("--config.score.training.steps=abc", "training.steps=abc: it must be a whole number"),
-    ("--config.score.training.steps=1.5", "training.steps=1.5: it must be a whole number"),
-    ("--config.seed=None", "seed=None: it must be a whole number"),
+    ("--config.score.training.steps=abc", "training.steps=abc: it must be an integer"),
+    ("--config.score.training.steps=1.5", "training.steps=1.5: it must be an integer"),
+    ("--config.seed=None", "seed=None: it must be an integer"),
     ("--config.score.training.learning_rate=abc", "learning_rate=abc: it must be a number"),
     ("--config.evaluation.similarity=abc", "similarity=abc: it must be True or False"),
     ("--guidance=abc", "--guidance=abc: it must be a number"),
-    ("--rounds=abc", "--rounds=abc: it must be a whole number"),
+    ("--rounds=abc", "--rounds=abc: it must be an integer"),
     ("--config.sed=1", "no key 'sed' (given as --config.sed=1)"),
   ],
 )

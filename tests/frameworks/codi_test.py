@@ -118,7 +118,7 @@ def ran():
 
 
 def sampling(**changes):
-  return base.Sampling(**{"solver": solvers.ddim(0.0), "steps": 2, **changes})
+  return base.SamplerConfig(**{"solver": solvers.ddim(0.0), "steps": 2, **changes})
 
 
 def rows(*names, num=4):
@@ -677,7 +677,7 @@ def test_prompts_are_mixed_noised_and_withheld():
   num, size = 20_000, 16
   a, b = jnp.eye(size)[0], jnp.eye(size)[1]
   prompts = [jnp.broadcast_to(x, (num, size)) for x in (a, b)]
-  found = np.asarray(codi_model.told(config, KEY, prompts))
+  found = np.asarray(codi_model.sample_prompt(config, KEY, prompts))
   absent = (found == 0).all(axis=1)
   assert absent.mean() == pytest.approx(0.25, abs=0.01)
   rest = found[~absent]
@@ -772,7 +772,7 @@ def test_bad_configs_are_refused(changes, message):
 def test_weights_that_cannot_be_are_refused(weights, message):
   prompts = {"caption": jnp.ones((2, 3)), "digit": jnp.ones((2, 3))}
   with pytest.raises(UserError, match=message):
-    codi_model.interpolated(prompts, weights)
+    codi_model.mix_prompts(prompts, weights)
 
 
 def test_a_prompt_of_zeros_has_a_gradient():

@@ -68,12 +68,12 @@ def made(*conditions, **changes):
 
 
 def sampling(steps=3, solver=solvers.ancestral, **changes):
-  return base.Sampling(solver, steps, **changes)
+  return base.SamplerConfig(solver, steps, **changes)
 
 
 def run(framework, params, given, num=ROWS, how=None):
   names = tuple(m.name for m in framework.modalities if m.name in given)
-  targets = dict(framework.ways)[names]
+  targets = dict(framework.supported_tasks)[names]
   jitted = jax.jit(framework.sample, static_argnums=(3, 4, 5))
   return np.asarray(jitted(params, KEY, given, targets, num, how or sampling())["digit"])
 
@@ -112,12 +112,12 @@ def exact(deviations, **changes):
   return expert._replace(network=Exact(expert.schedule, deviations))
 
 
-def sampling_of(**changes):
+def make_sampler_config(**changes):
   """As the config of the experts has it, but for the changes."""
   config = config_lib.get_config().copy_and_resolve_references()
   config.sampling.corrector.update(changes.pop("corrector", {}))
   config.sampling.update(changes)
-  return base.sampling_of(config)
+  return base.make_sampler_config(config)
 
 
 @pytest.mark.parametrize(
@@ -134,12 +134,15 @@ def test_corrected_composition_has_the_law_of_the_posterior(deviations, toleranc
   given = {name: jnp.full((rows, 1, 1, 1), 0.55) for name in names}
   params = dict.fromkeys(experts, {"network": {}})
   true = 1 / (1 + sum(d**-2 for d in deviations))
-  z = 2 * run(framework, params, given, rows, sampling_of(steps=120, corrector={"num": 4})) - 1
+  z = (
+    2 * run(framework, params, given, rows, make_sampler_config(steps=120, corrector={"num": 4}))
+    - 1
+  )
   assert z.var() == pytest.approx(0.2**2 * true, rel=tolerance)
   assert z.mean() == pytest.approx(0.1 * (1 - true), rel=0.02)
   if deviations == (1.0, 1.0):
     # Without corrections the ODE's law is another: prod v_i.
-    ode = run(framework, params, given, rows, sampling_of(steps=100, solver="heun"))
+    ode = run(framework, params, given, rows, make_sampler_config(steps=100, solver="heun"))
     assert 4 * ode.var() == pytest.approx(0.2**2 * 0.25, rel=0.02)
 
 
@@ -177,8 +180,8 @@ def test_x0_is_kept_in_its_range_unless_that_would_change_a_law():
     whole = schedule.alpha(t["z"]) * x0["z"] + schedule.sigma(t["z"]) * eps["z"]
     np.testing.assert_allclose(whole, x["z"], rtol=1e-4)
     assert (float(x0["z"].squeeze()) == 1.0) == clip
-  assert sampling_of().clip
-  assert not sampling_of(corrector={"num": 1}).clip
+  assert make_sampler_config().clip
+  assert not make_sampler_config(corrector={"num": 1}).clip
 
 
 def test_experts_of_one_network_are_one_call():
@@ -272,7 +275,8 @@ def test_every_condition_is_seen_and_its_flag_hides_it():
   expert, _, params = made(*CONDITIONS)
   z, t = jax.random.normal(KEY, (ROWS, *SHAPE)), jnp.full(ROWS, 0.5)
   values = {
-    c.name: mcdm.value_of(c, x) for c, x in zip(CONDITIONS, data(*CONDITIONS).values(), strict=True)
+    c.name: mcdm.normalize(c, x)
+    for c, x in zip(CONDITIONS, data(*CONDITIONS).values(), strict=True)
   }
   apply = jax.jit(functools.partial(expert.network.apply, params["network"], z, t))
   none = apply({})
@@ -291,12 +295,12 @@ def test_alone_an_expert_is_its_composition():
   np.testing.assert_array_equal(
     run(framework, params, given), run(composed, {"run": params}, given)
   )
-  assert framework.ways == ((("sketch", "label"), ("digit",)),)
+  assert framework.supported_tasks == ((("sketch", "label"), ("digit",)),)
 
 
 def test_one_network_for_several_conditions_is_as_several_networks():
   expert, framework, params = made(SKETCH, TEXT, absent_prob=0.5)
-  assert [given for given, _ in framework.ways] == [
+  assert [given for given, _ in framework.supported_tasks] == [
     (), ("sketch",), ("caption",), ("sketch", "caption"),
   ]  # fmt: skip
   given = data(SKETCH, TEXT)

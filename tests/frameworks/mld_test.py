@@ -15,7 +15,7 @@ from configs import mld as mld_config
 from mmdiff_jax import modalities as modalities_lib, multitime, solvers
 from mmdiff_jax.data import missing, pairing
 from mmdiff_jax.errors import UserError
-from mmdiff_jax.frameworks import base, latents as latents_lib, mld
+from mmdiff_jax.frameworks import autoencoding, base, mld
 from mmdiff_jax.training import checkpoints, trainer
 
 
@@ -106,13 +106,13 @@ def test_latents_are_encoded_once_and_standardised_over_the_whole_set():
   config = tiny()
   framework, params = made(config)
   constants, examples = framework.stages[-1].prepare(params, data())
-  codecs = {m.name: latents_lib.autoencoder(m, config) for m in MODALITIES}
+  codecs = {m.name: autoencoding.autoencoder(m, config) for m in MODALITIES}
   for name in "abc":
     z = examples[name]
     assert len(z) == 40
     np.testing.assert_allclose(z.mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(z.std(0), 1, atol=1e-4)
-    raw = latents_lib.encode({name: codecs[name]}, params, data())[name]
+    raw = autoencoding.encode({name: codecs[name]}, params, data())[name]
     stats = constants["statistics"][name]
     np.testing.assert_allclose(z * stats["std"] + stats["mean"], raw, atol=1e-5)
 
@@ -256,8 +256,8 @@ def test_stages_learn_from_what_is_there_alone():
     np.testing.assert_array_equal(examples[name][:], data()[name][masks[name]])
 
   constants, examples = framework.stages[-1].prepare(params, {**filled, **with_masks})
-  codecs = {m.name: latents_lib.autoencoder(m, config) for m in MODALITIES}
-  raw = latents_lib.encode(codecs, params, data())
+  codecs = {m.name: autoencoding.autoencoder(m, config) for m in MODALITIES}
+  raw = autoencoding.encode(codecs, params, data())
   for name, mask in masks.items():
     assert len(examples[name]) == 40
     np.testing.assert_array_equal(examples[f"{name}_present"], mask)
@@ -359,7 +359,7 @@ def test_importance_times_leave_the_expected_loss():
 
 
 def sampling(**changes):
-  return base.Sampling(**{"solver": solvers.dpmpp_2m, "steps": 4, **changes})
+  return base.SamplerConfig(**{"solver": solvers.dpmpp_2m, "steps": 4, **changes})
 
 
 SDE = {"solver": solvers.ancestral}
@@ -380,7 +380,7 @@ def test_sample_gives_the_targets_and_only_them():
 def test_what_is_given_leads(variant):
   config = tiny(variant=variant)
   framework, params = made(config)
-  settings = base.sampling_of(config)
+  settings = base.make_sampler_config(config)
   one, other = ({"a": data()["a"][i : i + 5]} for i in (0, 5))
   run = jax.jit(framework.sample, static_argnums=(3, 4, 5))
   key = jax.random.key(0)
@@ -572,7 +572,7 @@ def test_unknown_choices_are_named(changes, message):
 
 def test_inpaint_resamples_by_default():
   config = tiny(variant="inpaint")
-  assert base.sampling_of(config).solver is solvers.sde_dpmpp_2m
+  assert base.make_sampler_config(config).solver is solvers.sde_dpmpp_2m
   # A run from before it did has neither field.
   del config.sampling.jump, config.sampling.repeats
   config.sampling.solver = "dpmpp_2m"
@@ -585,11 +585,11 @@ def test_inpaint_resamples_by_default():
 
 def test_vectors_are_not_bounded_and_have_no_bernoulli_likelihood():
   a = next(modality for modality in MODALITIES if modality.name == "a")
-  assert latents_lib.autoencoder(a, tiny()).bounded
+  assert autoencoding.autoencoder(a, tiny()).bounded
   vector = modalities_lib.Modality("a", "vector", (16,), show)
-  assert not latents_lib.autoencoder(vector, tiny(autoencoder__a__likelihood="gaussian")).bounded
+  assert not autoencoding.autoencoder(vector, tiny(autoencoder__a__likelihood="gaussian")).bounded
   with pytest.raises(UserError, match="kind vector it can be gaussian or laplace\\."):
-    latents_lib.autoencoder(vector, tiny())
+    autoencoding.autoencoder(vector, tiny())
 
 
 def test_a_modality_without_sizes_is_named():
@@ -611,7 +611,7 @@ def with_brought():
 
 
 def check_theirs(config, framework, params):
-  theirs = latents_lib.autoencoder(MODALITIES[2], config).entry
+  theirs = autoencoding.autoencoder(MODALITIES[2], config).entry
   assert params["autoencoder_b"] == {} and len(theirs) == 3
   jax.tree.map(np.testing.assert_array_equal, params["autoencoder_c"], theirs)
   found = framework.reconstruct(params, data())

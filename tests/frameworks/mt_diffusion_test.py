@@ -98,7 +98,7 @@ def jitted(framework):
 
 
 def sampling(**changes):
-  return base.Sampling(**{"solver": solvers.ancestral, "steps": 3, **changes})
+  return base.SamplerConfig(**{"solver": solvers.ancestral, "steps": 3, **changes})
 
 
 # --- training
@@ -510,8 +510,8 @@ def test_bound_of_a_modality_that_never_changes_is_finite():
     ({"sampling__guidance": 2.0, "sampling__mode": "replacement"}, "Use the mode 'informed'"),
     ({"sampling__order": (("label",),)}, "no order"),
     ({"network__informed": False}, "'replacement', or train"),
-    ({"network__known_prob": 0.0}, "known_prob is 0.0"),
-    ({"network__known_prob": 1.0}, "known_prob is 1.0"),
+    ({"network__known_prob": 0.0}, "given_prob is 0.0"),
+    ({"network__known_prob": 1.0}, "given_prob is 1.0"),
     ({"augment__share": 3.0}, "augment.share is 3.0"),
     ({"process__aggregation": "steps", "sampling__solver": "ddim"}, "only the solver 'ancestral'"),
     ({"main": "none"}, "config.main names 'none'"),

@@ -73,7 +73,7 @@ def test_a_given_modality_acts_as_it_must(variant, monkeypatch):
   def run(b):
     return mld.sample(
       config, PAIR, CODECS, PARAMS, jax.random.key(0), {"b": b}, ("a",), num,
-      base.sampling_of(config),
+      base.make_sampler_config(config),
     )["a"]  # fmt: skip
 
   a = np.asarray(run(b))
@@ -142,7 +142,7 @@ def test_default_sampler_keeps_a_gaussian_s_variance(framework, monkeypatch):
   monkeypatch.setattr(solvers, "sample", spy)
   for preset in presets:
     config = configs.get_config(preset)
-    sampling = dataclasses.replace(base.sampling_of(config), guidance=1.0, order=())
+    sampling = dataclasses.replace(base.make_sampler_config(config), guidance=1.0, order=())
     sample(config, sampling, monkeypatch)
   monkeypatch.undo()
   variances = np.array([1.0, 0.04, 1.0])

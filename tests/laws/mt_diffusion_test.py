@@ -257,7 +257,7 @@ def test_modality_added_in_steps_is_read_as_its_mean():
 )
 def test_samples_have_these_moments(mode, guidance):
   model, num = gaussian_model("start", mode), 4000
-  sampling = base.Sampling(solvers.ancestral, 100, guidance)
+  sampling = base.SamplerConfig(solvers.ancestral, 100, guidance)
   given = {"a": jnp.ones((num, *ONE))}
   out = mt_diffusion.sample(
     model, {"network": None}, jax.random.key(0), given, ("b",), num, sampling
@@ -396,7 +396,7 @@ def with_bad_head(aggregation, mode="informed", names="ab", heads="ab"):
 def sampled(model, z, given, monkeypatch):
   """Samples of a at this z_1."""
   monkeypatch.setattr(mt_diffusion.solvers, "sample", lambda *args, **kwargs: {"z": z})
-  sampling = base.Sampling(solvers.ancestral, 20)
+  sampling = base.SamplerConfig(solvers.ancestral, 20)
   key = jax.random.key(0)
   return mt_diffusion.sample(model, NETWORK, key, given, ("a",), len(z), sampling)["a"]
 
@@ -564,7 +564,7 @@ def test_single_task_is_ddpm_to_the_last_point():
   model = model._replace(network=Alone(), modalities=GAUSSIAN[:1])
   key = jax.random.key(3)
   out = mt_diffusion.sample(
-    model, {"network": None}, key, {}, ("a",), 64, base.Sampling(solvers.ancestral, 12)
+    model, {"network": None}, key, {}, ("a",), 64, base.SamplerConfig(solvers.ancestral, 12)
   )
   prior_key, loop_key = jax.random.split(key)
   z = multitime.normal_like(prior_key, "z", jnp.zeros((64, *ONE)))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmdiff_jax.networks.brought import Brought
+from mmdiff_jax.networks.pretrained import Pretrained
 
 
 def _orthogonal(size):
@@ -33,12 +33,12 @@ def rotation(modality):
   size = math.prod(shape) * max(modality.num_classes, 1)
   turn = _orthogonal(size)
   # Containers of several kinds.
-  return Brought({"turn": (turn, turn.T), "shift": np.float32(0.5)}, encode, decode)
+  return Pretrained({"turn": (turn, turn.T), "shift": np.float32(0.5)}, encode, decode)
 
 
 def pixels(modality):
   """Without parameters: the view itself."""
-  return Brought(
+  return Pretrained(
     {}, lambda _, x: x.reshape(len(x), -1), lambda _, z: z.reshape(-1, *modality.shape)
   )
 
@@ -49,20 +49,20 @@ def directions(modality):
   def encode(params, x):
     return 7.0 * x.reshape(len(x), -1).astype(jnp.float32) @ params
 
-  return Brought(
+  return Pretrained(
     _orthogonal(max(math.prod(modality.shape), 6))[: math.prod(modality.shape), :6], encode
   )
 
 
 def tokens(modality):
   """Of the wrong type."""
-  return Brought({}, lambda _, x: jnp.zeros((len(x), 6), jnp.int32), lambda _, z: z)
+  return Pretrained({}, lambda _, x: jnp.zeros((len(x), 6), jnp.int32), lambda _, z: z)
 
 
 def blank(modality):
   """Whose way back ends elsewhere."""
   encode, decode = (lambda _, x: x.reshape(len(x), -1)), (lambda _, z: z)
-  return Brought({}, encode, decode)
+  return Pretrained({}, encode, decode)
 
 
 def nothing(modality):

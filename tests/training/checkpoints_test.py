@@ -11,7 +11,7 @@ import pytest
 
 from mmdiff_jax.data import pipeline
 from mmdiff_jax.errors import UserError
-from mmdiff_jax.training import checkpoints, parallel, seals, trainer
+from mmdiff_jax.training import checkpoints, checksums, parallel, trainer
 from mmdiff_jax.training.state import TrainState
 
 
@@ -165,7 +165,7 @@ def test_load_params_of_an_untrained_stage(toy, workdir):
 
 def test_one_flipped_bit_in_any_file_is_found(workdir):
   step = workdir / "checkpoints" / "first_stage" / "12"
-  seals.verify(step)
+  checksums.verify(step)
   files = [path for path in step.rglob("*") if path.is_file() and path.stat().st_size]
   assert len(files) > 5
   for path in files:
@@ -174,10 +174,10 @@ def test_one_flipped_bit_in_any_file_is_found(workdir):
     bad[len(bad) // 2] ^= 1
     path.write_bytes(bad)
     with pytest.raises(UserError, match="has changed since") as error:
-      seals.verify(step)
+      checksums.verify(step)
     assert str(path) in str(error.value)
     path.write_bytes(good)
-  seals.verify(step)
+  checksums.verify(step)
 
 
 def test_any_change_of_the_checksums_is_found(workdir):
@@ -185,7 +185,7 @@ def test_any_change_of_the_checksums_is_found(workdir):
   seal = step.with_name("12.sha256.json")
   seal.write_text(seal.read_text().replace("\n ", "\n\t", 1))
   with pytest.raises(UserError, match="checksums .* have changed"):
-    seals.verify(step)
+    checksums.verify(step)
 
 
 def test_a_checkpoint_of_an_older_version(toy, workdir):
@@ -196,7 +196,7 @@ def test_a_checkpoint_of_an_older_version(toy, workdir):
   (folder / "8" / "data" / "metadata").rename(folder / "8" / "data" / "process_0-of-2.json")
   meta = folder / "8" / "meta" / "metadata"
   meta.write_text(json.dumps({"stage": json.loads(meta.read_text())["stage"]}))
-  seals.write(epath.Path(folder / "8"))
+  checksums.write(epath.Path(folder / "8"))
   assert checkpoints.best_step(workdir, "second_stage", "loss") is None
   jax.tree.map(np.testing.assert_array_equal, before, toy.train(workdir))
 
@@ -229,7 +229,7 @@ def test_damage_is_named_and_the_checkpoint_before_takes_over(toy, workdir, dama
     assert word in said
   assert "first_stage: trained already" in said
   jax.tree.map(np.testing.assert_array_equal, before, after)
-  seals.verify(step)
+  checksums.verify(step)
   (aside,) = (workdir / "damaged").iterdir()
   assert {path.name for path in aside.iterdir()} == {"12", "12.sha256.json"}
 
@@ -257,7 +257,7 @@ def test_a_save_that_was_killed_does_not_count(toy, workdir, killed, capsys):
   assert checkpoints.latest_step(workdir, "second_stage") == 8
   jax.tree.map(np.testing.assert_array_equal, before, toy.train(workdir))
   assert ("cut off" in capsys.readouterr().out) == (killed == "before the checksums")
-  seals.verify(step)
+  checksums.verify(step)
   assert not list(step.parent.glob("*tmp*"))
 
 

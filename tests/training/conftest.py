@@ -82,7 +82,7 @@ def report(params, key, data):
 
 
 def framework(steps=12, **settings):
-  settings = base.Settings(
+  settings = base.TrainConfig(
     **{"steps": steps, "batch_size": 8, "learning_rate": 0.05, "warmup": 3, **settings}
   )
   first = {"entry": "first", "source": "image", "target": "sound"}

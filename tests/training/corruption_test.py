@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmdiff_jax.errors import UserError
-from mmdiff_jax.training import checkpoints, seals
+from mmdiff_jax.training import checkpoints, checksums
 
 FAULTS = 150
 TRAINED = 5  # Of these, how many go through the trainer.
@@ -27,7 +27,7 @@ def damage(rng, path):
 def files(step):
   """Those of a checkpoint, and its checksums."""
   found = [path for path in step.rglob("*") if path.is_file() and path.stat().st_size]
-  return [*sorted(found), seals.path_of(epath.Path(step))]
+  return [*sorted(found), checksums.path_of(epath.Path(step))]
 
 
 def test_random_damage_is_found(workdir):
@@ -42,10 +42,10 @@ def test_random_damage_is_found(workdir):
     done = damage(rng, path)
     assert path.read_bytes() != good
     with pytest.raises(UserError):
-      seals.verify(step)
+      checksums.verify(step)
       pytest.fail(f"{done}: not found")
     path.write_bytes(good)
-    seals.verify(step)
+    checksums.verify(step)
 
 
 @pytest.mark.slow

@@ -413,7 +413,7 @@ def test_sampling_uses_all_devices_and_makes_what_one_makes(toy, monkeypatch, ki
 
   framework = dataclasses.replace(toy.framework(), sample=sample)
   params = {"w": np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)}
-  sampling = base.Sampling(solvers.heun, 1)
+  sampling = base.SamplerConfig(solvers.heun, 1)
   wanted = ("image",), ("sound",), 13
   check_samples_alike(framework, params, sampling, toy.data(), *wanted, kind=kind)
   assert devices == [1, 7]
@@ -434,6 +434,6 @@ def test_mld_samples_alike(kind):
   params["score"] = jax.tree.map(
     lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), params["score"]
   )
-  sampling = base.Sampling(solvers.dpmpp_2m, 4, guidance=2.0)
+  sampling = base.SamplerConfig(solvers.dpmpp_2m, 4, guidance=2.0)
   for given, targets in (((), ("a", "b")), (("b",), ("a",))):
     check_samples_alike(framework, params, sampling, data, given, targets, 13, kind=kind)

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from experiments import setup  # noqa: E402
-from mmdiff_jax.training import checkpoints, claims  # noqa: E402
+from mmdiff_jax.training import checkpoints, workdir as workdir_lib  # noqa: E402
 
 # File and data set, the trainings, and what else makes it small.
 FRAMEWORKS = {
@@ -141,7 +141,7 @@ def campaign(name: str, kills: int, seed: int, folder: Path) -> Counter:
   rng = random.Random(f"{name} {seed}")
   whole = folder / f"{name}_whole"
   alone = start(name, whole)
-  framework = setup.build(claims.load_config(whole))
+  framework = setup.build(workdir_lib.load_config(whole))
   expected = outcome(framework, whole)
   # So that kills are spread over all stages: later starts find compiled functions.
   longest = (alone.when[-1] - alone.when[0]) / max(kills / 2, 3)

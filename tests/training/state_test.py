@@ -3,10 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmdiff_jax.frameworks.base import Settings
+from mmdiff_jax.frameworks.base import TrainConfig
 from mmdiff_jax.training import state as state_lib
 
-SETTINGS = Settings(steps=110, batch_size=1, learning_rate=0.2, warmup=10, final=0.1)
+SETTINGS = TrainConfig(steps=110, batch_size=1, learning_rate=0.2, warmup=10, final=0.1)
 
 
 @pytest.mark.parametrize(

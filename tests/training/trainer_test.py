@@ -16,7 +16,7 @@ import pytest
 
 from mmdiff_jax.data import pipeline
 from mmdiff_jax.errors import PreemptedError, UserError
-from mmdiff_jax.training import checkpoints, seals, trainer
+from mmdiff_jax.training import checkpoints, checksums, trainer
 
 
 class StoppedError(Exception):
@@ -89,7 +89,7 @@ def test_killed_and_resumed_run_is_the_same_run(toy, tmp_path):
   code = """
     import dataclasses, importlib.util, os, signal, sys, time
     sys.modules["tensorflow"] = None
-    from mmdiff_jax.training import checkpoints, seals, trainer
+    from mmdiff_jax.training import checkpoints, checksums, trainer
     spec = importlib.util.spec_from_file_location("toy", sys.argv[1])
     toy = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(toy)
@@ -166,7 +166,7 @@ def test_full_disk_leaves_training_and_the_old_checkpoint_alone(toy, tmp_path, m
   equal(whole, found)
   steps = tmp_path / "full" / "checkpoints" / "first_stage"
   assert {path.name for path in steps.iterdir() if path.name.isdecimal()} == {"4", "12"}
-  seals.verify(steps / "4")
+  checksums.verify(steps / "4")
 
 
 @pytest.fixture

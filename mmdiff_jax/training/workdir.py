@@ -59,7 +59,7 @@ def check_config(workdir: str | os.PathLike[str], config: ml_collections.ConfigD
       )
 
 
-def claim_workdir(
+def open_workdir(
   workdir: str | os.PathLike[str],
   config: ml_collections.ConfigDict,
   data: Mapping[str, np.ndarray | Column],

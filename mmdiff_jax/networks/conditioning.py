@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def show(
+def concat_conditioning(
   z: Float[Array, "batch height width channels"],
   known: Sequence[tuple[Float[Array, " _"], Float[Array, "batch ..."]]],
 ) -> tuple[Float[Array, "batch height width _"], Float[Array, "batch _"] | None]:

@@ -9,7 +9,7 @@ import pytest
 
 from mmdiff_jax import modalities as modalities_lib
 from mmdiff_jax.errors import UserError
-from mmdiff_jax.networks import brought
+from mmdiff_jax.networks import pretrained
 
 IMAGE = modalities_lib.Modality("photo", "image", (2, 3, 1), modalities_lib.image_picture)
 FILM = modalities_lib.Modality("photo", "video", (4, 2, 3, 1), modalities_lib.video_picture)
@@ -30,7 +30,7 @@ def view(modality, rows=7):
 )
 def test_goes_there_and_back(modality, latent, shape):
   frames = modality.kind == "video"
-  codec = brought.autoencoder(modality, f"{THEIRS}:rotation", latent, frames=frames)
+  codec = pretrained.autoencoder(modality, f"{THEIRS}:rotation", latent, frames=frames)
   x = view(modality)
   z = codec.apply(codec.entry, x, method="encode")
   assert z.shape == shape
@@ -38,7 +38,7 @@ def test_goes_there_and_back(modality, latent, shape):
 
 
 def test_entry_is_a_dict_of_arrays_and_what_is_applied():
-  codec = brought.autoencoder(IMAGE, f"{THEIRS}:rotation", 6, frames=False)
+  codec = pretrained.autoencoder(IMAGE, f"{THEIRS}:rotation", 6, frames=False)
   assert all(isinstance(x, (np.ndarray, np.generic)) for x in codec.entry.values())
   x = view(IMAGE)
   z = codec.apply(codec.entry, x)
@@ -47,7 +47,7 @@ def test_entry_is_a_dict_of_arrays_and_what_is_applied():
 
 
 def test_prompts_have_length_one():
-  encoder = brought.prompt_encoder(IMAGE, f"{THEIRS}:directions", 6)
+  encoder = pretrained.prompt_encoder(IMAGE, f"{THEIRS}:directions", 6)
   found = np.asarray(encoder.apply(encoder.entry, view(IMAGE)))
   np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0, rtol=1e-5)
   raw = view(IMAGE).reshape(7, -1) @ encoder.entry["0"]
@@ -60,9 +60,9 @@ def test_is_looked_for_where_the_program_starts(tmp_path, monkeypatch):
   monkeypatch.syspath_prepend(tmp_path)
   monkeypatch.delitem(sys.modules, "my_networks", raising=False)
   with pytest.raises(UserError, match=r"my_networks cannot be imported .*no_such_library"):
-    brought.prompt_encoder(IMAGE, "my_networks:one", 6)
+    pretrained.prompt_encoder(IMAGE, "my_networks:one", 6)
   path.write_text("from tests.networks.theirs import directions as one\n")
-  assert brought.prompt_encoder(IMAGE, "my_networks:one", 6).latent == 6
+  assert pretrained.prompt_encoder(IMAGE, "my_networks:one", 6).latent == 6
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_is_looked_for_where_the_program_starts(tmp_path, monkeypatch):
     ("..up:f", 6, "of the form my_package.my_module:function"),
     (f"{THEIRS}:missing", 6, r"theirs\.py'> has no function 'missing'"),
     (f"{THEIRS}:math", 6, "has no function 'math'"),
-    (f"{THEIRS}:nothing", 6, r"returned dict for .*'photo'; it must return .*brought\.Brought"),
+    (f"{THEIRS}:nothing", 6, r"returned dict for .*'photo'; it must return .*brought\.Pretrained"),
     (f"{THEIRS}:directions", 6, "brings no decode"),
     (f"{THEIRS}:tokens", 6, r"encode makes int32 \[5, 6\] .*must be float32 \[5, 6\]"),
     (f"{THEIRS}:rotation", 8, r"makes float32 \[5, 6\] .*float32 \[5, 8\].*photo\.latent=8 says"),
@@ -82,15 +82,15 @@ def test_is_looked_for_where_the_program_starts(tmp_path, monkeypatch):
 )
 def test_autoencoders_that_do_not_fit(use, latent, message):
   with pytest.raises(UserError, match=message) as error:
-    brought.autoencoder(IMAGE, use, latent, frames=False)
+    pretrained.autoencoder(IMAGE, use, latent, frames=False)
   assert "\n" not in str(error.value)
 
 
 def test_latents_of_frames_where_one_is_wanted_and_the_other_way_round():
   with pytest.raises(UserError, match=r"float32 \[5, 4, 6\] .*must be float32 \[5, 6\]"):
-    brought.autoencoder(FILM, f"{THEIRS}:rotation", 6, frames=False)
+    pretrained.autoencoder(FILM, f"{THEIRS}:rotation", 6, frames=False)
   with pytest.raises(UserError, match=r"float32 \[5, 24\] .*must be float32 \[5, 4, 24\]"):
-    brought.autoencoder(FILM, f"{THEIRS}:pixels", 24, frames=True)
+    pretrained.autoencoder(FILM, f"{THEIRS}:pixels", 24, frames=True)
 
 
 @pytest.mark.parametrize(
@@ -102,19 +102,19 @@ def test_latents_of_frames_where_one_is_wanted_and_the_other_way_round():
 )
 def test_prompt_encoders_that_do_not_fit(use, message):
   with pytest.raises(UserError, match=message):
-    brought.prompt_encoder(IMAGE, use, 8)
+    pretrained.prompt_encoder(IMAGE, use, 8)
 
 
 def test_a_mean_and_a_variance_are_no_latent(monkeypatch):
   module = type(sys)("their_vae")
-  module.vae = lambda modality: brought.Brought({}, lambda _, x: (x, x), lambda _, z: z)
+  module.vae = lambda modality: pretrained.Pretrained({}, lambda _, x: (x, x), lambda _, z: z)
   monkeypatch.setitem(sys.modules, "their_vae", module)
   with pytest.raises(UserError, match="encode makes a tuple"):
-    brought.autoencoder(IMAGE, "their_vae:vae", 6, frames=False)
+    pretrained.autoencoder(IMAGE, "their_vae:vae", 6, frames=False)
 
 
 def test_other_parameters_than_those_of_the_checkpoint():
-  codec = brought.autoencoder(IMAGE, f"{THEIRS}:rotation", 6, frames=False)
+  codec = pretrained.autoencoder(IMAGE, f"{THEIRS}:rotation", 6, frames=False)
   for other in ({"0": jnp.zeros(2)}, codec.entry | {"1": np.zeros((6, 5))}):
     with pytest.raises(UserError, match="rotation brings parameters of other shapes"):
       codec.apply(other, view(IMAGE))

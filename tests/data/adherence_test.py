@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mmdiff_jax.data import agreement, derived
+from mmdiff_jax.data import adherence, derived
 
 
 def _step(column=12, size=24):
@@ -19,15 +19,15 @@ def _lines(*columns, size=24):
 
 def test_images_agree_with_their_own_sketches():
   images = np.random.default_rng(0).random((5, 20, 28, 3), np.float32)
-  np.testing.assert_array_equal(agreement.edges(derived.sketch(images), images), np.ones(5))
+  np.testing.assert_array_equal(adherence.edges(derived.sketch(images), images), np.ones(5))
 
 
 # Of the two columns of the edge and the two given, those within one column of another.
 @pytest.mark.parametrize("away, score", [(0, 1.0), (1, 1.0), (-1, 1.0), (2, 0.5), (3, 0.0)])
 def test_edges_may_be_one_pixel_away(away, score):
-  assert agreement.edges(_lines(11 + away, 12 + away), _step()) == pytest.approx([score])
+  assert adherence.edges(_lines(11 + away, 12 + away), _step()) == pytest.approx([score])
   turned = (x.swapaxes(1, 2) for x in (_lines(11 + away, 12 + away), _step()))
-  assert agreement.edges(*turned) == pytest.approx([score])
+  assert adherence.edges(*turned) == pytest.approx([score])
 
 
 def test_one_pixel_away_is_along_the_diagonal_too():
@@ -36,24 +36,24 @@ def test_one_pixel_away_is_along_the_diagonal_too():
   # Of the image's 48 the three next to the first are near; of those given only the first is.
   precision, recall = 3 / 48, 1 / 2
   expected = 2 * precision * recall / (precision + recall)
-  assert agreement.edges(given, _step()) == pytest.approx([expected])
+  assert adherence.edges(given, _step()) == pytest.approx([expected])
 
 
 def test_score_is_the_harmonic_mean_of_precision_and_recall():
-  assert agreement.edges(_lines(11, 12, 20), _step()) == pytest.approx([0.8])  # 1 and 2/3.
+  assert adherence.edges(_lines(11, 12, 20), _step()) == pytest.approx([0.8])  # 1 and 2/3.
   both = np.maximum(_step(6) - _step(14), 0)  # Columns 5, 6, 13 and 14.
-  assert agreement.edges(_lines(5, 6), both) == pytest.approx([2 / 3])  # 1/2 and 1.
+  assert adherence.edges(_lines(5, 6), both) == pytest.approx([2 / 3])  # 1/2 and 1.
 
 
 def test_faint_lines_are_no_edges():
-  assert agreement.edges(_lines(11, 12) * 0.5, _step()) == [0.0]
+  assert adherence.edges(_lines(11, 12) * 0.5, _step()) == [0.0]
 
 
 def test_no_edges_agree_with_none_alone():
   nothing = np.zeros((1, 24, 24, 1), np.float32)
   given = np.concatenate([nothing, nothing, _lines(11, 12), _lines(11, 12)])
   images = np.concatenate([nothing, _step(), nothing, _step()])
-  np.testing.assert_array_equal(agreement.edges(given, images), [1, 0, 0, 1])
+  np.testing.assert_array_equal(adherence.edges(given, images), [1, 0, 0, 1])
 
 
 def test_overlap_counts_where_it_is_asked_to():
@@ -63,4 +63,4 @@ def test_overlap_counts_where_it_is_asked_to():
   found[1, :, 2] = True
   given[3, 4:] = found[2, 5] = True  # Elsewhere.
   found[3, 0, 0] = given[3, 0, :2] = True
-  np.testing.assert_allclose(agreement.overlap(given, found, where), [1 / 4, 0, 1, 1 / 2])
+  np.testing.assert_allclose(adherence.overlap(given, found, where), [1 / 4, 0, 1, 1 / 2])

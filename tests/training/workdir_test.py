@@ -6,7 +6,7 @@ import pytest
 
 from mmdiff_jax.data import pairing
 from mmdiff_jax.errors import UserError
-from mmdiff_jax.training import claims, trainer
+from mmdiff_jax.training import trainer, workdir as workdir_lib
 
 
 def test_another_config_is_refused_and_changes_nothing(toy, workdir):
@@ -34,23 +34,23 @@ def test_fields_that_do_not_change_training_may_differ(tmp_path):
     )
 
   data = {"image": np.zeros((3, 2))}
-  claims.claim_workdir(tmp_path, config("a", ("image", "words")), data)
-  claims.claim_workdir(tmp_path, config("b", ("image", "words")), data)
+  workdir_lib.open_workdir(tmp_path, config("a", ("image", "words")), data)
+  workdir_lib.open_workdir(tmp_path, config("b", ("image", "words")), data)
   # The newest one counts, and tuples come back as tuples.
-  assert claims.load_config(tmp_path) == config("b", ("image", "words"))
+  assert workdir_lib.load_config(tmp_path) == config("b", ("image", "words"))
   with pytest.raises(UserError, match="modalities was"):
-    claims.claim_workdir(tmp_path, config("b", ("image",)), data)
+    workdir_lib.open_workdir(tmp_path, config("b", ("image",)), data)
 
 
 def test_a_field_that_is_not_set_is_as_none(tmp_path):
   data = {"image": np.zeros((3, 2))}
   fields = {"seed": 3, "autoencoder": {"latent": 4}}
-  claims.claim_workdir(tmp_path, ml_collections.ConfigDict(fields), data)
+  workdir_lib.open_workdir(tmp_path, ml_collections.ConfigDict(fields), data)
   fields["autoencoder"]["use"] = None
-  claims.claim_workdir(tmp_path, ml_collections.ConfigDict(fields), data)
+  workdir_lib.open_workdir(tmp_path, ml_collections.ConfigDict(fields), data)
   fields["autoencoder"]["use"] = "theirs:networks"
   with pytest.raises(UserError, match='autoencoder.use was not there, now "theirs:networks"'):
-    claims.claim_workdir(tmp_path, ml_collections.ConfigDict(fields), data)
+    workdir_lib.open_workdir(tmp_path, ml_collections.ConfigDict(fields), data)
 
 
 def _split(**change):
@@ -82,21 +82,21 @@ def _mirrored(rows):
   ],
 )
 def test_other_data_are_refused_and_change_nothing(toy, tmp_path, other, words):
-  claims.claim_workdir(tmp_path, toy.config(), _split())
+  workdir_lib.open_workdir(tmp_path, toy.config(), _split())
   before = {path: path.read_text() for path in tmp_path.iterdir()}
   elsewhere = toy.config(data={"name": "toy", "data_dir": "/elsewhere"})
   with pytest.raises(UserError, match=f"made with other training data.*{words}.*data.json"):
-    claims.claim_workdir(tmp_path, elsewhere, other)
+    workdir_lib.open_workdir(tmp_path, elsewhere, other)
   assert {path: path.read_text() for path in tmp_path.iterdir()} == before
 
 
 def test_same_data_may_come_from_elsewhere_and_differ_in_the_last_bit(toy, tmp_path):
   data = _split()
-  claims.claim_workdir(tmp_path, toy.config(), data)
+  workdir_lib.open_workdir(tmp_path, toy.config(), data)
   image = np.nextafter(data["image"][:], np.float32(1))
   elsewhere = toy.config(data={"name": "toy", "data_dir": "/elsewhere"})
-  claims.claim_workdir(tmp_path, elsewhere, {**data, "image": image})
-  assert claims.load_config(tmp_path).data.data_dir == "/elsewhere"
+  workdir_lib.open_workdir(tmp_path, elsewhere, {**data, "image": image})
+  assert workdir_lib.load_config(tmp_path).data.data_dir == "/elsewhere"
 
 
 def test_few_rows_are_read_to_compare_data(toy, tmp_path):
@@ -107,7 +107,7 @@ def test_few_rows_are_read_to_compare_data(toy, tmp_path):
     return np.zeros((len(index), 2))
 
   data = {"image": pairing.Column(np.arange(60_000), rows)}
-  claims.claim_workdir(tmp_path, toy.config(), data)
+  workdir_lib.open_workdir(tmp_path, toy.config(), data)
   assert len(read) < 100 and {0, 59_999} <= set(read)
 
 
@@ -123,7 +123,7 @@ def test_resumed_run_refuses_other_data_and_an_older_one_takes_what_there_is(toy
 
 def test_load_config_of_no_run(tmp_path):
   with pytest.raises(UserError, match="no training run"):
-    claims.load_config(tmp_path)
+    workdir_lib.load_config(tmp_path)
   (tmp_path / "config.json").write_text(json.dumps({"a": 1})[:-1])
   with pytest.raises(UserError, match="cannot be read"):
-    claims.load_config(tmp_path)
+    workdir_lib.load_config(tmp_path)

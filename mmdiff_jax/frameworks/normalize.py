@@ -15,14 +15,14 @@ from mmdiff_jax.errors import UserError
 from mmdiff_jax.modalities import Modality
 
 
-def value_of(modality: Modality, x) -> Float[Array, "batch ..."]:
+def normalize(modality: Modality, x) -> Float[Array, "batch ..."]:
   """The value of a view."""
   if modality.num_classes:
     return jax.nn.one_hot(x, modality.num_classes)
   return jnp.asarray(x) if modality.kind == "vector" else 2.0 * jnp.asarray(x) - 1.0
 
 
-def view_of(modality: Modality, value) -> Array:
+def denormalize(modality: Modality, value) -> Array:
   """The model's view of a value, the likeliest class where there are several."""
   if modality.num_classes:
     return jnp.argmax(value, axis=-1).astype(jnp.int32)
@@ -53,7 +53,7 @@ def check_examples(modalities: Sequence[Modality], data: Mapping[str, Any]) -> N
       )
 
 
-def as_they_are(params: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+def identity_reconstruct(params: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
   """`Framework.reconstruct` where nothing stands between modalities and their space."""
   del params
   return dict(data)

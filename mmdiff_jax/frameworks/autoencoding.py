@@ -1,9 +1,9 @@
-"""Latents: the autoencoders of all modalities, each trained alone, as a stage of a framework.
+"""Autoencoders of all modalities, each trained on its own as a stage of a framework.
 
-What an autoencoder makes of a view is a latent z = E(x), whose decoder D is good for a small noise
-around it. Frameworks that diffuse latents standardise them by mean and deviation of the training
-set. An autoencoder may be brought (`networks.brought`): its stage then takes over its parameters,
-and one step that trains nothing tells how well a batch is reconstructed.
+An autoencoder encodes a model input x to a latent z = E(x); its decoder D is robust to a little
+noise on z. Frameworks that diffuse latents standardise them by mean and std over the training set.
+An autoencoder may be pretrained (`networks.pretrained`): its stage then takes over the parameters,
+and its single step, which trains nothing, reports how well a batch is reconstructed.
 """
 
 from collections.abc import Mapping
@@ -15,32 +15,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmdiff_jax import rules
+from mmdiff_jax import config_checks
 from mmdiff_jax.autoencoders.categorical import CategoricalAutoencoder
 from mmdiff_jax.autoencoders.frames import FramesAutoencoder
 from mmdiff_jax.autoencoders.layered import LayeredAutoencoder
 from mmdiff_jax.autoencoders.signal import SignalAutoencoder
 from mmdiff_jax.data import missing
 from mmdiff_jax.errors import UserError
-from mmdiff_jax.frameworks.base import Batch, Params, Settings, settings_of, Stage
+from mmdiff_jax.frameworks.base import Batch, make_train_config, Params, Stage, TrainConfig
 from mmdiff_jax.modalities import Modality
-from mmdiff_jax.networks import brought
+from mmdiff_jax.networks import pretrained
 
 _CHUNK = 4096  # examples encoded at once
 
 _SIZES = {
-  "latent": rules.SIZE,
+  "latent": config_checks.SIZE,
   # Decoders of layers have half of it.
-  "width": rules.whole(2, 2**20),
-  "depth": rules.DEPTH,
-  "noise": rules.number(0.0),
-  "penalty": rules.number(0.0),
-  "tokens": rules.SIZE,
-  "frames": rules.FLAG,
-  "layers.shape_latent": rules.SIZE,
-  "layers.grid": rules.whole(most=1024),
-  "layers.negative": rules.FLAG,
-  "layers.robust": rules.number(1e-6),
+  "width": config_checks.integer(2, 2**20),
+  "depth": config_checks.DEPTH,
+  "noise": config_checks.real(0.0),
+  "penalty": config_checks.real(0.0),
+  "tokens": config_checks.SIZE,
+  "frames": config_checks.FLAG,
+  "layers.shape_latent": config_checks.SIZE,
+  "layers.grid": config_checks.integer(most=1024),
+  "layers.negative": config_checks.FLAG,
+  "layers.robust": config_checks.real(1e-6),
 }
 
 Autoencoder = (
@@ -48,7 +48,7 @@ Autoencoder = (
   | FramesAutoencoder
   | LayeredAutoencoder
   | SignalAutoencoder
-  | brought.Frozen
+  | pretrained.PretrainedModule
 )
 
 
@@ -65,7 +65,7 @@ def autoencoder(modality: Modality, config: Any) -> Autoencoder:
       f" {', '.join(config.autoencoder)}. Add it there or leave it out of config.modalities."
     )
   size = config.autoencoder[modality.name]
-  rules.check(size, _SIZES, f"autoencoder.{modality.name}.")
+  config_checks.check(size, _SIZES, f"autoencoder.{modality.name}.")
   if size.get("frames") and modality.kind != "video":
     raise UserError(
       f"config.autoencoder.{modality.name}.frames is True, and {modality.name!r} is no video but of"
@@ -73,7 +73,7 @@ def autoencoder(modality: Modality, config: Any) -> Autoencoder:
     )
   if size.get("use"):
     frames = bool(size.get("frames"))
-    return brought.autoencoder(modality, size.use, size.latent, frames=frames)
+    return pretrained.autoencoder(modality, size.use, size.latent, frames=frames)
   suitable = ("categorical",) if modality.num_classes else ("gaussian", "laplace")
   bounded = modality.kind != "vector"
   if bounded and not modality.num_classes:
@@ -116,12 +116,12 @@ def autoencoder_stage(modality: Modality, codec: Autoencoder, config: Any) -> St
   """
   name, entry = modality.name, f"autoencoder_{modality.name}"
   size = config.autoencoder[name]
-  is_brought = isinstance(codec, brought.Frozen)
+  is_brought = isinstance(codec, pretrained.PretrainedModule)
 
   def prepare(frozen: Params, data: Batch):
     del frozen
     constants = {entry: codec.entry} if is_brought else {}
-    return constants, {name: missing.complete(own(data, name), [name])[name]}
+    return constants, {name: missing.complete(select(data, name), [name])[name]}
 
   def init(key, frozen, batch):
     del frozen
@@ -158,13 +158,13 @@ def autoencoder_stage(modality: Modality, codec: Autoencoder, config: Any) -> St
     }
 
   if is_brought:
-    look = Settings(1, size.training.batch_size, learning_rate=0.0, warmup=0)
+    look = TrainConfig(1, size.training.batch_size, learning_rate=0.0, warmup=0)
     return Stage(f"autoencoder_{name}", (), look, prepare, lambda *_: {}, error, report)
-  settings = settings_of(size.training, f"autoencoder.{name}.training.")
+  settings = make_train_config(size.training, f"autoencoder.{name}.training.")
   return Stage(f"autoencoder_{name}", (entry,), settings, prepare, init, loss, report)
 
 
-def own(data, name):
+def select(data, name):
   """A modality's examples and its mask, if there is one."""
   return {key: data[key] for key in (name, f"{name}_present") if key in data}
 

@@ -1,8 +1,8 @@
-"""Networks that a user brings: a frozen autoencoder or prompt encoder in the place of ours.
+"""Pretrained networks of the user's: a frozen autoencoder or prompt encoder in place of ours.
 
 The config names a function, `my_package.my_module:function`, which takes the `Modality` and returns
-a `Brought`. Whatever library made the network, parameters and pure functions of them are all that
-is asked for. They are never trained.
+a `Pretrained`: parameters and pure functions of them, from whatever library. They are never
+trained.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ from mmdiff_jax.networks.prompts import unit
 _BATCH = 5  # Examples in the trial of shapes: any number that is not likely to be a size.
 
 
-class Brought(NamedTuple):
+class Pretrained(NamedTuple):
   """What a user's function returns.
 
   Attributes:
@@ -41,16 +41,16 @@ class Brought(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Frozen:
-  """A `Brought` with the face of a Flax module.
+class PretrainedModule:
+  """A `Pretrained` with the interface of a Flax module.
 
   Attributes:
-    brought: what was brought.
+    network: what the user's function returned.
     latent: size of what it encodes to.
     use: where it came from.
   """
 
-  brought: Brought
+  network: Pretrained
   latent: int
   use: str
 
@@ -60,7 +60,7 @@ class Frozen:
 
     Checkpoints give back dicts and arrays, whatever containers the pytree had.
     """
-    return {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(self.brought.params))}
+    return {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(self.network.params))}
 
   def apply(
     self, entry: Mapping[str, Any], x: Shaped[Array, "batch ..."], method: str = "encode"
@@ -76,12 +76,12 @@ class Frozen:
         f"{self.use} brings parameters of other shapes than those that this run keeps in its"
         " checkpoint. Go back to the version that the run was trained with, or train another."
       )
-    structure = jax.tree.structure(self.brought.params)
+    structure = jax.tree.structure(self.network.params)
     params = jax.tree.unflatten(structure, [entry[name] for name in own])
-    return getattr(self.brought, method)(params, x)
+    return getattr(self.network, method)(params, x)
 
 
-def autoencoder(modality: Modality, use: str, latent: int, *, frames: bool) -> Frozen:
+def autoencoder(modality: Modality, use: str, latent: int, *, frames: bool) -> PretrainedModule:
   """The autoencoder that `config.autoencoder.NAME.use` names.
 
   Args:
@@ -95,21 +95,21 @@ def autoencoder(modality: Modality, use: str, latent: int, *, frames: bool) -> F
   """
   size = f"config.autoencoder.{modality.name}"
   said = f"{size}.use is {use!r}"
-  brought = _bring(modality, use, said)
-  if brought.decode is None:
-    raise UserError(f"{said}, which brings no decode; an autoencoder needs Brought(.., decode).")
+  network = _bring(modality, use, said)
+  if network.decode is None:
+    raise UserError(f"{said}, which brings no decode; an autoencoder needs Pretrained(.., decode).")
   x = _view(modality)
   shape = (*x.shape[: 1 + frames], latent)
   z = jax.ShapeDtypeStruct(shape, jnp.float32)
   remedy = f"as {size}.latent={latent} says. Set that, or flatten what encode gives"
-  _check(f"{said}, whose encode makes", brought.encode, brought.params, x, z, remedy)
+  _check(f"{said}, whose encode makes", network.encode, network.params, x, z, remedy)
   remedy = f"as the model's view of {modality.name!r} is"
-  _check(f"{said}, whose decode makes", brought.decode, brought.params, z, x, remedy)
-  return Frozen(brought, latent, use)
+  _check(f"{said}, whose decode makes", network.decode, network.params, z, x, remedy)
+  return PretrainedModule(network, latent, use)
 
 
-def prompt_encoder(modality: Modality, use: str, size: int) -> Frozen:
-  """The prompt encoder that `config.bridging.use.NAME` names, its vectors brought to length 1.
+def prompt_encoder(modality: Modality, use: str, size: int) -> PretrainedModule:
+  """The prompt encoder that `config.bridging.use.NAME` names, its vectors normalised to length 1.
 
   Args:
     modality: what it reads.
@@ -120,15 +120,15 @@ def prompt_encoder(modality: Modality, use: str, size: int) -> Frozen:
     UserError: there is no such function, or what it brings has other shapes or types.
   """
   said = f"config.bridging.use.{modality.name} is {use!r}"
-  brought = _bring(modality, use, said)
+  network = _bring(modality, use, said)
   z = jax.ShapeDtypeStruct((_BATCH, size), jnp.float32)
   remedy = f"as config.bridging.network.size={size} says; all prompts have one size"
-  _check(f"{said}, whose encode makes", brought.encode, brought.params, _view(modality), z, remedy)
-  directions = brought._replace(encode=lambda params, x: unit(brought.encode(params, x)))
-  return Frozen(directions, size, use)
+  _check(f"{said}, whose encode makes", network.encode, network.params, _view(modality), z, remedy)
+  directions = network._replace(encode=lambda params, x: unit(network.encode(params, x)))
+  return PretrainedModule(directions, size, use)
 
 
-def _bring(modality: Modality, use: str, said: str) -> Brought:
+def _bring(modality: Modality, use: str, said: str) -> Pretrained:
   """Calls the user's function."""
   if not re.fullmatch(r"\w+(\.\w+)*:\w+", use):
     raise UserError(f"{said}; it must be of the form my_package.my_module:function.")
@@ -143,13 +143,13 @@ def _bring(modality: Modality, use: str, said: str) -> Brought:
   function = getattr(module, name, None)
   if not callable(function):
     raise UserError(f"{said}, but {module} has no function {name!r}.")
-  brought = function(modality)
-  if not isinstance(brought, Brought):
+  network = function(modality)
+  if not isinstance(network, Pretrained):
     raise UserError(
-      f"{said}, which returned {type(brought).__name__} for the modality {modality.name!r}; it must"
-      f" return {Brought.__module__}.Brought."
+      f"{said}, which returned {type(network).__name__} for the modality {modality.name!r}; it must"
+      f" return {Pretrained.__module__}.Pretrained."
     )
-  return brought
+  return network
 
 
 def _view(modality: Modality) -> jax.ShapeDtypeStruct:
