@@ -17,7 +17,7 @@ def get_config(name: str = "digits") -> ConfigDict:
   config = _defaults()
   _PRESETS[name](config)
   # my_package.my_module:function of each prompt encoder that is brought, frozen; None is ours.
-  config.bridging.use = {n: config_dict.placeholder(str) for n in config.modalities}
+  config.bridging.pretrained = {n: config_dict.placeholder(str) for n in config.modalities}
   return config
 
 

@@ -149,7 +149,7 @@ def autoencoder(
     {
       # my_package.my_module:function of an autoencoder that is brought, frozen; None is ours. Then
       # `latent` must be its own, and of `training` the batch size alone is read.
-      "use": ml_collections.config_dict.placeholder(str),
+      "pretrained": ml_collections.config_dict.placeholder(str),
       "likelihood": likelihood,
       "latent": latent,
       "width": width,

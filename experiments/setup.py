@@ -87,7 +87,7 @@ _NAMES = {
   "evaluation.tasks": config_checks.tuple_of(config_checks.tuple_of(config_checks.NAMES)),
   "alignment.links": config_checks.tuple_of(config_checks.NAMES),
   "bridging.bridge": config_checks.TEXT,
-  "bridging.use": config_checks.SECTION,
+  "bridging.pretrained": config_checks.SECTION,
   "main": config_checks.TEXT,
   "augment.modality": config_checks.TEXT,
 }

@@ -4,3 +4,5 @@ Data is a dict of modalities, time is a dict of times, and a sample is the end o
 multi-time. `schedules`, `prediction`, `multitime`, `solvers` and `guidance` are the mathematics and
 need nothing but JAX; `frameworks` put them to work.
 """
+
+__version__ = "0.2.0"

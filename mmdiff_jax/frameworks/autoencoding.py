@@ -71,9 +71,9 @@ def autoencoder(modality: Modality, config: Any) -> Autoencoder:
       f"config.autoencoder.{modality.name}.frames is True, and {modality.name!r} is no video but of"
       f" kind {modality.kind}."
     )
-  if size.get("use"):
+  if size.get("pretrained"):
     frames = bool(size.get("frames"))
-    return pretrained.autoencoder(modality, size.use, size.latent, frames=frames)
+    return pretrained.autoencoder(modality, size.pretrained, size.latent, frames=frames)
   suitable = ("categorical",) if modality.num_classes else ("gaussian", "laplace")
   bounded = modality.kind != "vector"
   if bounded and not modality.num_classes:

@@ -97,8 +97,8 @@ def model_of(config: Any, modalities: Sequence[Modality]) -> Model:
 def _prompt_encoder(
   modality: Modality, bridging: Any
 ) -> PromptEncoder | pretrained.PretrainedModule:
-  if use := bridging.get("use", {}).get(modality.name):
-    return pretrained.prompt_encoder(modality, use, bridging.network.size)
+  if path := bridging.get("pretrained", {}).get(modality.name):
+    return pretrained.prompt_encoder(modality, path, bridging.network.size)
   return PromptEncoder(modality.kind, modality.num_classes, **bridging.network)
 
 

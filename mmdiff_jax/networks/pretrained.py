@@ -47,12 +47,12 @@ class PretrainedModule:
   Attributes:
     network: what the user's function returned.
     latent: size of what it encodes to.
-    use: where it came from.
+    path: where it came from.
   """
 
   network: Pretrained
   latent: int
-  use: str
+  path: str
 
   @property
   def entry(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class PretrainedModule:
     own = self.entry
     if {n: jnp.shape(leaf) for n, leaf in own.items()} != {n: x.shape for n, x in entry.items()}:
       raise UserError(
-        f"{self.use} brings parameters of other shapes than those that this run keeps in its"
+        f"{self.path} brings parameters of other shapes than those that this run keeps in its"
         " checkpoint. Go back to the version that the run was trained with, or train another."
       )
     structure = jax.tree.structure(self.network.params)
@@ -81,12 +81,12 @@ class PretrainedModule:
     return getattr(self.network, method)(params, x)
 
 
-def autoencoder(modality: Modality, use: str, latent: int, *, frames: bool) -> PretrainedModule:
-  """The autoencoder that `config.autoencoder.NAME.use` names.
+def autoencoder(modality: Modality, path: str, latent: int, *, frames: bool) -> PretrainedModule:
+  """The autoencoder that `config.autoencoder.NAME.pretrained` names.
 
   Args:
     modality: what it is of.
-    use: `my_package.my_module:function`.
+    path: `my_package.my_module:function`.
     latent: `config.autoencoder.NAME.latent`.
     frames: whether the view's first axis is one of the latent's, too.
 
@@ -94,8 +94,8 @@ def autoencoder(modality: Modality, use: str, latent: int, *, frames: bool) -> P
     UserError: there is no such function, or what it brings has other shapes or types.
   """
   size = f"config.autoencoder.{modality.name}"
-  said = f"{size}.use is {use!r}"
-  network = _bring(modality, use, said)
+  said = f"{size}.pretrained is {path!r}"
+  network = _bring(modality, path, said)
   if network.decode is None:
     raise UserError(f"{said}, which brings no decode; an autoencoder needs Pretrained(.., decode).")
   x = _view(modality)
@@ -105,34 +105,34 @@ def autoencoder(modality: Modality, use: str, latent: int, *, frames: bool) -> P
   _check(f"{said}, whose encode makes", network.encode, network.params, x, z, remedy)
   remedy = f"as the model's view of {modality.name!r} is"
   _check(f"{said}, whose decode makes", network.decode, network.params, z, x, remedy)
-  return PretrainedModule(network, latent, use)
+  return PretrainedModule(network, latent, path)
 
 
-def prompt_encoder(modality: Modality, use: str, size: int) -> PretrainedModule:
-  """The prompt encoder that `config.bridging.use.NAME` names, its vectors normalised to length 1.
+def prompt_encoder(modality: Modality, path: str, size: int) -> PretrainedModule:
+  """The prompt encoder of `config.bridging.pretrained.NAME`, its vectors brought to length 1.
 
   Args:
     modality: what it reads.
-    use: `my_package.my_module:function`.
+    path: `my_package.my_module:function`.
     size: `config.bridging.network.size`.
 
   Raises:
     UserError: there is no such function, or what it brings has other shapes or types.
   """
-  said = f"config.bridging.use.{modality.name} is {use!r}"
-  network = _bring(modality, use, said)
+  said = f"config.bridging.pretrained.{modality.name} is {path!r}"
+  network = _bring(modality, path, said)
   z = jax.ShapeDtypeStruct((_BATCH, size), jnp.float32)
   remedy = f"as config.bridging.network.size={size} says; all prompts have one size"
   _check(f"{said}, whose encode makes", network.encode, network.params, _view(modality), z, remedy)
   directions = network._replace(encode=lambda params, x: unit(network.encode(params, x)))
-  return PretrainedModule(directions, size, use)
+  return PretrainedModule(directions, size, path)
 
 
-def _bring(modality: Modality, use: str, said: str) -> Pretrained:
+def _bring(modality: Modality, path: str, said: str) -> Pretrained:
   """Calls the user's function."""
-  if not re.fullmatch(r"\w+(\.\w+)*:\w+", use):
+  if not re.fullmatch(r"\w+(\.\w+)*:\w+", path):
     raise UserError(f"{said}; it must be of the form my_package.my_module:function.")
-  where, name = use.split(":")
+  where, name = path.split(":")
   try:
     module = importlib.import_module(where)
   except ImportError as error:

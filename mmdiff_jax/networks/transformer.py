@@ -101,23 +101,25 @@ class LatentTransformer(nn.Module):
     frames, tokens = z.shape[1:3]
     dense, norm = (partial(layer, dtype=self.dtype) for layer in (nn.Dense, nn.LayerNorm))
     time = dense(self.width, name="time")(sinusoidal(jnp.atleast_1d(t), self.features))
-    told = nn.silu(time + dense(self.width, use_bias=False, name="prompt")(prompt))
+    condition = nn.silu(time + dense(self.width, use_bias=False, name="prompt")(prompt))
     h = dense(self.width, name="in")(z)
     if tokens > 1:
-      place = self.param("place", nn.initializers.normal(0.02), (tokens, self.width))
-      h = h + place.astype(h.dtype)
+      positions = self.param("positions", nn.initializers.normal(0.02), (tokens, self.width))
+      h = h + positions.astype(h.dtype)
     for i in range(self.depth):
-      branches = ("mix", "think") if tokens > 1 else ("think",)
-      changes = dense(3 * len(branches) * self.width, kernel_init=ZEROS, name=f"tell_{i}")(told)
+      branches = ("attention", "mlp") if tokens > 1 else ("mlp",)
+      changes = dense(3 * len(branches) * self.width, kernel_init=ZEROS, name=f"adaln_{i}")(
+        condition
+      )
       changes = jnp.split(changes[:, None, None], len(branches), axis=-1)
       for branch, change in zip(branches, changes, strict=True):
         scale, shift, gate = jnp.split(change, 3, axis=-1)
         x = norm(use_scale=False, use_bias=False)(h) * (1 + scale) + shift
-        if branch == "mix":
-          x = nn.MultiHeadDotProductAttention(self.heads, self.dtype, name=f"mix_{i}")(x)
+        if branch == "attention":
+          x = nn.MultiHeadDotProductAttention(self.heads, self.dtype, name=f"attention_{i}")(x)
         else:
-          x = nn.silu(dense(self.hidden, name=f"think_{i}_0")(x))
-          x = dense(self.width, name=f"think_{i}_1")(x)
+          x = nn.silu(dense(self.hidden, name=f"mlp_{i}_0")(x))
+          x = dense(self.width, name=f"mlp_{i}_1")(x)
         h = h + gate * x
       if frames > 1:
         h = h + dense(self.width, kernel_init=ZEROS, name=f"shift_{i}")(shift_frames(h))
@@ -128,7 +130,9 @@ class LatentTransformer(nn.Module):
       if context is not None:
         flat = h.reshape(len(h), frames * tokens, self.width)
         h = h + Attention(self.heads, self.dtype, name=f"cross_{i}")(flat, context).reshape(h.shape)
-    scale, shift = jnp.split(dense(2 * self.width, name="tell")(told)[:, None, None], 2, axis=-1)
+    scale, shift = jnp.split(
+      dense(2 * self.width, name="adaln")(condition)[:, None, None], 2, axis=-1
+    )
     h = norm(use_scale=False, use_bias=False)(h) * (1 + scale) + shift
     return dense(z.shape[-1], kernel_init=ZEROS, name="out")(h).astype(z.dtype)
 

@@ -5,7 +5,7 @@ A stage's checkpoints lie in `workdir/checkpoints/<stage>/<step>/`, written by O
   model     the trained entries, their running mean, and the stage's measured constants
   training  the step and the optimiser's moments
   data      where the input pipeline stands
-  meta      the config, the stage's name, the step and what the training log says of it
+  meta      the config, the package's version, the stage's name, the step and its metrics
 
 Beside each are its checksums, written last and checked before the step is read. A step without
 them is a save that was cut off. What is damaged is put into `workdir/damaged` when
@@ -81,16 +81,17 @@ def best_step(workdir: str | os.PathLike[str], stage: str, metric: str) -> int |
   return min(found, key=found.get, default=None)
 
 
-def configs(workdir: str | os.PathLike[str]) -> dict[epath.Path, dict[str, Any]]:
-  """The config that the last checkpoint of each stage was made with, by the file that has it.
+def metadata(workdir: str | os.PathLike[str]) -> dict[epath.Path, dict[str, Any]]:
+  """Reads the `meta` item of each stage's last checkpoint.
 
-  A checkpoint that is damaged has none here; loading it says so.
+  Returns:
+    The items, by the file that has them. A damaged checkpoint has none here; loading it raises.
   """
   loaded = {}
   for folder in _ending(stage_dir(workdir, ""), ""):
     with contextlib.suppress(OSError, ValueError, KeyError, UserError):
       meta = folder / str(latest_step(workdir, folder.name)) / "meta"
-      loaded[meta / "metadata"] = _read_json(meta)["config"]
+      loaded[meta / "metadata"] = _read_json(meta)
   return loaded
 
 
@@ -395,9 +396,7 @@ def _check(path: epath.Path) -> None:
 
 
 def _read_json(item: epath.Path) -> Any:
-  """An item of a checkpoint; older ones have `data` in a file for each process, all alike."""
-  older = [path for path in _ending(item, ".json") if path.name.startswith("process_")]
-  return json.loads((older or [item / "metadata"])[0].read_text())
+  return json.loads((item / "metadata").read_text())
 
 
 def load_params(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from mmdiff_jax import multitime, storage
+from mmdiff_jax import __version__, multitime, storage
 from mmdiff_jax.data import pipeline
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.errors import PreemptedError, UserError
@@ -239,6 +239,7 @@ def _train_stage(
         _finish(saver, monitor, stage, wait=save or stop)
       if save or stop:
         meta = {"config": config.to_dict(), "stage": stage.name, "step": step}
+        meta["version"] = __version__
         # A mean over the few steps before a signal is not held against those of the others.
         meta["metrics"] = metrics if save else {}
         monitor.flush()

@@ -42,9 +42,11 @@ def check_config(workdir: str | os.PathLike[str], config: ml_collections.ConfigD
     config: how it is trained.
 
   Raises:
-    UserError: the workdir was made with another config; says what differs. Or as `check_name`.
+    UserError: the workdir was made with another config (the message says what differs), or by
+      mmdiff_jax 0.1. Or as `check_name`.
   """
   check_name(workdir)
+  _check_version(workdir)
   config_path = storage.path(workdir) / "config.json"
   if config_path.exists():
     # Through JSON, so that tuples and lists compare as equal.
@@ -68,7 +70,7 @@ def open_workdir(
 
   Of the data, `data.json` keeps the number of examples, names, shapes and types, the masks'
   checksums, and one number each of 64 rows spread over the split; other data in the same place
-  have others. A workdir without it, of an older version, gets one.
+  have others. A workdir without it gets one.
 
   Args:
     workdir: the folder of the run.
@@ -130,8 +132,8 @@ def load_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
   """The config that a workdir was made with.
 
   Raises:
-    UserError: the folder holds no training run, or its `config.json` cannot be read or was changed
-      in what the weights of a checkpoint depend on.
+    UserError: the folder holds no training run, or one of mmdiff_jax 0.1, or its `config.json`
+      cannot be read or was changed in a field that the weights of a checkpoint depend on.
   """
   path = storage.path(workdir) / "config.json"
   if not path.exists():
@@ -140,12 +142,13 @@ def load_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
       f"experiments.train --config=CONFIG --workdir={workdir}"
     )
   config = _read_config(path)
-  for file, trained in checkpoints.configs(workdir).items():
+  _check_version(workdir)
+  for file, item in checkpoints.metadata(workdir).items():
     differing = [
       words
-      for name, words in _differences(_flat(trained), _flat(config))
+      for name, words in _differences(_flat(item["config"]), _flat(config))
       # A module of the user's may have moved; the shapes of what it brings are checked.
-      if not f"{name}.".startswith(_FREE_FIELDS) and "use" not in name.split(".")
+      if not f"{name}.".startswith(_FREE_FIELDS) and "pretrained" not in name.split(".")
     ]
     if differing:
       raise UserError(
@@ -153,6 +156,17 @@ def load_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
         f" the change; the config that was trained is in {file}, under 'config'."
       )
   return ml_collections.ConfigDict(_tuples(config))
+
+
+def _check_version(workdir: str | os.PathLike[str]) -> None:
+  """Raises UserError if the checkpoints are of a version that named things differently."""
+  for file, item in checkpoints.metadata(workdir).items():
+    if "version" not in item:
+      raise UserError(
+        f"The run in {workdir} was trained by mmdiff_jax 0.1 ({file} has no version). Config"
+        " fields, stages and parameters have other names since 0.2 (CHANGELOG.md). Use it with 0.1,"
+        " or train it again in another --workdir."
+      )
 
 
 def _read_config(path: epath.Path) -> dict[str, Any]:

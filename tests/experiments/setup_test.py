@@ -43,7 +43,7 @@ def test_unknown_modality():
     ("evaluation.tasks", ((("digit",), ("scene", "tome")),)),
     ("alignment.links", (("digit", "tome"),)),
     ("bridging.bridge", "tome"),
-    ("bridging.use", {"tome": None}),
+    ("bridging.pretrained", {"tome": None}),
     ("sampling.weights", {"tome": 1.0}),
     ("main", "tome"),
     ("augment.modality", "tome"),
@@ -96,9 +96,9 @@ def test_overrides_are_read_in_any_order(config_from, first):
     "--config.evaluation.classifier_steps=3",
     "--config.evaluation.classifier_steps",
     "None",
-    "--config.autoencoder.digit.use=a:b",
-    "--config.autoencoder.scene.use=None",
-    "--config.autoencoder.scene.use=a:b",
+    "--config.autoencoder.digit.pretrained=a:b",
+    "--config.autoencoder.scene.pretrained=None",
+    "--config.autoencoder.scene.pretrained=a:b",
     "--config.framework=None",
   ]
   config = config_from(*([DIGITS, *overrides] if first else [*overrides, "--config", DIGITS[9:]]))
@@ -106,7 +106,7 @@ def test_overrides_are_read_in_any_order(config_from, first):
   assert (training.steps, training.batch_size, training.learning_rate) == (100, 100, 1.0)
   assert config.seed == 7
   assert config.data.data_dir is None and config.evaluation.classifier_steps is None
-  assert config.autoencoder.digit.use == config.autoencoder.scene.use == "a:b"
+  assert config.autoencoder.digit.pretrained == config.autoencoder.scene.pretrained == "a:b"
   assert config.framework == "None"  # A field that must have a value.
 
 

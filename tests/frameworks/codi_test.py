@@ -284,9 +284,11 @@ def brought(*prompts, **changes):
   """Every autoencoder is theirs, and some prompt encoders are."""
   latents = {"caption": 30, "digit": 16, "speech": 16, "video": 16}
   for name, latent in latents.items():
-    changes |= {f"autoencoder__{name}__use": f"{THEIRS}:rotation"}
+    changes |= {f"autoencoder__{name}__pretrained": f"{THEIRS}:rotation"}
     changes |= {f"autoencoder__{name}__latent": latent}
-  return tiny(**changes, **{f"bridging__use__{name}": f"{THEIRS}:directions" for name in prompts})
+  return tiny(
+    **changes, **{f"bridging__pretrained__{name}": f"{THEIRS}:directions" for name in prompts}
+  )
 
 
 @pytest.mark.parametrize(
@@ -311,7 +313,7 @@ def test_brought_prompt_encoders_are_not_trained_but_what_is_left_is(prompts, tr
 def test_the_temperature_stops_at_its_bound_and_returns_from_beyond(wrong, start):
   """By the optimiser of training, on pairs whose encoders are frozen."""
   config = tiny(modalities=PAIR, bridging__bridge="digit", alignment__links=(PAIR,))
-  config.bridging.use.update(dict.fromkeys(PAIR, f"{THEIRS}:directions"))
+  config.bridging.pretrained.update(dict.fromkeys(PAIR, f"{THEIRS}:directions"))
   steps = 200
   config.bridging.training.update({"steps": steps, "warmup": 0, "learning_rate": 0.01})
   (stage,) = (s for s in codi.build(config, (DIGIT, SPEECH)).stages if s.name == "bridging_speech")
@@ -748,8 +750,11 @@ def test_interpolation_ends_at_single_prompts_and_guidance_at_none(ran):
     ({"alignment__links": (("caption", "digit"), ("speech", "video"))}, "aligned already"),
     ({"alignment__links": (("caption", "digit"),)}, "do not reach speech, video"),
     ({"autoencoder": {}}, "no autoencoder of the modality 'caption'"),
-    ({"autoencoder__digit__use": f"{THEIRS}:rotation"}, r"digit\.latent=4 says"),
-    ({"bridging__use__digit": f"{THEIRS}:rotation"}, r"use\.digit .*network\.size=6 says"),
+    ({"autoencoder__digit__pretrained": f"{THEIRS}:rotation"}, r"digit\.latent=4 says"),
+    (
+      {"bridging__pretrained__digit": f"{THEIRS}:rotation"},
+      r"pretrained\.digit .*network\.size=6 says",
+    ),
     ({"sampling__solver": "none"}, "ancestral"),
     ({"sampling__order": (("caption",),)}, "no order of them"),
   ],

@@ -601,9 +601,9 @@ def test_a_modality_without_sizes_is_named():
 def with_brought():
   """Two autoencoders are theirs, one of which has no parameters."""
   config = tiny(
-    autoencoder__b__use="tests.networks.theirs:pixels",
+    autoencoder__b__pretrained="tests.networks.theirs:pixels",
     autoencoder__b__latent=4,
-    autoencoder__c__use="tests.networks.theirs:rotation",
+    autoencoder__c__pretrained="tests.networks.theirs:rotation",
     autoencoder__c__latent=15,
   )
   config.modalities = ("b", "c")
@@ -646,7 +646,7 @@ def test_brought_autoencoders_are_trained_upon_and_stay_as_they_are(tmp_path, mo
 
 @pytest.mark.parametrize(("name", "latent"), [("b", 4), ("c", 15)])
 def test_what_a_brought_autoencoder_gets_wrong_is_told(name, latent):
-  changes = {"use": "tests.networks.theirs:rotation", "latent": latent}
+  changes = {"pretrained": "tests.networks.theirs:rotation", "latent": latent}
   config = tiny(**{f"autoencoder__{name}__{key}": value for key, value in changes.items()})
   stage = mld.build(config, MODALITIES).stages["abc".index(name)]
   constants, examples = stage.prepare({}, data())

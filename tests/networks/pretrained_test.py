@@ -68,12 +68,16 @@ def test_is_looked_for_where_the_program_starts(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   ("use", "latent", "message"),
   [
-    ("no_such_module:f", 6, r"autoencoder\.photo\.use is .* no_such_module cannot be imported"),
+    (
+      "no_such_module:f",
+      6,
+      r"autoencoder\.photo\.pretrained is .* no_such_module cannot be imported",
+    ),
     ("no_colon", 6, "of the form my_package.my_module:function"),
     ("..up:f", 6, "of the form my_package.my_module:function"),
     (f"{THEIRS}:missing", 6, r"theirs\.py'> has no function 'missing'"),
     (f"{THEIRS}:math", 6, "has no function 'math'"),
-    (f"{THEIRS}:nothing", 6, r"returned dict for .*'photo'; it must return .*brought\.Pretrained"),
+    (f"{THEIRS}:nothing", 6, r"returned dict for .*'photo'; .* return .*pretrained\.Pretrained"),
     (f"{THEIRS}:directions", 6, "brings no decode"),
     (f"{THEIRS}:tokens", 6, r"encode makes int32 \[5, 6\] .*must be float32 \[5, 6\]"),
     (f"{THEIRS}:rotation", 8, r"makes float32 \[5, 6\] .*float32 \[5, 8\].*photo\.latent=8 says"),
@@ -96,7 +100,7 @@ def test_latents_of_frames_where_one_is_wanted_and_the_other_way_round():
 @pytest.mark.parametrize(
   ("use", "message"),
   [
-    (f"{THEIRS}:missing", r"config\.bridging\.use\.photo is .* has no function 'missing'"),
+    (f"{THEIRS}:missing", r"config\.bridging\.pretrained\.photo is .* has no function 'missing'"),
     (f"{THEIRS}:directions", r"float32 \[5, 6\] .*float32 \[5, 8\], as .*network\.size=8 says"),
   ],
 )

@@ -3,15 +3,15 @@ import functools
 import json
 import shutil
 
-from etils import epath
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+import mmdiff_jax
 from mmdiff_jax.data import pipeline
 from mmdiff_jax.errors import UserError
-from mmdiff_jax.training import checkpoints, checksums, parallel, trainer
+from mmdiff_jax.training import checkpoints, checksums, parallel, trainer, workdir as workdir_lib
 from mmdiff_jax.training.state import TrainState
 
 
@@ -188,17 +188,18 @@ def test_any_change_of_the_checksums_is_found(workdir):
     checksums.verify(step)
 
 
-def test_a_checkpoint_of_an_older_version(toy, workdir):
-  """Its place in the data is in a file for each process, and it has no metrics."""
-  before = checkpoints.load_params(toy.framework(), workdir)
-  folder = workdir / "checkpoints" / "second_stage"
-  shutil.rmtree(folder / "12")
-  (folder / "8" / "data" / "metadata").rename(folder / "8" / "data" / "process_0-of-2.json")
-  meta = folder / "8" / "meta" / "metadata"
-  meta.write_text(json.dumps({"stage": json.loads(meta.read_text())["stage"]}))
-  checksums.write(epath.Path(folder / "8"))
-  assert checkpoints.best_step(workdir, "second_stage", "loss") is None
-  jax.tree.map(np.testing.assert_array_equal, before, toy.train(workdir))
+def test_a_run_of_version_0_1_is_refused(toy, workdir):
+  meta = workdir / "checkpoints" / "second_stage" / "12" / "meta" / "metadata"
+  item = json.loads(meta.read_text())
+  assert item.pop("version") == mmdiff_jax.__version__
+  meta.write_text(json.dumps(item))
+  before = sorted(workdir.rglob("*"))
+  for use in (toy.train, workdir_lib.load_config):
+    with pytest.raises(
+      UserError, match="trained by mmdiff_jax 0.1 .*12/meta/metadata has no version"
+    ):
+      use(workdir)
+  assert sorted(workdir.rglob("*")) == before
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing", "half checksums", "extra"])

@@ -46,10 +46,12 @@ def test_a_field_that_is_not_set_is_as_none(tmp_path):
   data = {"image": np.zeros((3, 2))}
   fields = {"seed": 3, "autoencoder": {"latent": 4}}
   workdir_lib.open_workdir(tmp_path, ml_collections.ConfigDict(fields), data)
-  fields["autoencoder"]["use"] = None
+  fields["autoencoder"]["pretrained"] = None
   workdir_lib.open_workdir(tmp_path, ml_collections.ConfigDict(fields), data)
-  fields["autoencoder"]["use"] = "theirs:networks"
-  with pytest.raises(UserError, match='autoencoder.use was not there, now "theirs:networks"'):
+  fields["autoencoder"]["pretrained"] = "theirs:networks"
+  with pytest.raises(
+    UserError, match='autoencoder.pretrained was not there, now "theirs:networks"'
+  ):
     workdir_lib.open_workdir(tmp_path, ml_collections.ConfigDict(fields), data)
 
 
