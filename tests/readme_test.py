@@ -1,4 +1,4 @@
-"""The code in the README runs and prints what it says."""
+"""The code in the README and in docs runs and prints what it says."""
 
 import contextlib
 import io
@@ -17,20 +17,21 @@ from mmdiff_jax.data import folder
 from mmdiff_jax.networks import pretrained
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
+DOCS = README.parent / "docs"
 
 
-def run(words):
-  """Runs the one Python block that has these words; returns its variables and what it prints."""
-  blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+def run(page, words):
+  """Runs a page's one Python block with these words; returns its variables and what it prints."""
+  blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
   (code,) = (block for block in blocks if words in block)
   variables, out = {}, io.StringIO()
   with contextlib.redirect_stdout(out):
-    exec(compile(code, str(README), "exec"), variables)  # noqa: S102
+    exec(compile(code, str(page), "exec"), variables)  # noqa: S102
   return variables, out.getvalue()
 
 
 def test_solver_example_gives_the_conditional_law():
-  _, printed = run("solvers.sample")
+  _, printed = run(README, "solvers.sample")
   mean, deviation = map(float, printed.split())
   assert mean == pytest.approx(0.8, abs=0.06)
   assert deviation == pytest.approx(0.6, abs=0.05)
@@ -38,7 +39,7 @@ def test_solver_example_gives_the_conditional_law():
 
 def test_networks_of_every_library_are_seen_to_change():
   """The page runs in one piece; new parameters change the samples, and compile nothing again."""
-  page = README.parent / "docs" / "your_networks.md"
+  page = DOCS / "your_networks.md"
   code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.S))
   v = {}
   exec(compile(code, str(page), "exec"), v)  # noqa: S102
@@ -58,7 +59,7 @@ def test_networks_of_every_library_are_seen_to_change():
 
 
 def test_columns_of_a_folder_are_such_as_it_takes():
-  columns = run("columns = {")[0]["columns"]
+  columns = run(DOCS / "data.md", "columns = {")[0]["columns"]
   assert [column.modality.name for column in folder.parse(columns)] == list(columns)
   kinds = {modality.name: modality.kind for modality in folder.modalities(columns)}
   assert kinds == {
@@ -69,7 +70,7 @@ def test_columns_of_a_folder_are_such_as_it_takes():
 
 @pytest.mark.parametrize("size", [8, 16])
 def test_autoencoder_that_is_brought_fits_and_keeps_low_frequencies(size, monkeypatch):
-  module = types.SimpleNamespace(**run("Pretrained(params")[0])
+  module = types.SimpleNamespace(**run(DOCS / "your_networks.md", "Pretrained(params")[0])
   monkeypatch.setitem(sys.modules, "my_networks", module)
   image = modalities_lib.Modality("digit", "image", (size, size, 1), modalities_lib.image_picture)
   codec = pretrained.autoencoder(image, "my_networks:cosines", 64, frames=False)
@@ -78,3 +79,11 @@ def test_autoencoder_that_is_brought_fits_and_keeps_low_frequencies(size, monkey
   x = jnp.asarray(x, jnp.float32)
   found = codec.apply(codec.entry, codec.apply(codec.entry, x), method="decode")
   np.testing.assert_allclose(found, x, atol=1e-5)
+
+
+def test_links_between_pages_lead_somewhere():
+  pages = [*README.parent.glob("*.md"), *DOCS.rglob("*.md")]
+  for page in pages:
+    for link in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
+      assert (page.parent / link).exists(), (page, link)
+  assert len(README.read_text().splitlines()) <= 150
