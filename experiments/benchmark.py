@@ -22,6 +22,7 @@ training steps of any config on made-up data, on all devices.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
+import importlib.util
 import json
 from typing import Any
 
@@ -142,6 +143,11 @@ def run(sizes: Sizes, *, against: str | None, rounds: int) -> dict[str, Any]:
     UserError: the counterpart is not installed.
     AssertionError: its network does not compute what ours does.
   """
+  if against and importlib.util.find_spec("torch") is None:
+    raise UserError(
+      "--against=torch needs PyTorch, which is not installed here: pip install torch==2.13.0"
+      " (its CPU build is enough), or leave the flag out."
+    )
   rng = np.random.default_rng(0)
   network = ScoreMLP(width=sizes.width)
   x = jax.tree.map(jnp.asarray, _normal(rng, sizes.latents, sizes.rows))
@@ -261,13 +267,8 @@ def _ours(sizes: Sizes, network: ScoreMLP, params, x, data) -> dict[str, timing.
 
 def _torch(sizes: Sizes, network: ScoreMLP, params, x, data):
   """The counterpart's contestants, and how far its outputs are from ours."""
-  try:
-    import torch
-  except ImportError as error:
-    raise UserError(
-      "--against=torch needs PyTorch, which is not installed here: pip install torch==2.13.0"
-      " (its CPU build is enough), or leave the flag out."
-    ) from error
+  import torch
+
   from experiments import torch_counterpart
 
   torch.set_num_threads(timing.THREADS)

@@ -17,7 +17,7 @@ promises. They are not tried; any other survivor makes the exit status 1.
 import argparse
 import ast
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 import gc
 import importlib
 import itertools
@@ -249,13 +249,15 @@ class _Sites:
             yield from self.walk(child, where, bound)
 
 
-def mutants_of(source: str, module: str) -> list[Mutant]:
-  """All mutants of a module, in the order of its lines."""
+def mutants_of(source: str, module: str, within: Set[str] | None = None) -> list[Mutant]:
+  """All mutants of a module, or of the functions named, in the order of its lines."""
   text = source.encode()
   tree = ast.parse(source)
   unchanged = ast.dump(tree)
   found = {}
   for where, rule, edits in _Sites(text).walk(tree):
+    if within is not None and where not in within:
+      continue
     changed = text
     for begin, end, new in sorted(edits, reverse=True):
       changed = changed[:begin] + new + changed[end:]

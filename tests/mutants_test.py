@@ -71,7 +71,8 @@ def test_proofs_are_read_and_belong_to_mutants(mutants):
   made = set()
   for module in {proof[0] for proof in proofs}:
     text = (mutants.ROOT / module).read_text()
-    made |= set(map(mutants.key, mutants.mutants_of(text, module)))
+    within = {proof[1] for proof in proofs if proof[0] == module}
+    made |= set(map(mutants.key, mutants.mutants_of(text, module, within)))
   assert set(proofs) <= made
   assert all(proofs.values())
 

@@ -188,7 +188,7 @@ def faults(number, draw, presets, check, **options):
 
 @pytest.mark.parametrize(
   ("number", "presets", "shown"),
-  [(60, LIGHT, 0.0), pytest.param(300, PRESETS, 0.1, marks=pytest.mark.slow)],
+  [(40, LIGHT, 0.0), pytest.param(300, PRESETS, 0.1, marks=pytest.mark.slow)],
 )
 def test_overrides_fit_or_are_refused(stage_of, monkeypatch, number, presets, shown):
   """Of a stage: what it trains, its loss, and of a share `shown` its samples, by shapes alone."""
