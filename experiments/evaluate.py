@@ -380,7 +380,7 @@ def evaluate(
           seen = [
             (rows, x[name], seed[name][0]) for (rows, x), seed in zip(samples, judged, strict=True)
           ]
-          found = _agreement(measures, {other: test[other] for other in given}, seen, draws)
+          found = _adherence(measures, {other: test[other] for other in given}, seen, draws)
           entry["targets"][name] |= found
       if judges and len(targets) > 1:
         right_all = [
@@ -460,7 +460,7 @@ def _of_class(judged, labels, recognised, reference, title) -> dict[str, float]:
   return found
 
 
-def _agreement(adherence, test, seen, draws: int) -> dict[str, Any]:
+def _adherence(adherence, test, seen, draws: int) -> dict[str, Any]:
   """How true samples are to what was given, and to what was given with the sample before.
 
   Args:
@@ -469,7 +469,7 @@ def _agreement(adherence, test, seen, draws: int) -> dict[str, Any]:
     seen: of each seed the rows of the split that were given, the samples and their classes.
     draws: samples of each example given.
   """
-  found = {"adherence": [], "agreement_shuffled": []}
+  found = {"adherence": [], "adherence_shuffled": []}
   for rows, x, classes in seen:
     for one, given in zip(found.values(), (rows, np.roll(rows, draws)), strict=True):
       shares = adherence({name: test[name][given] for name in test}, x, classes)

@@ -4,7 +4,7 @@ Such a module has `MODALITIES`, the modalities that a model may use, in order, a
 `load(split, data_dir, manual_dir)`, which returns a whole split in the model's view, and takes
 `validation` if a part can be held out of training. Where they depend on options, which then are
 further arguments of `load`, it has `modalities(**options)`. Where one can measure how true a
-modality is to others it has `AGREEMENT`, and where captions have a grammar `VALID`, both
+modality is to others it has `ADHERENCE`, and where captions have a grammar `VALID`, both
 {modality: function}.
 """
 
@@ -125,7 +125,7 @@ def adherence(
   del data_dir, manual_dir, validation
   module = _module(name)
   _check_options(name, module, options)
-  return getattr(module, "AGREEMENT", {}).get(main)
+  return getattr(module, "ADHERENCE", {}).get(main)
 
 
 def valid(

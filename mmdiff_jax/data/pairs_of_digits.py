@@ -394,5 +394,5 @@ def adherence(
   return found
 
 
-AGREEMENT = {name: functools.partial(adherence, name) for name in ("caption", *_ABOUT)}
+ADHERENCE = {name: functools.partial(adherence, name) for name in ("caption", *_ABOUT)}
 VALID = {"caption": functools.partial(rendering.valid, grammar=_GRAMMAR)}

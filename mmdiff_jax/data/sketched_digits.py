@@ -315,5 +315,5 @@ def adherence(
   return found
 
 
-AGREEMENT = {"digit": adherence}
+ADHERENCE = {"digit": adherence}
 VALID = {"caption": functools.partial(rendering.valid, grammar=_GRAMMAR)}

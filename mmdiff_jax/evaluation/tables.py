@@ -77,7 +77,7 @@ def screen(results: Results) -> str:
     _summary_table(results),
     _one_to_one_table(results),
     _validity_table(results),
-    _agreement_table(results),
+    _adherence_table(results),
     _similarity_table(results),
     _subsets_table(results, "iou", _share, "IoU of masks, %"),
     _subsets_table(results, "spread", _fine, "spread of draws"),
@@ -106,8 +106,8 @@ def markdown(results: Results) -> str:
     ),
     "Samples all of whose targets show the class given, in per cent": _together_table(results),
     "SIM: probability that two modalities name one class": _similarity_table(results),
-    "Agreement with what was given, in per cent (shuffled: with another example's)": (
-      _agreement_table(results)
+    "Adherence to what was given, in per cent (shuffled: with another example's)": (
+      _adherence_table(results)
     ),
     "Total variation of the classes from those of the examples given": _variation_table(results),
     f"Frechet distance to {split}, on the classifiers' features": _frechet_table(results),
@@ -195,10 +195,10 @@ def _validity_table(results: Results) -> str:
   return _table(["valid, %", *names], rows)
 
 
-def _agreement_table(results: Results) -> str:
+def _adherence_table(results: Results) -> str:
   """One row a subset given and a target of which there is any, one column a measure."""
   found = [
-    (entry, target, of["adherence"], of["agreement_shuffled"])
+    (entry, target, of["adherence"], of["adherence_shuffled"])
     for entry in results["conditional"]
     for target, of in entry["targets"].items()
     if of.get("adherence")

@@ -82,7 +82,7 @@ def test_rendering_and_modalities_are_light():
   subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
-def test_agreement_is_that_of_a_modality_that_has_one():
+def test_adherence_is_that_of_a_modality_that_has_one():
   found = datasets.adherence("digit", "sketched_digits", of="digits")
   assert found is sketched_digits.adherence
   assert datasets.adherence("sketch", "sketched_digits") is None

@@ -326,7 +326,7 @@ def test_headings_are_measured_on_videos(data):
     assert (pairs_of_digits.heading_of(still) == -1).all()
 
 
-def test_agreement_is_with_what_the_caption_says(embedded):
+def test_adherence_is_with_what_the_caption_says(embedded):
   split = embedded["train"]
   for number, (names, measured) in {
     0: (("digit", ["label", "thickness", "slant"])),
@@ -350,7 +350,7 @@ def test_agreement_is_with_what_the_caption_says(embedded):
     assert adherence({"digit": 0 * x}, x, label) == {}
 
 
-def test_agreement_of_captions_is_with_what_is_given(embedded):
+def test_adherence_of_captions_is_with_what_is_given(embedded):
   test = embedded["test"]
   adherence = datasets.adherence("caption", "pairs_of_digits")
   given = {name: test[name][:] for name in MAIN[1:]}

@@ -228,7 +228,7 @@ def test_digits_are_drawn_within_the_page(prepared):
   assert small.sum() == large.sum()
 
 
-def test_agreement_is_with_what_was_given_alone(data):
+def test_adherence_is_with_what_was_given_alone(data):
   rows = np.arange(30)
   pages, labels = data["digit"][rows], data["label"][rows]
   given = {name: data[name][rows] for name in NAMES[1:]}

@@ -210,27 +210,27 @@ def test_yardsticks_are_no_floors(results):
   assert "five random halvings" in text
 
 
-def test_agreement_has_a_row_for_each_subset_that_is_measured(results):
+def test_adherence_has_a_row_for_each_subset_that_is_measured(results):
   share = lambda *values: tables.measurement(values)  # noqa: E731
   first, _, third, fourth = (entry["targets"] for entry in results["conditional"][:4])
   first["b"] |= {
     "adherence": {"edges": share(0.9, 0.962)},
-    "agreement_shuffled": {"edges": share(0.41)},
+    "adherence_shuffled": {"edges": share(0.41)},
   }
   third["b"] |= {
     "adherence": {"edges": share(0.5), "words": share(1.0)},
-    "agreement_shuffled": {"words": share(0.125)},
+    "adherence_shuffled": {"words": share(0.125)},
   }
-  next(iter(fourth.values())).update({"adherence": {}, "agreement_shuffled": {}})
-  titled = tables.markdown(results).split("## Agreement with what was given, in per cent")[1]
+  next(iter(fourth.values())).update({"adherence": {}, "adherence_shuffled": {}})
+  titled = tables.markdown(results).split("## Adherence to what was given, in per cent")[1]
   for text in (titled.split("## ")[0], tables.screen(results).split("adherence, % (shuffled)")[1]):
     table = text.split("\n\n| coherence")[0]
     assert cells(table, "a")[:2] == ["93.1 (41.0)", ""]
     assert cells(table, "c")[:2] == ["", "100.0 (12.5)"]
   assert not re.search(r"^\| (b|a \+ b) +\|", titled.split("## ")[0], re.M)
   # Of several targets each has rows of its own.
-  first["c"] |= {"adherence": {"edges": share(0.1)}, "agreement_shuffled": {"edges": share(0.2)}}
-  text = tables.markdown(results).split("## Agreement with what was given, in per cent")[1]
+  first["c"] |= {"adherence": {"edges": share(0.1)}, "adherence_shuffled": {"edges": share(0.2)}}
+  text = tables.markdown(results).split("## Adherence to what was given, in per cent")[1]
   assert cells(text, "a -> c")[0] == "10.0 (20.0)"
 
 
@@ -266,10 +266,10 @@ def test_summary_leaves_out_what_was_made_anew_and_takes_targets_alone_first(res
   assert found["each from all others"]["values"] == [0.25]
 
 
-def test_agreement_of_a_target_in_several_tasks_is_told_apart(results):
+def test_adherence_of_a_target_in_several_tasks_is_told_apart(results):
   share = tables.measurement([0.5])
   first = results["conditional"][0]
-  measured = {"adherence": {"edges": share}, "agreement_shuffled": {"edges": share}}
+  measured = {"adherence": {"edges": share}, "adherence_shuffled": {"edges": share}}
   first["targets"]["b"] |= measured
   results["conditional"].append(first | {"targets": {"b": measured}})
   text = tables.screen(results).split("adherence, % (shuffled)")[1]

@@ -399,7 +399,7 @@ def test_labels_as_a_modality(tmp_path):
   assert len(results["joint"]["histogram"]["data"]) == 12
 
 
-def test_agreement_with_what_was_given_and_with_other_examples(oracle):
+def test_adherence_with_what_was_given_and_with_other_examples(oracle):
   """Half of the examples say what they show, and no example says anything of `silent`."""
 
   def adherence(given, generated, predicted):
@@ -419,15 +419,15 @@ def test_agreement_with_what_was_given_and_with_other_examples(oracle):
     for entry in results["conditional"]:
       for name, found in entry["targets"].items():
         if name != "a":
-          assert not {"adherence", "agreement_shuffled"} & set(found)
+          assert not {"adherence", "adherence_shuffled"} & set(found)
         elif entry["given"] == ["off"]:
-          assert found["adherence"] == found["agreement_shuffled"] == {}
+          assert found["adherence"] == found["adherence_shuffled"] == {}
         else:
           # What is given last is shown.
           expected = 0.75 if "off" in entry["given"] else 1.0
-          assert found["adherence"].keys() == found["agreement_shuffled"].keys() == {"b said"}
+          assert found["adherence"].keys() == found["adherence_shuffled"].keys() == {"b said"}
           assert found["adherence"]["b said"]["values"] == pytest.approx([expected] * 2, abs=0.03)
-          assert found["agreement_shuffled"]["b said"]["mean"] == pytest.approx(0.1, abs=0.03)
+          assert found["adherence_shuffled"]["b said"]["mean"] == pytest.approx(0.1, abs=0.03)
 
 
 def test_tasks_of_the_config_are_measured_one_by_one(oracle):
@@ -628,7 +628,7 @@ def test_measures_of_captions_reach_the_tables():
     dict.fromkeys(("caption", "digit"), three),
     {"caption": said, "digit": page, "label": np.full(4, 3, np.int32)},
     4,
-    adherence=pairs_of_digits.AGREEMENT,
+    adherence=pairs_of_digits.ADHERENCE,
     valid=pairs_of_digits.VALID,
   )
   found = targets["digit", "caption"]["adherence"]
