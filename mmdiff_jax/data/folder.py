@@ -529,8 +529,10 @@ def _column(name: str, columns: Mapping[str, Spec], make) -> FolderModality:
   for key in ("size", "channels", "frames", "length", "num_classes"):
     values = options.get(key, 1)
     for value in values if isinstance(values, tuple) else (values,):
-      if not config_checks.SIZE.holds(value):
-        raise UserError(f"{where}.{key} is {values!r}; it must be {config_checks.SIZE.words}.")
+      if not config_checks.SIZE.accepts(value):
+        raise UserError(
+          f"{where}.{key} is {values!r}; it must be {config_checks.SIZE.description}."
+        )
   for key, fits, must in _CAN:
     if key in options and not fits(options[key]):
       raise UserError(f"{where}.{key} is {options[key]!r}; it must be {must}.")
