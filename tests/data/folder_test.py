@@ -396,7 +396,7 @@ def test_specs_say_what_the_functions_do(tmp_path):
     ("photo", {"read": "image", "size": 8}, r"photo\.size is 8; it must be \(height, width\)"),
     ("photo", {"read": "image", "size": (8,)}, r"photo\.size is \(8,\)"),
     ("photo", {"read": "image", "size": (8, 0)}, r"photo\.size is \(8, 0\).*from 1"),
-    ("caption", {"read": "text", "length": 1.5}, r"caption\.length is 1.5; it must be a whole"),
+    ("caption", {"read": "text", "length": 1.5}, r"caption\.length is 1.5; it must be an integer"),
     ("caption", {"read": "text", "lenght": 3}, "caption: .*'leng.*What it can have is: length"),
     ("photo", {**_SPECS["photo"], "pattern": "("}, r"photo\.pattern is '\('"),
     ("photo", {**_SPECS["photo"], "pattern": ".*"}, r"photo\.pattern is .*no group"),

@@ -170,7 +170,7 @@ def test_config_that_is_none(command, tmp_path, refused):
 
 def test_parameters_that_do_not_fit(command, trained, tmp_path, refused, monkeypatch):
   """As of another version of the program, or where no checkpoint has its config."""
-  monkeypatch.setattr(checkpoints, "configs", lambda workdir: {})
+  monkeypatch.setattr(checkpoints, "metadata", lambda workdir: {})
   (tmp_path / "checkpoints").symlink_to(trained / "checkpoints")
   config = json.loads((trained / "config.json").read_text())
   config["score"]["network"]["width"] = 24
