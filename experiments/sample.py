@@ -29,7 +29,7 @@ from mmdiff_jax.data import datasets, missing, readers
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.evaluation import pictures
 from mmdiff_jax.frameworks.base import Framework
-from mmdiff_jax.modalities import film, Modality
+from mmdiff_jax.modalities import Modality, video_gif
 
 _GIVEN = flags.DEFINE_list("given", [], "Modalities that are given.")
 _TARGETS = flags.DEFINE_list("targets", [], "Modalities to generate; all others if none.")
@@ -227,7 +227,7 @@ def write(
       paths[-1].write_bytes(file.getvalue())
     elif modality.kind == "video":
       paths.append(out / f"{stem}_{modality.name}.gif")
-      paths[-1].write_bytes(film(shown[modality.name], _COLUMNS))
+      paths[-1].write_bytes(video_gif(shown[modality.name], _COLUMNS))
     elif modality.kind in ("text", "label"):
       paths.append(out / f"{stem}_{modality.name}.txt")
       paths[-1].write_text("".join(f"{modality.show(x)}\n" for x in views))

@@ -1,8 +1,8 @@
 """Checks of the arguments of the library's public functions.
 
-Each takes the name of the function and of the argument, for the message, and returns the value in
-the form that the function computes with. Values are checked where they are concrete; inside a
-transformation of JAX only shapes and types can be.
+Each check takes the name of the function and of the argument, for the message, and returns the
+value in the form that the function computes with. Values are checked where they are concrete;
+inside a transformation of JAX only shapes and types can be.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ from mmdiff_jax import config_checks
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-  """The end of a message about a name that does not exist: the nearest name, and all names."""
+  """Returns the end of a message about an unknown name: the nearest valid name, and all of them."""
   names = sorted(names)
   return (
     f"the nearest is {config_checks.nearest(name, names)!r}, of {names}"
@@ -32,10 +32,11 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def names(where: str, argument: str, value: Any) -> tuple[str, ...]:
-  """Names of modalities, as a tuple.
+  """Returns names of modalities as a tuple.
 
   Raises:
-    TypeError: one string, which would be read as a sequence of letters, or no sequence of strings.
+    TypeError: the value is a single string, which would be read as a sequence of letters, or is not
+      a sequence of strings.
   """
   if isinstance(value, str):
     raise TypeError(
@@ -52,10 +53,10 @@ def names(where: str, argument: str, value: Any) -> tuple[str, ...]:
 
 
 def subset(where: str, argument: str, value: Iterable[Any], other: str, of: Iterable[str]) -> None:
-  """Checks names against those that there are, which are those of another argument.
+  """Checks that all names of one argument are among those of another.
 
   Raises:
-    ValueError: one that does not exist; says which is the nearest.
+    ValueError: a name is not among them; the message gives the nearest one.
   """
   for name in value:
     if name not in of:
@@ -65,11 +66,11 @@ def subset(where: str, argument: str, value: Iterable[Any], other: str, of: Iter
 
 
 def integer(where: str, argument: str, value: Any, least: int = 0) -> int:
-  """An integer of at least `least`.
+  """Returns an integer of at least `least`.
 
   Raises:
-    TypeError: no integer, or one that JAX traces.
-    ValueError: too small.
+    TypeError: the value is not an integer, or is traced by JAX.
+    ValueError: it is too small.
   """
   try:
     number = operator.index(value)
@@ -83,10 +84,10 @@ def integer(where: str, argument: str, value: Any, least: int = 0) -> int:
 
 
 def index(where: str, argument: str, value: Any) -> Array | np.ndarray:
-  """An integer that JAX may trace, as an array.
+  """Returns an integer, which JAX may trace, as an array.
 
   Raises:
-    TypeError: no integer.
+    TypeError: the value is not an integer.
   """
   value = array(where, argument, value)
   if value.ndim or not jnp.issubdtype(value.dtype, jnp.integer):
@@ -105,7 +106,7 @@ def number(
   rows: bool = False,
   infinite: bool = False,
 ) -> Any:
-  """A number, which may be an array without axes, also one that JAX traces.
+  """Returns a number, which may be an array without axes, also one that JAX traces.
 
   Args:
     where: the function, for the message.
@@ -118,11 +119,11 @@ def number(
     infinite: whether it may be infinite.
 
   Returns:
-    The value: a Python number as a float, all else as an array.
+    The value: a Python number as a float, anything else as an array.
 
   Raises:
-    TypeError: no number.
-    ValueError: NaN, infinite, or outside the bounds.
+    TypeError: the value is not a number.
+    ValueError: it is NaN, infinite, or outside the bounds.
   """
   numbers = array(where, argument, value)
   if numbers.dtype == bool or (numbers.ndim and not rows):
@@ -132,22 +133,22 @@ def number(
     return numbers
   values = np.asarray(numbers, np.float64)
   inside = (values > above) if above is not None else (values >= least)
-  sound = ~np.isnan(values) if infinite else np.isfinite(values)
-  if not np.all(sound & inside & (values <= most)):
+  valid = ~np.isnan(values) if infinite else np.isfinite(values)
+  if not np.all(valid & inside & (values <= most)):
     bounds = ["no NaN" if infinite else "finite"]
     bounds += [f"above {above:g}"] if above is not None else []
     bounds += [f"at least {least:g}"] if above is None and least > -math.inf else []
     bounds += [f"at most {most:g}"] if most < math.inf else []
     raise ValueError(f"{where}: {argument}={value!r} must be {' and '.join(bounds)}.")
-  one = isinstance(numbers, np.ndarray | np.generic) and not numbers.ndim
-  return float(numbers) if one else numbers
+  is_scalar = isinstance(numbers, np.ndarray | np.generic) and not numbers.ndim
+  return float(numbers) if is_scalar else numbers
 
 
 def interval(where: str, argument: str, value: Any) -> None:
   """Checks a pair of numbers, the lower one first.
 
   Raises:
-    TypeError: no pair of numbers.
+    TypeError: the value is not a pair of numbers.
     ValueError: the first is above the second.
   """
   pair = sequence(where, argument, value)
@@ -159,10 +160,10 @@ def interval(where: str, argument: str, value: Any) -> None:
 
 
 def sequence(where: str, argument: str, value: Any) -> Sequence[Any]:
-  """A sequence that is no string; an array of one axis becomes one of its numbers.
+  """Returns a sequence that is not a string; an array with one axis becomes a tuple of its numbers.
 
   Raises:
-    TypeError: anything else.
+    TypeError: the value is anything else.
   """
   if getattr(value, "ndim", 0) == 1:
     return tuple(value)
@@ -190,11 +191,11 @@ def broadcasts(where: str, argument: str, shape: Sequence[int], to: Sequence[int
 
 
 def scalar(where: str, argument: str, value: Any, *bounds: Any, above: Any = None) -> float:
-  """One number that is known while Python runs; bounds as of `number`.
+  """Returns a single number that is available while Python runs; bounds as in `number`.
 
   Raises:
-    TypeError: an array of several, one that is traced, or no number.
-    ValueError: NaN, infinite, or outside the bounds.
+    TypeError: the value is an array of several numbers, is traced, or is not a number.
+    ValueError: it is NaN, infinite, or outside the bounds.
   """
   if isinstance(value, jax.core.Tracer):
     raise TypeError(f"{where}: {argument}={value!r} must be a number that is not traced by JAX.")
@@ -202,10 +203,10 @@ def scalar(where: str, argument: str, value: Any, *bounds: Any, above: Any = Non
 
 
 def array(where: str, argument: str, value: Any) -> Array | np.ndarray:
-  """An array of floats, integers or booleans: one of JAX as it is, all else as one of NumPy.
+  """Returns an array of floats, integers or booleans: a JAX array unchanged, all else as NumPy's.
 
   Raises:
-    TypeError: no numbers.
+    TypeError: the value is not made of real numbers.
   """
   dtype = getattr(value, "dtype", None)
   if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
@@ -221,9 +222,9 @@ def array(where: str, argument: str, value: Any) -> Array | np.ndarray:
 
 
 def floating(where: str, argument: str, value: Any) -> Array | np.ndarray:
-  """As `array`, but with integers and booleans as floats, of the precision that JAX has.
+  """As `array`, but integers and booleans become floats, of the precision that JAX is set to.
 
-  Arrays of NumPy stay concrete where `jax.jit` traces.
+  NumPy arrays stay concrete while `jax.jit` traces.
   """
   value = array(where, argument, value)
   floats = jnp.issubdtype(value.dtype, jnp.floating)
@@ -231,13 +232,14 @@ def floating(where: str, argument: str, value: Any) -> Array | np.ndarray:
 
 
 def modalities(where: str, argument: str, value: Any, *, floats: bool = False) -> dict[str, Array]:
-  """A dict of arrays by name of modality, each with a first axis of rows, equally many in all.
+  """Returns a dict of arrays by modality, each with a first axis of rows, equally many in all.
 
   With `floats`, integers and booleans become floats.
 
   Raises:
-    TypeError: no mapping, a name that is no string, or a value that is no array of numbers.
-    ValueError: an array without axes, or different numbers of rows.
+    TypeError: the value is not a mapping, a name is not a string, or an entry is not an array of
+      numbers.
+    ValueError: an array has no axes, or the numbers of rows differ.
   """
   if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
     raise TypeError(
@@ -249,18 +251,19 @@ def modalities(where: str, argument: str, value: Any, *, floats: bool = False) -
   rows = {name: x.shape[0] if x.ndim else None for name, x in arrays.items()}
   if None in rows.values() or len(set(rows.values())) > 1:
     raise ValueError(
-      f"{where}: all of {argument} need a first axis of as many rows, but their shapes are"
+      f"{where}: all arrays of {argument} need a first axis with the same number of rows, but their"
+      " shapes are"
       f" { {name: x.shape for name, x in arrays.items()} }."
     )
   return arrays
 
 
 def shapes(where: str, argument: str, value: Any) -> dict[str, tuple[int, ...]]:
-  """A dict of shapes by name of modality.
+  """Returns a dict of shapes by name of modality.
 
   Raises:
-    TypeError: no mapping from names to sequences of integers.
-    ValueError: a negative size.
+    TypeError: the value is not a mapping from names to sequences of integers.
+    ValueError: a size is negative.
   """
   if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
     raise TypeError(
@@ -280,7 +283,7 @@ def same_modalities(where: str, argument: str, value: Any, other: str, of: Any) 
   """Checks that two dicts have the same modalities.
 
   Raises:
-    TypeError: the first is no dict.
+    TypeError: the first is not a dict.
     ValueError: they differ.
   """
   if not isinstance(value, Mapping):
@@ -293,13 +296,13 @@ def same_modalities(where: str, argument: str, value: Any, other: str, of: Any) 
 
 
 def key(where: str, value: Any, argument: str = "key") -> PRNGKeyArray:
-  """A key of JAX.
+  """Returns a JAX random key.
 
   Raises:
-    TypeError: a seed, several keys, or anything else that is no key.
+    TypeError: the value is a seed, several keys, or anything else that is not a key.
   """
   dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
-  raw = dtype == jnp.uint32 and shape in ((2,), (4,))  # As `jax.random.PRNGKey` makes it.
+  raw = dtype == jnp.uint32 and shape in ((2,), (4,))  # As made by `jax.random.PRNGKey`.
   typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
   if not raw and not (typed and shape == ()):
     several = " For several keys use jax.vmap." * bool(typed and shape)
@@ -310,19 +313,19 @@ def key(where: str, value: Any, argument: str = "key") -> PRNGKeyArray:
 
 
 def function(where: str, argument: str, value: Any) -> Partial:
-  """A function as a `Partial`, whose arrays are its leaves.
+  """Returns a function as a `Partial`, whose arrays are its leaves.
 
-  An object that is a pytree and can be called, such as a module of flax NNX or equinox, or a method
-  of one, becomes an argument of the `Partial`: `jax.jit` would otherwise compare it by identity and
-  not see that its parameters have changed.
+  A callable object that is a pytree, such as a flax NNX or equinox module, or a method of one,
+  becomes an argument of the `Partial`: `jax.jit` would otherwise compare it by identity and not see
+  that its parameters have changed.
 
   Raises:
-    TypeError: it cannot be called.
+    TypeError: the value cannot be called.
   """
   if not callable(value) or inspect.isclass(value):
     raise TypeError(f"{where}: {argument} must be a function, not {_short(value)}.")
   if isinstance(value, functools.partial):
-    # A `Partial` is one, too. Where what is bound is no array it stays static, as it was.
+    # A `Partial` is one, too. Bound arguments that are not arrays stay static, as they were.
     leaves = jax.tree.leaves((value.args, value.keywords))
     if isinstance(value, Partial) or all(
       isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves
@@ -342,7 +345,7 @@ def _call(function, *args):
 
 
 def _is_node(value):
-  """Whether JAX takes it apart: a leaf is its own only leaf."""
+  """Returns whether JAX flattens a value: a leaf is its own only leaf."""
   return not jax.tree_util.all_leaves([value])
 
 

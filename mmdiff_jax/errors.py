@@ -1,16 +1,16 @@
-"""Errors that are no defects of the program: what the user can mend, and being asked to stop."""
+"""Errors that are not defects of the program: what the user can correct, and preemption."""
 
 
 class UserError(Exception):
-  """Something the user asked for cannot be done; the message says what, where, and what to do.
+  """Something the user asked for cannot be done; the message says what, where, and how to fix it.
 
-  Entry points print the message without a traceback and exit with code 2. Everything else that is
-  raised is a defect of ours and keeps its traceback.
+  Entry points print the message without a traceback and exit with code 2. Any other exception is
+  a bug in this package and keeps its traceback.
   """
 
 
 class PreemptedError(Exception):
-  """Training was asked to end (SIGTERM) and can go on later, with the same command.
+  """Training was asked to stop (SIGTERM) and can be resumed later with the same command.
 
   Entry points print the message and exit with code 75, which schedulers take as "run it again".
   """

@@ -1,7 +1,7 @@
 """Guidance and composition: denoisers made from denoisers.
 
-What they return holds to x = alpha x0 + sigma eps. Where several eps are combined with weights that
-sum to 1, their x0 are combined in the same way, which for one x is the same statement.
+The pairs that they return satisfy x = alpha x0 + sigma eps. Where several eps are combined with
+weights that sum to 1, their x0 are combined in the same way, which for one x is equivalent.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ from mmdiff_jax.solvers.steps import checked, is_floating
 
 
 def _guided(denoiser, strength, noise, interval, rescale, schedule, x, t):
-  # Side by side on an axis of their own, not as more rows: a time that all rows share stays one.
+  # Stacked on an axis of their own, not as more rows: a time that all rows share stays a scalar.
   arguments.subset("guide", "noise", noise, "the modalities", x)
   t = {name: jnp.asarray(time) for name, time in t.items()}
   without_x, without_t = dict(x), dict(t)
@@ -49,18 +49,18 @@ def _guided(denoiser, strength, noise, interval, rescale, schedule, x, t):
 
 
 def _absent(name, noise, x):
-  """What the network sees of an absent modality, of the type of `x`."""
+  """Returns the network's input for an absent modality, in the type of `x`."""
   if jnp.issubdtype(noise.dtype, jnp.floating) and not jnp.issubdtype(x.dtype, jnp.floating):
     raise TypeError(
       f"guide: noise[{name!r}] is {noise.dtype} but the modality is {x.dtype}: give integers, such"
-      " as the class that the network was trained to see where the modality is absent."
+      " as the class that the network was trained with where the modality is absent."
     )
   arguments.broadcasts("guide", f"noise[{name!r}]", noise.shape, x.shape)
   return noise.astype(x.dtype)
 
 
 def _rescaled(x0, conditional, rescale):
-  """`x0` with each row's deviations from its mean scaled to the std of `conditional`'s row."""
+  """Returns `x0` with each row's deviations from its mean scaled to the std of `conditional`'s."""
   deviations = _deviations(x0)
   spread = _std(deviations)
   scale = prediction.divide(_std(_deviations(conditional)), spread)
@@ -69,9 +69,9 @@ def _rescaled(x0, conditional, rescale):
 
 
 def _deviations(x):
-  """Each row minus its mean: exactly 0 where all of its components are equal."""
+  """Returns each row minus its mean, exactly 0 where all of its components are equal."""
   axes = tuple(range(1, x.ndim))
-  # Taken from the first component: the mean of equal numbers, computed directly, is rounded.
+  # Relative to the first component: the mean of equal numbers, computed directly, is rounded.
   from_first = x - x[(slice(None), *(slice(1),) * len(axes))]
   return from_first - jnp.mean(from_first, axes, keepdims=True)
 
@@ -82,9 +82,9 @@ def _std(deviations):
 
 
 def _eps_of(schedule, name, x, t, x0, otherwise):
-  """eps of a changed x0; `otherwise` where sigma is 0."""
-  own = schedules.schedule_of(schedule, name)
-  alpha, sigma = (along(level(t), x) for level in (own.alpha, own.sigma))
+  """Returns the eps of a changed x0, or `otherwise` where sigma is 0."""
+  schedule = schedules.schedule_of(schedule, name)
+  alpha, sigma = (along(level(t), x) for level in (schedule.alpha, schedule.sigma))
   return jnp.where(sigma == 0, otherwise, prediction.x0_to_eps(x, x0, alpha, sigma))
 
 
@@ -97,39 +97,39 @@ def guide(
   rescale: float | Float[Array, ""] | None = None,
   schedule: Any = None,
 ) -> Denoiser:
-  """Classifier-free guidance (Ho and Salimans 2022, Eq. 6) between t = 0 and t = 1 of the given.
+  """Classifier-free guidance (Ho and Salimans 2022, Eq. 6) by the times of given modalities.
 
-  With eps_c as the times say and eps_u where all that is given (time 0) is absent (time 1) instead,
+  With eps_c predicted at the times t, and eps_u with all given modalities (time 0) absent (time 1),
 
     eps = eps_u + strength (eps_c - eps_u),
 
-  and x0 in the same way. Strength 1 is the conditional law, 0 the marginal one; above 1 the
-  condition is pressed harder. The network must have been trained with absent modalities
-  (`multitime.draw_masked(absent_prob=...)`). The result for a given modality itself means nothing,
+  and x0 in the same way. Strength 1 is the conditional distribution, 0 the marginal one; above 1
+  the condition is emphasised. The network must have been trained with absent modalities
+  (`multitime.draw_masked(absent_prob=...)`). The result for a given modality itself is meaningless,
   and no step reads it.
 
   Args:
     denoiser: `(x, t) -> (x0, eps)`.
-    strength: weight of the condition; a number or, to change it without compiling again, an array,
-      which may have one for each row.
-    noise: what the network sees of a modality where it is absent, such as a draw of
+    strength: weight of the condition; a number or, to change it without recompiling, an array,
+      which may have one entry for each row.
+    noise: the network's input for a modality where it is absent, such as a draw of
       `solvers.prior`, or zeros; shaped as the modality. Modalities without an entry stay given.
-    interval: the log_snr of a modality, from and to, between which it is guided; elsewhere it has
-      strength 1 (Kynkäänniemi et al. 2024). Everywhere if None.
-    rescale: fraction in [0, 1] by which each row of x0 is brought back to the std that it has
+    interval: lower and upper log_snr of a modality between which it is guided; elsewhere it has
+      strength 1 (Kynkäänniemi et al. 2024). If None it is guided everywhere.
+    rescale: fraction in [0, 1] by which each row of x0 is moved back to the std that it has
       without guidance (Lin et al. 2023, Eq. 15-16, there for eps or v). The row's mean stays, and
-      so does a row without spread, such as one of a single number. Not at all if None.
+      so does a row of std 0, such as one of a single number. No rescaling if None.
     schedule: one schedule, or one for each modality; for `interval` and `rescale`.
 
   Returns:
-    A denoiser. For the number 1 it is `denoiser` itself; else it calls `denoiser` once, for
-    both, under `jax.vmap`.
+    A denoiser. For the number 1 it is `denoiser` itself; otherwise it calls `denoiser` once, for
+    both predictions, under `jax.vmap`.
 
   Raises:
-    TypeError: an argument of another type; when it is called, floats in `noise` for a modality of
-      integers.
-    ValueError: `interval` or `rescale` without a schedule, or outside its range; when it is called,
-      a name in `noise` that is no modality, or another shape.
+    TypeError: an argument has the wrong type; when the denoiser is called, `noise` has floats for a
+      modality of integers.
+    ValueError: `interval` or `rescale` is given without a schedule, or is outside its range; when
+      the denoiser is called, `noise` has a name that is not a modality, or another shape.
   """
   plain, denoiser = denoiser, checked("guide", denoiser)
   strength = arguments.number("guide", "strength", strength, rows=True)
@@ -148,7 +148,9 @@ def guide(
 
 
 def _side_by_side(denoisers, x, t):
-  return jax.tree.map(lambda *found: jnp.stack(found), *(denoiser(x, t) for denoiser in denoisers))
+  return jax.tree.map(
+    lambda *outputs: jnp.stack(outputs), *(denoiser(x, t) for denoiser in denoisers)
+  )
 
 
 def _mixed(branches, shares, weights, x, t):
@@ -164,8 +166,8 @@ def _mixed(branches, shares, weights, x, t):
   for leaf in jax.tree.leaves(each):
     if jnp.shape(leaf)[:1] != (len(factors),):
       raise ValueError(
-        f"mix: branches returned shape {jnp.shape(leaf)}; its first axis must be the {len(factors)}"
-        f" denoisers of {len(shares)} shares and {len(weights)} weights."
+        f"mix: branches returned shape {jnp.shape(leaf)}; its first axis must have size"
+        f" {len(factors)}, one for each of {len(shares)} shares and {len(weights)} weights."
       )
   return jax.tree.map(total, each)
 
@@ -178,11 +180,11 @@ def mix(
   shares: Sequence[float | Float[Array, ""]],
   weights: Sequence[Weight],
 ) -> Denoiser:
-  """`compose` of denoisers that share a network, and are one call of it.
+  """Returns the `compose` of denoisers that share a network, as one call of it.
 
   Args:
-    branches: as a denoiser, but with one more axis in front of all that it returns: first the
-      unconditional ones, one for each of `shares`, then the experts.
+    branches: like a denoiser, but all outputs have one more leading axis: first the unconditional
+      denoisers, one for each of `shares`, then the experts.
     shares: as in `compose`.
     weights: as in `compose`.
 
@@ -190,7 +192,7 @@ def mix(
     A denoiser.
 
   Raises:
-    TypeError: an argument of another type.
+    TypeError: an argument has the wrong type.
     ValueError: the shares do not sum to 1, or a number is not finite.
   """
   branches = arguments.function("mix", "branches", branches)
@@ -216,31 +218,31 @@ def compose(
   weights: Sequence[Weight],
   shares: Sequence[float | Float[Array, ""]] = (1.0,),
 ) -> Denoiser:
-  """Experts that were trained apart, as one.
+  """Combines experts that were trained separately into one denoiser.
 
     eps = eps_0 + sum_i w_i (eps_i - eps_0),  eps_0 = sum_j b_j eps_0j
 
   is Eq. 12 of MCDM for weights w_i = 1 and one unconditional denoiser.
 
   With weights of 1 and conditions that are independent given x this is P(x | all conditions) at
-  t = 0. At t > 0 it is not the score of that law noised, so that samplers end elsewhere, however
-  many steps they take: a corrector (`solvers.corrected`) leads back.
+  t = 0. At t > 0 it is not the score of that distribution perturbed by noise, so that samplers end
+  elsewhere, however many steps they take: a corrector (`solvers.corrected`) leads back to it.
 
   Args:
     unconditional: the denoiser without a condition; or several, which are mixed by how far each is
       to be relied on (Nair et al. 2023, "Unite and Conquer").
     experts: one denoiser for each condition, which closes over it.
-    weights: w_i; above 1 a condition is pressed harder, below 0 it is avoided. A number, an array
-      or, for a weight that changes on the way, a function of the times.
-    shares: b_j, which sum to 1.
+    weights: w_i; above 1 a condition is emphasised, below 0 it is avoided. A number, an array or,
+      for a weight that changes along the path, a function of the times.
+    shares: b_j, the weights of the unconditional denoisers, which sum to 1.
 
   Returns:
     A denoiser that calls all of them.
 
   Raises:
-    TypeError: an argument of another type.
-    ValueError: not as many weights as experts, or shares as unconditional ones, or shares that do
-      not sum to 1.
+    TypeError: an argument has the wrong type.
+    ValueError: the numbers of weights and experts differ, or those of shares and unconditional
+      denoisers, or the shares do not sum to 1.
   """
   if callable(unconditional):
     unconditional = [unconditional]
@@ -274,8 +276,10 @@ def _steered(denoiser, log_likelihood, schedule, x, t):
 
   slope, (x0, eps) = jax.grad(value, has_aux=True)(flowing)
   for name in flowing:
-    own = schedules.schedule_of(schedule, name)
-    alpha, sigma = (along(level(t[name]), x[name]) for level in (own.alpha, own.sigma))
+    modality_schedule = schedules.schedule_of(schedule, name)
+    alpha, sigma = (
+      along(level(t[name]), x[name]) for level in (modality_schedule.alpha, modality_schedule.sigma)
+    )
     eps = eps | {name: eps[name] - sigma * slope[name]}
     moved = prediction.eps_to_x0(x[name], eps[name], alpha, sigma)
     x0 = x0 | {name: jnp.where(alpha == 0, x0[name], moved)}
@@ -285,23 +289,23 @@ def _steered(denoiser, log_likelihood, schedule, x, t):
 def steer(
   denoiser: Denoiser, log_likelihood: Callable[..., Float[Array, ""]], schedule: Any
 ) -> Denoiser:
-  """Adds the gradient of a user's own log-likelihood of x0: inverse problems, classifiers.
+  """Adds the gradient of a user-defined log-likelihood of x0: inverse problems, classifiers.
 
   The score becomes score + grad_x log p(y | x0(x, t)) (Chung et al. 2023, Eq. 7-9; there without
-  the spread of x0 given x, which `log_likelihood` may allow for, as it sees the times).
+  the variance of x0 given x, for which `log_likelihood` may account, as it receives the times).
 
   Args:
     denoiser: `(x, t) -> (x0, eps)`, differentiable.
     log_likelihood: `(x0, t) -> []`, the sum over rows of log p(y | x0) up to a constant; a
-      `Partial` with what it closes over as arguments if that should not compile again.
+      `Partial` with the values that it closes over as arguments, so that new ones do not recompile.
     schedule: one schedule, or one for each modality.
 
   Returns:
-    A denoiser that costs one evaluation and its gradient. What is given feels it, too, and no step
-    reads that.
+    A denoiser that costs one evaluation and its gradient. It changes given modalities, too, which
+    no step reads.
 
   Raises:
-    TypeError: `denoiser` or `log_likelihood` is no function, or `schedule` no schedule.
+    TypeError: `denoiser` or `log_likelihood` is not a function, or `schedule` not a schedule.
   """
   denoiser = checked("steer", denoiser)
   log_likelihood = arguments.function("steer", "log_likelihood", log_likelihood)
@@ -317,7 +321,7 @@ def _thresholded(denoiser, bounds, quantile, schedule, x, t):
     if quantile is not None:
       middle, half = 0.5 * (low + high), 0.5 * (high - low)
       rows = jnp.abs(value - middle).reshape(len(value), -1)
-      # Bounds that are one number leave nothing to shrink: what follows clips to it.
+      # Equal bounds leave nothing to shrink: the clip below returns them.
       reach = jnp.maximum(jnp.quantile(rows, quantile, axis=1) / jnp.where(half == 0, 1.0, half), 1)
       value = middle + (value - middle) / along(reach, value)
     value = jnp.clip(value, low, high)
@@ -333,7 +337,7 @@ def threshold(
   *,
   quantile: float | None = None,
 ) -> Denoiser:
-  """Keeps x0 inside its bounds, and eps true to it.
+  """Keeps x0 inside its bounds, and eps consistent with it.
 
   Args:
     denoiser: `(x, t) -> (x0, eps)`.
@@ -347,9 +351,9 @@ def threshold(
     A denoiser.
 
   Raises:
-    TypeError: an argument of another type.
-    ValueError: a lower bound that is above the higher one, or `quantile` outside [0, 1]; when
-      it is called, bounds for what is no modality.
+    TypeError: an argument has the wrong type.
+    ValueError: a lower bound is above the higher one, or `quantile` is outside [0, 1]; when the
+      denoiser is called, `bounds` has a name that is not a modality.
   """
   denoiser = checked("threshold", denoiser)
   schedule = schedules.check("threshold", schedule)

@@ -1,4 +1,4 @@
-"""What a modality is, and how to draw some of them for a person."""
+"""The definition of a modality, and pictures of some of them for a person."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -8,17 +8,17 @@ import math
 from jaxtyping import Float, Int, Num, UInt8
 import numpy as np
 
-_FRAME = 200  # Milliseconds that a frame of a film stays.
-_ZOOM = 3  # Pixels of a film that one of its videos becomes, a side.
+_FRAME = 200  # Milliseconds that a frame of a GIF stays.
+_ZOOM = 3  # Pixels a side of a GIF that one pixel of a video becomes.
 
 KINDS = ("image", "audio", "text", "label", "mask", "video", "trajectory", "vector")
 
 
 @dataclasses.dataclass(frozen=True)
 class Modality:
-  """One modality of a data set: what the model sees of it and how a person does.
+  """One modality of a data set: its model input, and how it is presented to a person.
 
-  The model's view, without the batch axis, by kind:
+  The model input, without the batch axis, by kind:
 
   * image: float32 in [0, 1], [height, width, channels];
   * audio: float32 log-mel spectrogram in about [0, 1], [frames, bands];
@@ -27,21 +27,21 @@ class Modality:
   * mask: int32 below `num_classes`, [height, width];
   * video: float32 in [0, 1], [frames, height, width, channels];
   * trajectory: float32 in [0, 1], points (x, y) in order of time, y upwards, [points, 2];
-  * vector: float32 of about mean 0 and variance 1 a component, a representation by another network,
+  * vector: float32 of about mean 0 and variance 1 per component, the output of another network,
     [size].
 
   Attributes:
-    name: names it in batches, times, checkpoints and scalars.
+    name: its name in batches, times, checkpoints and scalars.
     kind: what it is to a person, one of `KINDS`.
-    shape: shape of the model's view.
-    show: model's view of one example -> what a person looks at (uint8 [height, width, 3]), listens
-      to (float waveform [samples] in [-1, 1] at `sample_rate`) or reads (a string).
-    num_classes: size of the vocabulary of a text, a label or a mask, else 0.
-    sample_rate: of the waveform that `show` returns, in hertz; 0 if it is no audio.
+    shape: shape of the model input.
+    show: maps the model input of one example to what a person looks at (uint8 [height, width, 3]),
+      listens to (float waveform [samples] in [-1, 1] at `sample_rate`) or reads (a string).
+    num_classes: size of the vocabulary of a text, a label or a mask, otherwise 0.
+    sample_rate: sample rate of the waveform that `show` returns, in hertz; 0 if it is not audio.
 
   Raises:
-    ValueError: an unknown kind, or `num_classes` or `sample_rate` where there can be none, or none
-      where there must be one.
+    ValueError: `kind` is unknown, or `num_classes` or `sample_rate` is set for a kind without it,
+      or not set for a kind that needs it.
   """
 
   name: str
@@ -67,7 +67,7 @@ class Modality:
 
   @property
   def bounds(self) -> tuple[float, float]:
-    """Least and greatest value that the model's view may have in a data set."""
+    """Lowest and highest value that the model input may have in a data set."""
     if self.kind == "vector":
       return -math.inf, math.inf
     return 0.0, float(self.num_classes - 1 if self.num_classes else 1)
@@ -76,7 +76,7 @@ class Modality:
 def image_picture(
   image: Float[np.ndarray, "height width channels"],
 ) -> UInt8[np.ndarray, "height width 3"]:
-  """An image in [0, 1] as a picture.
+  """Returns an image in [0, 1] as a picture.
 
   Args:
     image: [height, width, 1 or 3]; values outside [0, 1] are clipped.
@@ -91,10 +91,10 @@ def image_picture(
 def mask_picture(
   labels: Int[np.ndarray, "height width"],
 ) -> UInt8[np.ndarray, "height width 3"]:
-  """A mask as a picture, class 0 black and each of 512 classes in a colour of its own.
+  """Returns a mask as a picture, class 0 black and each of 512 classes in a different colour.
 
   The lowest three bits of a class are the highest bits of red, green and blue, and so on, as in the
-  Pascal VOC challenge: classes of near numbers have colours far apart.
+  Pascal VOC challenge: classes with close numbers have very different colours.
 
   Args:
     labels: [height, width] classes below 512.
@@ -110,7 +110,7 @@ def mask_picture(
 def video_picture(
   video: Float[np.ndarray, "frames height width channels"],
 ) -> UInt8[np.ndarray, "_ _ 3"]:
-  """A video in [0, 1] as a strip of its frames, the first at the left, as `grid` places them.
+  """Returns a video in [0, 1] as a strip of its frames, the first at the left, laid out by `grid`.
 
   Args:
     video: [frames, height, width, 1 or 3]; values outside [0, 1] are clipped.
@@ -121,14 +121,14 @@ def video_picture(
   return grid([image_picture(frame) for frame in video], len(video))
 
 
-# Night, violet, ember, straw: darker is quieter for every eye, whatever it makes of the hues.
+# Night, violet, ember, straw: darker is quieter for every viewer, also for the colour-blind.
 _COLOURS = np.array([[6, 6, 24], [92, 24, 122], [226, 92, 60], [252, 246, 176]], np.float32)
 
 
 def spectrogram_picture(
   spectrogram: Float[np.ndarray, "frames bands"],
 ) -> UInt8[np.ndarray, "bands frames 3"]:
-  """A spectrogram in [0, 1] as a picture, time to the right, pitch upwards, brighter is louder.
+  """Returns a spectrogram in [0, 1] as a picture: time to the right, pitch up, brighter is louder.
 
   Args:
     spectrogram: [frames, bands]; values outside [0, 1] are clipped.
@@ -137,18 +137,18 @@ def spectrogram_picture(
     uint8 [bands, frames, 3].
   """
   level = np.clip(np.asarray(spectrogram, np.float32).T[::-1], 0.0, 1.0)
-  places = np.linspace(0.0, 1.0, len(_COLOURS))
-  channels = [np.interp(level, places, channel) for channel in _COLOURS.T]
+  stops = np.linspace(0.0, 1.0, len(_COLOURS))
+  channels = [np.interp(level, stops, channel) for channel in _COLOURS.T]
   return np.round(np.stack(channels, -1)).astype(np.uint8)
 
 
 def trajectory_picture(
   points: Float[np.ndarray, "points 2"], *, size: int = 28
 ) -> UInt8[np.ndarray, "size size 3"]:
-  """A trajectory in [0, 1] as a line that brightens in the order of its points.
+  """Returns a trajectory in [0, 1] as a line that brightens in the order of its points.
 
   Args:
-    points: [points, 2], (x, y) with y upwards; what is outside [0, 1] may leave the picture.
+    points: [points, 2], (x, y) with y upwards; points outside [0, 1] may leave the picture.
     size: pixels a side.
 
   Returns:
@@ -156,8 +156,8 @@ def trajectory_picture(
   """
   margin = 2.0
   scale = size - 1 - 2 * margin
-  places = (np.asarray(points, np.float32) - 0.5) * [scale, -scale] + (size - 1) / 2
-  start, move = places[:-1], np.diff(places, axis=0)
+  positions = (np.asarray(points, np.float32) - 0.5) * [scale, -scale] + (size - 1) / 2
+  start, move = positions[:-1], np.diff(positions, axis=0)
   pixels = np.stack(np.meshgrid(np.arange(size), np.arange(size)), -1)[:, :, None]
   # How far along each segment the point next to a pixel lies, and how far that is from the pixel.
   along = ((pixels - start) * move).sum(-1) / np.maximum((move**2).sum(-1), 1e-9)
@@ -169,13 +169,13 @@ def trajectory_picture(
 
 
 def vector_picture(vector: Float[np.ndarray, " size"]) -> UInt8[np.ndarray, "height width 3"]:
-  """A vector as cells of a near-square grid, row by row: mid-grey is 0, black -3 and white 3.
+  """Returns a vector as cells of a near-square grid, row by row: -3 is black, 0 mid-grey, 3 white.
 
   Args:
-    vector: [size], of about unit variance; what is beyond -3 and 3 is clipped.
+    vector: [size], of about unit variance; values beyond -3 and 3 are clipped.
 
   Returns:
-    uint8 [height, width, 3], a pixel a component; what is left of the last row is mid-grey.
+    uint8 [height, width, 3], one pixel per component; the rest of the last row is mid-grey.
   """
   width = math.ceil(math.sqrt(len(vector)))
   height = -(-len(vector) // width)
@@ -186,10 +186,10 @@ def vector_picture(vector: Float[np.ndarray, " size"]) -> UInt8[np.ndarray, "hei
 def picture(
   modality: Modality, example: Num[np.ndarray, "..."]
 ) -> UInt8[np.ndarray, "height width 3"]:
-  """One example of a modality (the model's view) as uint8 [height, width, 3].
+  """Returns one example of a modality (its model input) as uint8 [height, width, 3].
 
   Raises:
-    ValueError: texts and labels are read, not looked at.
+    ValueError: the modality is a text or a label, which is read, not looked at.
   """
   if modality.kind in ("text", "label"):
     raise ValueError(f"modality {modality.name!r} is a {modality.kind}; print what `show` returns")
@@ -199,11 +199,11 @@ def picture(
 def grid(
   pictures: Sequence[UInt8[np.ndarray, "height width 3"]], columns: int, *, zoom: int = 1
 ) -> UInt8[np.ndarray, "_ _ 3"]:
-  """Pictures of one size in rows of `columns`, one white pixel apart (before zooming).
+  """Arranges pictures of one size in rows of `columns`, one white pixel apart (before zooming).
 
   Args:
     pictures: uint8 [height, width, 3] each, at least one.
-    columns: pictures in a row; the places left in the last row stay white.
+    columns: pictures in a row; empty cells of the last row stay white.
     zoom: pixels a side that each pixel becomes.
 
   Returns:
@@ -218,8 +218,10 @@ def grid(
   return sheet.repeat(zoom, 0).repeat(zoom, 1)
 
 
-def film(videos: Float[np.ndarray, "videos frames height width channels"], columns: int) -> bytes:
-  """Videos as one animated GIF in which all play at once, without end.
+def video_gif(
+  videos: Float[np.ndarray, "videos frames height width channels"], columns: int
+) -> bytes:
+  """Returns videos as one animated GIF in which all play at once, in an endless loop.
 
   Args:
     videos: [videos, frames, height, width, 1 or 3] in [0, 1]; values outside are clipped.

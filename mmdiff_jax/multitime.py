@@ -1,10 +1,10 @@
 """Multi-time: how times are drawn in training, and the paths that they take in sampling.
 
-Data is a dict of modalities and time a dict of times in [0, 1]. A time of 0 says *given* (clean, it
-conditions the others), 1 says *absent* (pure noise, marginalised out), between them a modality is
-being denoised. Every task is a path through multi-time: joint generation lets all times fall
-together, conditional generation keeps some at 0, a marginal keeps some at 1, and a modality may
-also fall after another.
+Data is a dict of modalities and time a dict of times in [0, 1]. A time of 0 means *given* (clean,
+conditioning the others), 1 means *absent* (pure noise, marginalised out), and in between a modality
+is being denoised. Every task is a path through multi-time: joint generation lets all times fall
+together, conditional generation keeps some at 0, a marginal keeps some at 1, and the time of one
+modality may also fall after that of another.
 
 Randomness: each modality has its own key, folded from its name, and each row its own noise. So the
 noise of a row depends neither on the other rows, nor on the size of the batch, nor on which other
@@ -33,15 +33,15 @@ _THREEFRY = "threefry2x32"
 
 
 def make_key(seed: int | Int[Array, ""]) -> PRNGKeyArray:
-  """A Threefry key, whatever kind JAX's option `jax_default_prng_impl` names.
+  """Returns a Threefry key, whatever kind JAX's option `jax_default_prng_impl` names.
 
-  The programs draw from such keys alone, so that their numbers do not depend on the environment.
+  The programs draw only from such keys, so that their numbers do not depend on the environment.
 
   Args:
     seed: an integer.
 
   Raises:
-    TypeError: `seed` is no integer.
+    TypeError: `seed` is not an integer.
   """
   arguments.index("make_key", "seed", seed)
   return jax.random.key(seed, impl=_THREEFRY)
@@ -58,8 +58,8 @@ def modality_key(key: PRNGKeyArray, name: str) -> PRNGKeyArray:
 def _threefry(key, counters):
   """The two words of Threefry-2x32 with 20 rounds (Salmon et al. 2011), as in `jax.random`.
 
-  Unrolled, which on CPUs JAX's own is not: that takes three times as long, and the drawing of noise
-  is nearly all that a step costs beside the network.
+  Unrolled. On CPUs JAX's version is not, which takes three times as long, and drawing noise is
+  nearly the whole cost of a step beside the network.
   """
   schedule = (key[0], key[1], key[0] ^ key[1] ^ np.uint32(0x1BD11BDA))
   a, b = counters[0] + key[0], counters[1] + key[1]
@@ -75,14 +75,14 @@ def _threefry(key, counters):
 def normal_like(
   key: PRNGKeyArray, name: str, x: Shaped[Array | np.ndarray, "batch ..."]
 ) -> Float[Array, "batch ..."]:
-  """Standard normal noise for one modality, shape and type of `x`.
+  """Draws standard normal noise for one modality, in the shape and type of `x`.
 
-  Each number is a function of the key, the name, its row and its place in the row, so that a row's
-  noise does not depend on how many rows there are, nor on how they lie on devices. It has the
+  Each number is a function of the key, the name, its row and its index in the row, so that a row's
+  noise does not depend on how many rows there are, nor on how devices share them. It has the
   resolution of float32, also where `x` is float64: 2^24 values, none beyond 5.4. For an `x` of
   integers or booleans it is float32.
 
-  The numbers come from Threefry whatever the kind of the key. Keys of the kinds `rbg` and
+  The numbers come from Threefry, whatever the kind of the key. Keys of the kinds `rbg` and
   `unsafe_rbg` have four words, of which the first two are used; those of an `rbg` key are the words
   of the Threefry key with the same seed, and so is the noise.
   """
@@ -91,10 +91,10 @@ def normal_like(
     raise ValueError("normal_like: x is a scalar; its first axis must be the rows.")
   shape = (x.shape[0], math.prod(x.shape[1:]))
   words = jax.random.key_data(modality_key(key, name))
-  row, place = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in (0, 1))
+  row, column = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in (0, 1))
   if jax.random.key_impl(key) == _OF_ROWS:
     row = _rows(words, row)
-  a, b = _threefry(words, (row, place))
+  a, b = _threefry(words, (row, column))
   # Odd multiples of 2^-24 inside (-1, 1): never an end, where the normal would be infinite.
   odd = 2 * ((a ^ b) >> np.uint32(8)).astype(jnp.int32) - (2**24 - 1)
   normal = math.sqrt(2) * jax.lax.erf_inv(odd.astype(jnp.float32) * 2.0**-24)
@@ -103,15 +103,15 @@ def normal_like(
 
 # --- Parts of a batch ---
 
-# The mapped axis under which a function sees one device's part of a batch.
+# The mapped axis under which a function receives one device's part of a batch.
 PARTS = "parts"
 
 
 def all_rows(x: Float[Array, "part ..."]) -> Float[Array, "batch ..."]:
-  """All rows of a batch, for a loss that compares rows.
+  """Returns all rows of a batch, for a loss that compares rows.
 
-  Under the mapped axis `PARTS` those of all devices, and elsewhere `x` itself. A loss that is then
-  the same on all devices has the right gradient in the mean over them.
+  Under the mapped axis `PARTS` these are the rows of all devices, elsewhere `x` itself. A loss that
+  is then the same on all devices has the right gradient in the mean over them.
   """
   try:
     jax.lax.axis_size(PARTS)
@@ -121,49 +121,49 @@ def all_rows(x: Float[Array, "part ..."]) -> Float[Array, "batch ..."]:
 
 
 def key_of_rows(key: PRNGKeyArray, first: int | Int[Array, ""], step: int = 1) -> PRNGKeyArray:
-  """A key for some rows of a batch, which draws what `key` draws in these rows of the whole batch.
+  """Returns a key for some rows of a batch, which draws what `key` draws there for the whole batch.
 
-  For all of `jax.random` that draws each number by itself (`bits`, `uniform`, `normal`, `randint`,
-  `bernoulli`, ..., but no permutation or choice), where the first axis of the shape is the rows and
-  the whole batch has fewer than 2^32 numbers; bit for bit, since there the number at place i comes
-  from the counter i. And for `normal_like`. Keys made of it (`split`, `fold_in`) are for these
-  rows, too.
+  This holds bit for bit for all of `jax.random` that draws each number by itself (`bits`,
+  `uniform`, `normal`, `randint`, `bernoulli`, ..., but no permutation or choice), where the first
+  axis of the shape is the rows and the whole batch has fewer than 2^32 numbers, since the number at
+  index i comes from the counter i. It also holds for `normal_like`. Keys derived from it (`split`,
+  `fold_in`) are for these rows, too.
 
   Args:
-    key: a Threefry key (see `make_key`). What other kinds draw for a row is no function of its
-      place alone.
-    first: the place in the batch of the first row.
-    step: the places from one row to the next.
+    key: a Threefry key (see `make_key`). What other kinds draw for a row is not a function of its
+      index alone.
+    first: the index in the batch of the first row.
+    step: the difference of index from one row to the next.
 
   Raises:
-    TypeError: `key` is no key, or not Threefry's, or `first` or `step` is no integer.
+    TypeError: `key` is not a Threefry key, or `first` or `step` is not an integer.
     ValueError: `first` or `step` is negative.
   """
   arguments.key("key_of_rows", key)
   if jax.random.key_impl(key) != _THREEFRY:
     raise TypeError(
-      f"key_of_rows: the key is of the kind {str(jax.random.key_impl(key))!r}, and only Threefry"
-      " draws the same for a row wherever it lies. Make the key by multitime.make_key(seed)."
+      f"key_of_rows: the key is of the kind {str(jax.random.key_impl(key))!r}, but only Threefry"
+      " draws the same for a row wherever it lies. Make the key with multitime.make_key(seed)."
     )
   for argument, value in (("first", first), ("step", step)):
-    place = arguments.index("key_of_rows", argument, value)
-    if not isinstance(place, jax.core.Tracer) and not 0 <= int(place) < 2**32:
+    index = arguments.index("key_of_rows", argument, value)
+    if not isinstance(index, jax.core.Tracer) and not 0 <= int(index) < 2**32:
       raise ValueError(f"key_of_rows: {argument}={value} must be from 0 to 2^32 - 1.")
-  place = jnp.stack([jnp.asarray(n, jnp.uint32) for n in (first, step)])
-  return jax.random.wrap_key_data(jnp.concatenate([jax.random.key_data(key), place]), impl=_OF_ROWS)
+  rows = jnp.stack([jnp.asarray(n, jnp.uint32) for n in (first, step)])
+  return jax.random.wrap_key_data(jnp.concatenate([jax.random.key_data(key), rows]), impl=_OF_ROWS)
 
 
 def _rows(words, row):
-  """Places in the batch; the words of a key of rows are Threefry's two, the first row, the step."""
+  """Returns indices in the batch; a key's words are Threefry's two, the first row, the step."""
   return words[2] + words[3] * row
 
 
 def _bits_of_rows(words, width, shape):
-  """`jax.random.bits` where an array's numbers are counted from the first of the whole batch."""
+  """`jax.random.bits`, with the numbers of an array counted from the first of the whole batch."""
   flat = (shape[0] if shape else 1, math.prod(shape[1:]))
-  row, place = (jax.lax.broadcasted_iota(jnp.uint32, flat, axis) for axis in (0, 1))
+  row, column = (jax.lax.broadcasted_iota(jnp.uint32, flat, axis) for axis in (0, 1))
   row = _rows(words, row) if shape else row
-  counter = row * np.uint32(flat[1]) + place
+  counter = row * np.uint32(flat[1]) + column
   a, b = _threefry(words, (jnp.zeros_like(counter), counter))
   if width == 64:
     bits = a.astype(jnp.uint64) << np.uint64(32) | b.astype(jnp.uint64)
@@ -173,10 +173,10 @@ def _bits_of_rows(words, width, shape):
 
 
 def _children_of_rows(words, children):
-  """Threefry's keys, each followed by the parent's place."""
+  """Returns Threefry's keys, each followed by the parent's first row and step."""
   data = jax.random.key_data(children)
-  place = jnp.broadcast_to(words[2:], (*data.shape[:-1], 2))
-  return jnp.concatenate([data, place], axis=-1)
+  rows = jnp.broadcast_to(words[2:], (*data.shape[:-1], 2))
+  return jnp.concatenate([data, rows], axis=-1)
 
 
 def _threefry_key(words):
@@ -210,7 +210,7 @@ class Draw(NamedTuple):
     t: times, 0 where a modality is given and 1 where it is absent.
     diffused: where a modality is neither, so that its loss counts.
     weight: weight of each example's loss, of mean 1; the weighted mean estimates the mean over
-      uniform times, whatever law the times were drawn from.
+      uniform times, whatever distribution the times were drawn from.
   """
 
   t: dict[str, Float[Array, " batch"]]
@@ -222,7 +222,7 @@ DrawTime = Callable[[PRNGKeyArray, int], tuple[Array, Array]]
 
 
 def uniform_time(t_min: float = 1e-3) -> DrawTime:
-  """Times from U(t_min, 1], and weights of 1.
+  """Draws times from U(t_min, 1], with weights of 1.
 
   Args:
     t_min: the earliest time, in [0, 1].
@@ -231,7 +231,7 @@ def uniform_time(t_min: float = 1e-3) -> DrawTime:
     `(key, batch_size) -> (t, weight)`.
 
   Raises:
-    TypeError, ValueError: `t_min` is no number or outside [0, 1].
+    TypeError, ValueError: `t_min` is not a number or is outside [0, 1].
   """
   arguments.number("uniform_time", "t_min", t_min, 0, 1)
 
@@ -243,14 +243,15 @@ def uniform_time(t_min: float = 1e-3) -> DrawTime:
 
 
 def importance_time(schedule: Any, t_min: float = 1e-3) -> DrawTime:
-  """Times in proportion to g^2 / sigma^2, the weight of the likelihood's bound, and reweighting.
+  """Draws times in proportion to g^2 / sigma^2, the weight of the likelihood bound, and reweights.
 
   Because g^2 / sigma^2 = -d log_snr / dt for every schedule, these times are uniform in log_snr and
   the inverse distribution function is the schedule's own `time`: for `schedules.VPLinear` the
   integral of beta / (1 - exp(-B)) is log(exp(B) - 1) = -log_snr. (Song et al. 2021, "Maximum
-  likelihood training of score-based diffusion models", draw from this law and drop the weight;
-  here the weight undoes the change of law, so that only the variance changes. It grows: for MLD's
-  loss with `VPCosine` that of the gradient doubles, so that `uniform_time` is the better choice.)
+  likelihood training of score-based diffusion models", draw from this distribution and drop the
+  weight; here the weight undoes the change of distribution, so that only the variance changes. It
+  grows: for MLD's loss with `VPCosine` that of the gradient doubles, so that `uniform_time` is the
+  better choice.)
 
   Args:
     schedule: one schedule. Its `t_max` is the latest time drawn, since g^2 / sigma^2 has no finite
@@ -261,15 +262,15 @@ def importance_time(schedule: Any, t_min: float = 1e-3) -> DrawTime:
     `(key, batch_size) -> (t, weight)`, whose weighted means are those of U(t_min, t_max].
 
   Raises:
-    TypeError: `schedule` is no schedule, or `t_min` no number.
+    TypeError: `schedule` is not a schedule, or `t_min` not a number.
     ValueError: `t_min` is outside (0, t_max).
   """
   _check_t_min("importance_time", schedule, t_min)
 
   def draw_t(key, batch_size):
     least, most = schedule.log_snr(jnp.array([schedule.t_max, t_min]))
-    share = jax.random.uniform(key, (batch_size,))
-    t = jnp.clip(schedule.time(least + (most - least) * share), t_min, schedule.t_max)
+    fraction = jax.random.uniform(key, (batch_size,))
+    t = jnp.clip(schedule.time(least + (most - least) * fraction), t_min, schedule.t_max)
     slope = (schedule.diffusion(t) / schedule.sigma(t)) ** 2
     return t, (most - least) / (slope * (schedule.t_max - t_min))
 
@@ -286,12 +287,12 @@ def _check_t_min(where, schedule, t_min):
     )
 
 
-# The bits of an int32 that hold a subset of modalities.
+# The number of bits of an int32 that hold a subset of modalities.
 _SUBSET_BITS = 30
 
 
 def _check_draw(where, key, batch_size, names, draw_t, present):
-  """The names, as a tuple, and for each of them which examples have it; of one row if all do."""
+  """Returns the names as a tuple, and for each which examples have it, in one row if all do."""
   arguments.key(where, key)
   arguments.integer(where, "batch_size", batch_size, 1)
   names = arguments.names(where, "names", names)
@@ -327,12 +328,12 @@ def draw_masked(
   draw_t: DrawTime | None = None,
   present: Mapping[str, Bool[Array, " batch"]] | None = None,
 ) -> Draw:
-  """MLD's draw, for each example anew: some modalities given, the others at one shared time.
+  """MLD's draw, independent for each example: some modalities given, the others at a shared time.
 
   With probability `given_prob` a set of modalities is given, uniform over the non-empty proper
   subsets (a single modality is never given). Each of the others is absent with probability
-  `absent_prob`, except that where all would be, one of them, uniformly, stays diffused. Where an
-  example lacks modalities they are absent, and this is the law of those that it has.
+  `absent_prob`, except that where all would be, one of them, drawn uniformly, stays diffused. The
+  modalities that an example lacks are absent, and this is the distribution of those that it has.
 
   Args:
     key: randomness.
@@ -341,14 +342,13 @@ def draw_masked(
     given_prob: probability in [0, 1] that some modalities are given (d of the MLD paper).
     absent_prob: probability in [0, 1] that a modality that is not given is absent; 0 is the paper.
     draw_t: `(key, batch_size) -> (t, weight)`, `uniform_time()` if None; or `importance_time`.
-    present: for each modality which examples have it; None is all, and the same draw as all True.
+    present: for each modality which examples have it; None means all, as does True for all.
 
   Returns:
     The draw.
 
   Raises:
-    TypeError, ValueError: an argument of another type or range, or `present` without one of the
-      names.
+    TypeError, ValueError: an argument has the wrong type or range, or `present` lacks a name.
   """
   names, present = _check_draw("draw_masked", key, batch_size, names, draw_t, present)
   arguments.number("draw_masked", "given_prob", given_prob, 0, 1)
@@ -357,20 +357,20 @@ def draw_masked(
   num = len(names)
   there = jnp.stack([present[name] for name in names], axis=1)
   count = jnp.sum(there, axis=1, keepdims=True)
-  # A subset is a number with one bit for each modality that is there; neither no bits nor all. Of
-  # more modalities than an integer has bits the others are given or not by a fair coin each, which
-  # is uniform over their subsets, too, but for 2^-29 of all draws.
+  # A subset is a number with one bit for each modality that is there; neither none nor all are set.
+  # With more modalities than bits, each of the remaining ones is given by a fair coin, which is
+  # uniform over their subsets, too, except for 2^-29 of all draws.
   largest = 2 ** jnp.minimum(count, _SUBSET_BITS) - 1
   subset = jax.random.randint(subset_key, (batch_size, 1), 1, jnp.maximum(largest, 2))
   some = jax.random.bernoulli(given_key, jnp.where(count > 1, given_prob, 0.0), (batch_size, 1))
   bit = jnp.cumsum(there, axis=1) - 1
-  chosen = ((subset >> bit) & 1).astype(bool)
+  in_subset = ((subset >> bit) & 1).astype(bool)
   if num > _SUBSET_BITS:
     coin = jax.random.bernoulli(jax.random.fold_in(subset_key, num), shape=(batch_size, num))
-    chosen = jnp.where(bit < _SUBSET_BITS, chosen, coin)
-  given = some & there & chosen
-  # The largest score stays diffused. This changes nothing unless all are below `absent_prob`, and
-  # then it is uniform among them.
+    in_subset = jnp.where(bit < _SUBSET_BITS, in_subset, coin)
+  given = some & there & in_subset
+  # The modality with the largest score stays diffused. This changes nothing unless all scores are
+  # below `absent_prob`, and then it is uniform among the modalities.
   free = there & ~given
   score = jnp.where(free, jax.random.uniform(absent_key, (batch_size, num)), -1.0)
   last = jnp.arange(num) == jnp.argmax(score, axis=1, keepdims=True)
@@ -410,7 +410,7 @@ def draw_independent(
   """Each modality at a time of its own (MLD-unidiffuser's training); arguments as `draw_masked`.
 
   The weight is the product of the weights of the modalities that are there, which with
-  `importance_time` leaves most examples next to no weight.
+  `importance_time` leaves most examples almost no weight.
   """
   names, there = _check_draw("draw_independent", key, batch_size, names, draw_t, present)
   draws = {name: _draw_times(draw_t, modality_key(key, name), batch_size) for name in names}
@@ -430,25 +430,25 @@ def _check_noise(names):
     if other != name:
       raise ValueError(
         f"Path: the modalities {other!r} and {name!r} would have the same noise, which is drawn by"
-        " the CRC-32 of a name, and theirs are equal. Give one of them another name."
+        " the CRC-32 of the name, since theirs are equal. Give one of them another name."
       )
 
 
 @dataclasses.dataclass(frozen=True)
 class Path:
-  """For each modality the N + 1 times between which N steps lead; a pytree with `times` as leaves.
+  """The N + 1 times of each modality that N steps connect; a pytree with `times` as leaves.
 
   Falling times denoise, rising ones re-noise (or, along the ODE, encode), and a modality whose time
-  stands still is not touched. Paths are checked when they are constructed, values only where they
+  stands still is not changed. Paths are checked when they are constructed, values only where they
   are concrete; JAX's own rebuilding of a path (stacking paths for `vmap`, say) is not checked.
 
   Attributes:
     times: for each modality N + 1 times in [0, 1]; lists and integers become arrays of floats.
 
   Raises:
-    TypeError: no dict of numbers by name of modality.
-    ValueError: no modalities, times that are not a vector of two or more, vectors of different
-      lengths, times outside [0, 1], or two names with one CRC-32, which would share their noise.
+    TypeError: `times` is not a dict of numbers by name of modality.
+    ValueError: there are no modalities, times are not a vector of two or more, vectors differ in
+      length, times are outside [0, 1], or two names have one CRC-32 and would share their noise.
   """
 
   times: Mapping[str, Shaped[Array | np.ndarray, " points"] | Sequence[int | float]]
@@ -485,7 +485,7 @@ class Path:
 
 
 def _unflatten_path(_, children):
-  path = object.__new__(Path)  # Leaves may be anything here, so __post_init__ must not see them.
+  path = object.__new__(Path)  # Leaves may be anything here, so __post_init__ must not check them.
   object.__setattr__(path, "times", children[0])
   return path
 
@@ -498,7 +498,7 @@ jax.tree_util.register_pytree_with_keys(
 
 
 def states(path: Path) -> frozenset[str]:
-  """The states of modalities that a path visits, to be held against those of a draw in training.
+  """Returns the states of modalities that a path visits, to compare with those of a training draw.
 
   In each step in which some time moves, a modality that stands still at 0 is given and one that
   stands still at 1 is absent. All others are being diffused, any two of them at one shared time or
@@ -509,10 +509,10 @@ def states(path: Path) -> frozenset[str]:
       `jax.ensure_compile_time_eval`.
 
   Returns:
-    Those of "given", "absent", "shared" and "apart" that occur.
+    The states that occur, out of "given", "absent", "shared" and "apart".
 
   Raises:
-    TypeError: `path` is no path.
+    TypeError: `path` is not a path.
   """
   if not isinstance(path, Path):
     raise TypeError(f"states: path={path!r} must be a Path.")
@@ -531,7 +531,7 @@ def states(path: Path) -> frozenset[str]:
 
 
 def uniform_grid(num_steps: int) -> Float[Array, " points"]:
-  """Times 1, 1 - 1/N, ..., 0; its last steps are far too long in log_snr for multistep methods.
+  """Times 1, 1 - 1/N, ..., 0; the last steps are far too long in log_snr for multistep methods.
 
   Raises:
     ValueError: `num_steps` is not an integer of at least 1.
@@ -546,7 +546,7 @@ def power_grid(num_steps: int, power: float = 2.0) -> Float[Array, " points"]:
   Args:
     num_steps: N.
     power: above 0, and usually at least 1. 2 makes the first time above 0 equal 1/N^2, which for
-      `VPLinear` leaves a share of noise of about beta_min / N^2 in variance.
+      `VPLinear` leaves a fraction of noise of about beta_min / N^2 in variance.
 
   Returns:
     N + 1 falling times.
@@ -560,9 +560,9 @@ def power_grid(num_steps: int, power: float = 2.0) -> Float[Array, " points"]:
 
 
 def _inner_grid(where, schedule, num_steps, t_min, level_of, log_snr_of):
-  """1, then equal steps of a function of log_snr from `t_max` to `t_min`, then 0.
+  """Returns 1, then equal steps of a function of log_snr from `t_max` to `t_min`, then 0.
 
-  Of two steps the first leads from 1 to `t_min`, and a single one to 0.
+  If there are two steps the first leads from 1 to `t_min`; a single one leads to 0.
   """
   arguments.integer(where, "num_steps", num_steps, 1)
   _check_t_min(where, schedule, t_min)
@@ -587,9 +587,9 @@ def edm_grid(
   """Equal steps in (sigma / alpha)^(1 / rho) from 1 to t_min, then 0 (Karras et al. 2022, Eq. 5).
 
   Args:
-    schedule: one schedule. Equal steps start at its `t_max`, the first step leads from 1 to there
-      if it is below 1.
-    num_steps: N. Of two steps the first leads from 1 to t_min, and a single one from 1 to 0.
+    schedule: one schedule. Equal steps start at its `t_max`; if it is below 1, the first step leads
+      from 1 to there.
+    num_steps: N. If it is 2 the first step leads from 1 to t_min; a single one from 1 to 0.
     rho: above 0; the larger, the denser towards 0.
     t_min: the last time above 0, below `t_max`.
 
@@ -612,7 +612,7 @@ def edm_grid(
 
 
 def reverse(path: Path) -> Path:
-  """The path walked backwards: a falling one becomes the upward path that encodes."""
+  """Returns the path walked backwards: a falling one becomes the upward path that encodes."""
   if not isinstance(path, Path):
     raise TypeError(f"reverse: path={path!r} must be a Path.")
   return Path({name: times[::-1] for name, times in path.times.items()})
@@ -634,7 +634,7 @@ def _grid(where, num_steps, grid):
 
 
 def _falls(where, argument, groups, lag, num_steps, given, absent, grid):
-  """Group k falls after k * lag steps; `given` stay at 0 and `absent` at 1."""
+  """Returns a path on which group k falls after k * lag steps, `given` stay at 0, `absent` at 1."""
   if not groups or not any(map(len, (*groups, given, absent))):
     raise ValueError(f"{where}: {argument} is empty; a path needs one modality or more.")
   grid = _grid(where, num_steps, grid)
@@ -648,10 +648,10 @@ def _falls(where, argument, groups, lag, num_steps, given, absent, grid):
   twice = sorted({name for name in names if names.count(name) > 1})
   if twice:
     raise ValueError(
-      f"{where}: a path has {twice} twice; a modality is given (t = 0), absent (t = 1), or falls"
-      " once."
+      f"{where}: a path has {twice} twice; a modality is either given (t = 0), absent (t = 1), or"
+      " falls once."
     )
-  # Of NumPy, so that they are constants where the path is made inside a traced function.
+  # NumPy arrays, so that they are constants where the path is made inside a traced function.
   still = grid.shape[0] + waits
   times |= {name: np.zeros(still, grid.dtype) for name in given}
   times |= {name: np.ones(still, grid.dtype) for name in absent}
@@ -674,8 +674,8 @@ def staggered(names: Sequence[str], lag: int, num_steps: int, *, grid: Array | N
     The path.
 
   Raises:
-    ValueError: `lag` is negative or no integer, `names` has one twice, `num_steps` is not an
-      integer of at least 1, or `grid` has not num_steps + 1 times.
+    ValueError: `lag` is negative or not an integer, `names` has a name twice, `num_steps` is not an
+      integer of at least 1, or `grid` does not have num_steps + 1 times.
   """
   names = arguments.names("staggered", "names", names)
   arguments.integer("staggered", "lag", lag)
@@ -696,7 +696,7 @@ def sequential(
   absent: Sequence[str] = (),
   grid: Array | None = None,
 ) -> Path:
-  """One modality after the other, or one group after the other: "first the caption, then the rest".
+  """One modality or group after the other: "first the caption, then the rest".
 
   Args:
     order: modalities, or groups whose times fall together.
@@ -710,7 +710,7 @@ def sequential(
 
   Raises:
     ValueError: a modality is named twice, `num_steps` is not an integer of at least 1, or `grid`
-      has not num_steps + 1 times.
+      does not have num_steps + 1 times.
   """
   if isinstance(order, str) or not isinstance(order, Sequence):
     raise TypeError(
@@ -742,7 +742,7 @@ def conditional(
 
   Raises:
     ValueError: `given` has an unknown name, `num_steps` is not an integer of at least 1, or `grid`
-      has not num_steps + 1 times.
+      does not have num_steps + 1 times.
   """
   names = arguments.names("conditional", "names", names)
   given = arguments.names("conditional", "given", given)
@@ -775,14 +775,14 @@ def repaint(
 
   After each piece all times rise back to its start, in one move, which a solver of the SDE takes by
   re-noising (Lugmayr et al. 2022, Alg. 1; there the way back has as many moves as the way down,
-  which is the same law). With `solvers.replace_known` for the hook this conditions a network that
-  knows joint times only.
+  which is the same distribution). With `solvers.replace_known` as the hook this conditions a
+  network that was trained on joint times only.
 
   Args:
     names: the modalities.
     num_steps: N, a multiple of `jump` or below it.
-    jump: steps of a piece, at least 1; a path that is shorter is one piece.
-    repeats: walks down each piece, at least 1.
+    jump: steps of a piece, at least 1; a shorter path is one piece.
+    repeats: number of walks down each piece, at least 1.
     given: those of `names` whose times stay 0.
     grid: the N + 1 times, from 1 to 0; `power_grid` if None.
 
@@ -791,7 +791,7 @@ def repaint(
 
   Raises:
     ValueError: `num_steps`, `jump` or `repeats` is not an integer of at least 1, `jump` does not
-      divide N, `given` has an unknown name, or `grid` has not N + 1 times.
+      divide N, `given` has an unknown name, or `grid` does not have N + 1 times.
   """
   names = arguments.names("repaint", "names", names)
   given = arguments.names("repaint", "given", given)

@@ -1,4 +1,4 @@
-"""What a network may predict, and how each prediction gives (x0, eps).
+"""The quantities that a network may predict, and how each of them gives (x0, eps).
 
 With x_t = alpha x_0 + sigma eps, and dots for derivatives with respect to t:
 
@@ -7,8 +7,8 @@ With x_t = alpha x_0 + sigma eps, and dots for derivatives with respect to t:
   velocity = d(alpha)/dt x_0 + d(sigma)/dt eps  (of the probability flow; Lipman et al. 2023)
 
 Steps work with the pair (x0, eps): it needs no division by alpha(1) or sigma(0), which may both be
-0. The divisions below are each guarded where the other quantity stays finite, by `divide`, which
-with `root` also serves wherever else a norm or a spread may be 0.
+0. Each division below is guarded by `divide` where the other quantity stays finite; `divide` and
+`root` also serve wherever else a norm or a standard deviation may be 0.
 """
 
 import jax.numpy as jnp
@@ -64,7 +64,7 @@ def eps_to_score(eps: X, sigma: X) -> X:
 
 
 def velocity_to_x0(x: X, velocity: X, alpha: X, sigma: X, alpha_rate: X, sigma_rate: X) -> X:
-  """x_0 from the velocity; `alpha_rate` and `sigma_rate` are the derivatives, finite."""
+  """x_0 from the velocity; `alpha_rate` and `sigma_rate` are the derivatives, both finite."""
   return (sigma_rate * x - sigma * velocity) / (alpha * sigma_rate - alpha_rate * sigma)
 
 

@@ -1,6 +1,7 @@
 """Noise schedules: x_t = alpha(t) x_0 + sigma(t) eps for a time t in [0, 1].
 
-The same law is the forward SDE dx = f(t) x dt + g(t) dW with (Song et al. 2021; Kingma et al. 2021)
+The forward SDE dx = f(t) x dt + g(t) dW has the same distribution with (Song et al. 2021; Kingma et
+al. 2021)
 
   f = d log(alpha) / dt,                                                                    (1)
   g^2 = d(sigma^2)/dt - 2 f sigma^2 = -sigma^2 d(log_snr)/dt,                               (2)
@@ -31,22 +32,24 @@ Time = Float[Array, "..."]
 
 
 def _check(schedule, *ascending, ends_at_zero=False):
-  """Refuses parameters of a schedule that cannot be.
+  """Rejects invalid parameters of a schedule.
 
   Args:
     schedule: all of its numbers must be finite and above 0.
-    *ascending: names of some of them, no one above the next.
+    *ascending: names of some of them, none of which may exceed the next.
     ends_at_zero: whether alpha(1) = 0, so that f diverges there and `t_max` must be below 1.
 
   Raises:
-    ValueError: with the name of the schedule and of the parameter.
+    ValueError: a parameter is invalid; the message names it and the schedule.
   """
   title = type(schedule).__name__
   for name in (*ascending, "t_max"):
     value = getattr(schedule, name)
     if isinstance(value, jax.Array | np.ndarray) and not value.ndim:
       value = value.item()
-      object.__setattr__(schedule, name, value)  # A number, which can be compared and hashed.
+      object.__setattr__(
+        schedule, name, value
+      )  # A Python number, which can be compared and hashed.
     if not isinstance(value, numbers.Real) or not 0 < value < math.inf:
       raise ValueError(f"{title}: {name} must be a finite number above 0, got {value!r}.")
   for low, high in itertools.pairwise(ascending):
@@ -64,7 +67,7 @@ def _check(schedule, *ascending, ends_at_zero=False):
 
 
 def _at_most_one(t):
-  """Times, where rounding or a log_snr beyond the schedule's leads past 1."""
+  """Bounds times by 1, which rounding or a log_snr beyond the schedule's may exceed."""
   return jnp.where(t > 1, 1.0, t)
 
 
@@ -74,10 +77,10 @@ class VPLinear:
   """Variance preserving with beta(t) = beta_min + t (beta_max - beta_min) (Song et al. 2021).
 
   With B(t) the integral of beta from 0 to t: alpha = exp(-B / 2), sigma^2 = 1 - exp(-B).
-  At the usual 0.1 and 20 alpha(1) is 0.0066, so that noise at t = 1 is not quite N(0, I).
+  At the usual 0.1 and 20, alpha(1) is 0.0066, so that x_1 is not quite N(0, I).
 
   Raises:
-    ValueError: not 0 < beta_min <= beta_max < inf, or `t_max` is outside (0, 1].
+    ValueError: 0 < beta_min <= beta_max < inf does not hold, or `t_max` is outside (0, 1].
   """
 
   beta_min: float = 0.1
@@ -138,7 +141,7 @@ class SubVP:
   """Sub-variance preserving (Song et al. 2021): alpha of `VPLinear`, sigma = 1 - exp(-B).
 
   Raises:
-    ValueError: as `VPLinear`.
+    ValueError: as for `VPLinear`.
   """
 
   beta_min: float = 0.1
@@ -187,7 +190,7 @@ class VE:
   sigma^2 = sigma_min^2 ((sigma_max / sigma_min)^(2 t) - 1), which is 0 at t = 0.
 
   Raises:
-    ValueError: not 0 < sigma_min < sigma_max < inf, or `t_max` is outside (0, 1].
+    ValueError: 0 < sigma_min < sigma_max < inf does not hold, or `t_max` is outside (0, 1].
   """
 
   sigma_min: float = 0.01
@@ -197,7 +200,7 @@ class VE:
   def __post_init__(self):
     _check(self, "sigma_min", "sigma_max")
     if self.sigma_min == self.sigma_max:
-      raise ValueError(f"VE: sigma_min must be below sigma_max, and both are {self.sigma_max}.")
+      raise ValueError(f"VE: sigma_min must be below sigma_max, but both are {self.sigma_max}.")
 
   @property
   def _rate(self):
@@ -217,7 +220,7 @@ class VE:
 
   def time(self, log_snr: Time) -> Time:
     """Inverse of `log_snr`, at most 1."""
-    # Past the end, where the exponential may not overflow yet.
+    # Bounded just past the end, so that the exponential cannot overflow.
     log_snr = jnp.maximum(log_snr, -2.0 * math.log(self.sigma_max) - 1.0)
     return _at_most_one(jnp.log1p(jnp.exp(-log_snr) / self.sigma_min**2) / self._rate)
 
@@ -260,7 +263,7 @@ class VPCosine:
 
   def time(self, log_snr: Time) -> Time:
     """Inverse of `log_snr`, at most 1."""
-    # exp(80 / 2) is infinity to the arctangent, and the square of it still finite.
+    # For the arctangent exp(80 / 2) is as good as infinity, and its square is still finite.
     ratio = jnp.exp(-0.5 * jnp.maximum(log_snr, -80.0))
     return _at_most_one(2.0 / math.pi * jnp.arctan(ratio))
 
@@ -319,19 +322,20 @@ class RectifiedFlow:
 class Table:
   """A discrete table of DDPM, variance preserving: alpha^2 = prod (1 - beta_i) at t = n / N.
 
-  Between two entries log(alpha) is linear in t, so that f and g are steps, constant on
-  ((n - 1) / N, n / N]. `betas_linear`, `betas_scaled_linear` and `betas_cosine` are the usual ones.
+  Between two entries log(alpha) is linear in t, so that f and g are step functions, constant on
+  ((n - 1) / N, n / N]. `betas_linear`, `betas_scaled_linear` and `betas_cosine` make the usual
+  betas.
 
   A table may end with beta_N = 1, that is with alpha(1) = 0 (zero terminal SNR, Lin et al. 2023).
-  After its last entry but one alpha itself falls linearly to 0, so that f = -1 / (1 - t) diverges
-  at 1 as that of `RectifiedFlow` does. A network that predicts v or x0 is needed there.
+  After its last entry but one, alpha itself falls linearly to 0, so that f = -1 / (1 - t) diverges
+  at 1, as for `RectifiedFlow`. A network that predicts v or x0 is needed there.
 
   Attributes:
     betas: beta_1, ..., beta_N in (0, 1); the last one may be 1.
     t_max: where a discretised SDE may start; None is 1, or 0.999 if beta_N is 1.
 
   Raises:
-    ValueError: a beta is not inside (0, 1), or `t_max` not in (0, 1] (below 1 if beta_N is 1).
+    ValueError: a beta is not inside (0, 1), or `t_max` is not in (0, 1] (below 1 if beta_N is 1).
   """
 
   betas: tuple[float, ...]
@@ -341,7 +345,7 @@ class Table:
     betas = arguments.array("Table", "betas", arguments.sequence("Table", "betas", self.betas))
     object.__setattr__(self, "betas", tuple(map(float, betas)))
     if not self.betas:
-      raise ValueError("Table: betas is empty; give at least one, or take betas_linear().")
+      raise ValueError("Table: betas is empty; give at least one, or use betas_linear().")
     for index, beta in enumerate(self.betas):
       last = index == len(self.betas) - 1
       if not 0 < beta < 1 and not (last and beta == 1):
@@ -359,7 +363,7 @@ class Table:
 
   @functools.cached_property
   def _steps(self):
-    """The differences of log(alpha), in float64; 0 for a beta of 1, see `_last`."""
+    """The differences of log(alpha), in float64; 0 for a beta of 1, which `_last` handles."""
     betas = np.array(self.betas)
     return 0.5 * np.log1p(-np.where(betas == 1, 0.0, betas))
 
@@ -368,22 +372,22 @@ class Table:
     return np.concatenate([[0.0], np.cumsum(self._steps)])
 
   def _last(self, t):
-    """How much of the last step, to alpha = 0, lies behind: in [0, 1]; 0 if there is none."""
+    """Returns the fraction in [0, 1] of a last step to alpha = 0 that `t` has passed, or 0."""
     before = self._before(t)
-    share = t * len(self.betas) - before
-    return jnp.where(before == len(self.betas) - 1, share, 0.0)
+    fraction = t * len(self.betas) - before
+    return jnp.where(before == len(self.betas) - 1, fraction, 0.0)
 
   def _before(self, t):
-    """Which entry lies before `t`; a time that is an entry but for its rounding counts as one."""
+    """Returns the index of the entry before `t`; a time that is an entry up to rounding is one."""
     last = len(self.betas) - 1
     return jnp.clip(jnp.ceil(t * len(self.betas) - 1e-3).astype(int) - 1, 0, last)
 
   def _log_linear(self, t):
-    """log(alpha), but for the factor of a last step to alpha = 0."""
+    """log(alpha), without the factor of a last step to alpha = 0."""
     before = self._before(t)
-    share = t * len(self.betas) - before
+    fraction = t * len(self.betas) - before
     values, steps = (jnp.asarray(table, t.dtype) for table in (self._log_alphas, self._steps))
-    return values[before] + share * steps[before]
+    return values[before] + fraction * steps[before]
 
   def _log_alpha(self, t):
     if not self._ends_at_zero:
@@ -414,11 +418,11 @@ class Table:
       jnp.asarray(table, log_alpha.dtype) for table in (self._log_alphas, self._steps)
     )
     before = jnp.clip(jnp.searchsorted(-values, -log_alpha) - 1, 0, len(self.betas) - 1)
-    share = (log_alpha - values[before]) / jnp.where(steps[before] == 0, 1, steps[before])
+    fraction = (log_alpha - values[before]) / jnp.where(steps[before] == 0, 1, steps[before])
     if self._ends_at_zero:
       last = before == len(self.betas) - 1
-      share = jnp.where(last, -jnp.expm1(log_alpha - values[before]), share)
-    return _at_most_one((before + share) / len(self.betas))
+      fraction = jnp.where(last, -jnp.expm1(log_alpha - values[before]), fraction)
+    return _at_most_one((before + fraction) / len(self.betas))
 
   def drift(self, t: Time) -> Time:
     """f(t) = N log(1 - beta_n) / 2; on a last step to alpha = 0 it is -1 / (1 - t)."""
@@ -436,26 +440,26 @@ class Table:
 def betas_linear(
   num: int = 1000, *, beta_min: float = 1e-4, beta_max: float = 0.02
 ) -> tuple[float, ...]:
-  """Betas in equal steps (Ho et al. 2020), for `Table`."""
+  """Returns betas in equal steps (Ho et al. 2020), for `Table`."""
   return tuple(np.linspace(beta_min, beta_max, num).tolist())
 
 
 def betas_scaled_linear(
   num: int = 1000, *, beta_min: float = 0.00085, beta_max: float = 0.012
 ) -> tuple[float, ...]:
-  """Betas whose roots are in equal steps (Rombach et al. 2022), for `Table`."""
+  """Returns betas whose square roots are in equal steps (Rombach et al. 2022), for `Table`."""
   return tuple((np.linspace(beta_min**0.5, beta_max**0.5, num) ** 2).tolist())
 
 
 def betas_cosine(
   num: int = 1000, *, offset: float = 0.008, largest: float = 0.999
 ) -> tuple[float, ...]:
-  """Betas of alpha^2 = cos^2 of an angle that grows with t (Nichol and Dhariwal 2021, Eq. 17).
+  """Returns betas of alpha^2 = cos^2 of an angle linear in t (Nichol and Dhariwal 2021, Eq. 17).
 
   Args:
     num: N.
     offset: s of the paper, which keeps the first betas from vanishing.
-    largest: bound of each beta; without it the last one would be 1.
+    largest: upper bound of each beta; without it the last one would be 1.
 
   Returns:
     beta_1, ..., beta_N, for `Table`.
@@ -469,10 +473,10 @@ Schedule = VPLinear | SubVP | VE | VPCosine | RectifiedFlow | Table
 
 
 def schedule_of(schedule: Schedule | Mapping[str, Schedule], name: str) -> Schedule:
-  """The schedule of a modality, where one serves all or each has its own.
+  """Returns the schedule of a modality: the only one, or its entry in a dict of schedules.
 
   Raises:
-    ValueError: the dict has none for `name`.
+    ValueError: the dict has no entry for `name`.
   """
   if not isinstance(schedule, Mapping):
     return schedule
@@ -486,20 +490,20 @@ def schedule_of(schedule: Schedule | Mapping[str, Schedule], name: str) -> Sched
 def check(where: str, schedule: Any, names: Iterable[str] = (), *, one: bool = False) -> Any:
   """Checks that something is a schedule, or a dict of schedules with one for each of `names`.
 
-  A schedule of a user's own serves that has the methods of those above.
+  A user-defined schedule also serves if it has the methods of those above.
 
   Args:
     where: the function, for the message.
-    schedule: what is checked.
+    schedule: the object to check.
     names: modalities that need a schedule.
-    one: whether it must be a schedule itself.
+    one: whether it must be a single schedule, not a dict.
 
   Returns:
-    The schedule; any mapping as a dict, which JAX knows.
+    The schedule; any mapping as a dict, which is a pytree.
 
   Raises:
-    TypeError: no schedule, such as the name of one or a class that was not called.
-    ValueError: none for a modality.
+    TypeError: it is not a schedule, but such as the name of one or a class that was not called.
+    ValueError: a modality has no schedule.
   """
   several = isinstance(schedule, Mapping) and not one
   for name, value in schedule.items() if several else ((None, schedule),):
@@ -523,5 +527,5 @@ def check(where: str, schedule: Any, names: Iterable[str] = (), *, one: bool = F
 
 
 def along(t: Shaped[Array, "*rows"], x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
-  """A time (or what was computed of it), scalar or one a row, with axes of 1 to multiply `x`."""
+  """Adds axes of size 1 to a time (or a function of it), scalar or one a row, to multiply `x`."""
   return t if t.ndim == 0 else t.reshape(t.shape + (1,) * (x.ndim - t.ndim))

@@ -1,7 +1,7 @@
 """The forward process of MT-Diffusion: several modalities enter one diffusion space Z.
 
-The paper's full text is not public here. What follows was derived anew from its abstract and
-summaries, and is checked by closed forms in `tests/laws/mt_diffusion_test.py`.
+The paper's full text is not public here. The equations below were derived again from its
+abstract and summaries, and are checked against closed forms in `tests/laws/mt_diffusion_test.py`.
 
 Each modality's encoder maps it into Z, and E(X) = sum_i omega_i E_i(x_i) is their aggregate. Every
 step adds some of it,
@@ -21,7 +21,7 @@ and by Bayes' rule on (2) at s and (3), with fresh = (1 - r^2) / sigma_t^2,
   q(z_s | z_t, z_0, X) = N(mean, sigma_s^2 fresh I),
   mean = r (sigma_s / sigma_t)^2 (z_t - a_t (W_t - W_s) E) + a_s fresh (z_0 + W_s E).       (4)
 
-z_t = a_t (z_0 + W_t E) + sigma_t eps in (4) gives the eps form, DDPM's mean less what was added:
+z_t = a_t (z_0 + W_t E) + sigma_t eps in (4) gives the eps form, DDPM's mean minus what was added:
 
   mean = (z_t - (1 - r^2) / sigma_t eps) / r - a_s (W_t - W_s) E.                           (5)
 
@@ -48,21 +48,21 @@ from mmdiff_jax.solvers import Solver
 Z = Float[Array, "batch ..."]
 Time = Float[Array, ""] | Float[Array, " batch"]
 
-# Of `check_prior`: KL(q(z_T | X) || N(0, I)) stays below 0.0013 nats a component.
+# The bound of `check_prior`: KL(q(z_T | X) || N(0, I)) stays below 0.0013 nats per component.
 LARGEST_TRACE = 0.05
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Process:
-  """The forward process (1) and what follows from it.
+  """The forward process (1) and the distributions (2) to (5) that follow from it.
 
   Attributes:
     table: the alphas.
     weights: w_1, ..., w_T; `no_weights`, `linear_weights` and `constant_weights` make some.
 
   Raises:
-    ValueError: not as many weights as the table has entries.
+    ValueError: the numbers of weights and of the table's entries differ.
   """
 
   table: schedules.Table
@@ -77,7 +77,7 @@ class Process:
 
   @property
   def plain(self) -> bool:
-    """Whether w = 0, so that it is DDPM and any solver serves."""
+    """Whether w = 0, so that it is DDPM and any solver can be used."""
     return not any(self.weights)
 
   @functools.cached_property
@@ -96,18 +96,18 @@ class Process:
     return (along(level(t), z) for level in (self.table.alpha, self.table.sigma, self.total))
 
   def step(self, z: Z, aggregate: Z, s: Time, t: Time) -> tuple[Z, Array]:
-    """Mean and deviation of q(z_t | z_s, X), (3), for times s < t."""
+    """Mean and standard deviation of q(z_t | z_s, X), (3), for times s < t."""
     (a_s, _, total_s), (a_t, _, total_t) = self._levels(s, z), self._levels(t, z)
     r = a_t / a_s
     return r * z + a_t * (total_t - total_s) * aggregate, jnp.sqrt(1 - r**2)
 
   def marginal(self, z0: Z, aggregate: Z, t: Time) -> tuple[Z, Array]:
-    """Mean and deviation of q(z_t | z_0, X), (2)."""
+    """Mean and standard deviation of q(z_t | z_0, X), (2)."""
     a, sigma, total = self._levels(t, z0)
     return a * (z0 + total * aggregate), sigma
 
   def posterior(self, z: Z, z0: Z, aggregate: Z, t: Time, s: Time) -> tuple[Z, Array]:
-    """Mean and deviation of q(z_s | z_t, z_0, X), (4), for times s < t."""
+    """Mean and standard deviation of q(z_s | z_t, z_0, X), (4), for times s < t."""
     (a_s, sigma_s, total_s), (a_t, sigma_t, total_t) = self._levels(s, z), self._levels(t, z)
     shrink = sigma_s / sigma_t
     fresh = jnp.maximum(1 - (shrink * a_t / a_s) ** 2, 0)
@@ -129,12 +129,12 @@ class Process:
     return prediction.eps_to_x0(z, eps, a, sigma) - total * aggregate
 
   def grid(self, num_steps: int, power: float = 1.0) -> Float[np.ndarray, " {num_steps}"]:
-    """`num_steps` times of the table from 1 down to its first entry.
+    """Returns `num_steps` times of the table from 1 down to its first entry.
 
     Args:
-      num_steps: how many.
-      power: at least 1, of which the entries' roots are even but for their rounding; 1 is even
-        steps, larger ones are denser towards the data. No entry comes twice.
+      num_steps: number of times.
+      power: at least 1; the entries' roots of this order are even up to rounding. 1 makes even
+        steps, larger powers are denser towards the data. No entry occurs twice.
 
     Raises:
       ValueError: `num_steps` is not an integer from 2 to the number of the table's entries, or
@@ -151,24 +151,24 @@ class Process:
     return (np.maximum.accumulate(entries - rank) + rank)[::-1] / size
 
   def check_prior(self, start: float, aggregate: float) -> None:
-    """Checks that z_T is N(0, I), as far as can be told.
+    """Checks that z_T is N(0, I), as far as these magnitudes can tell.
 
     Args:
       start: root mean square of the components of z_0.
-      aggregate: likewise of E.
+      aggregate: root mean square of the components of E.
 
     Raises:
-      ValueError: a_T (start + |W_T| aggregate), which is to be about 0, exceeds `LARGEST_TRACE`.
+      ValueError: a_T (start + |W_T| aggregate), which should be about 0, exceeds `LARGEST_TRACE`.
     """
     a_end = float(np.prod(np.sqrt(1 - np.array(self.table.betas))))
     trace = a_end * (start + abs(self._totals[-1]) * aggregate)
     if trace > LARGEST_TRACE:
       raise ValueError(
-        "the law at the last step is not N(0, I), from which generation starts: what is left of"
-        f" the data there is sqrt(abar_T) (|z_0| + |W_T| |E|) = {a_end:.2g} * ({start:.2g} +"
-        f" {abs(self._totals[-1]):.3g} * {aggregate:.2g}) = {trace:.2g} a component, and must be"
-        f" below {LARGEST_TRACE}. Take more steps or larger betas, or weights w_t that are smaller"
-        " near the end."
+        "the distribution at the last step is not N(0, I), from which generation starts: what is"
+        f" left of the data there is sqrt(abar_T) (|z_0| + |W_T| |E|) = {a_end:.2g} * ({start:.2g}"
+        f" + {abs(self._totals[-1]):.3g} * {aggregate:.2g}) = {trace:.2g} per component, and must"
+        f" be below {LARGEST_TRACE}. Take more steps or larger betas, or weights w_t that are"
+        " smaller near the end."
       )
 
 
@@ -184,14 +184,14 @@ def linear_weights(table: schedules.Table, total: float) -> tuple[float, ...]:
 
 
 def constant_weights(table: schedules.Table, total: float) -> tuple[float, ...]:
-  """w_t = total / T: what is added last is still there at T, so that only a small total passes."""
+  """w_t = total / T: what is added last still remains at T, so only a small total is accepted."""
   return (total / len(table.betas),) * len(table.betas)
 
 
 def posterior_sampling(process: Process) -> Solver:
   """Draws from (4) with z_0 and E as estimated at each step, for any w: N evaluations.
 
-  Its `denoiser` is no denoiser of z but `(z, t) -> (z_0, E)`. With w = 0 it is `solvers.ancestral`.
+  Its `denoiser` is not one of z but `(z, t) -> (z_0, E)`. With w = 0 it is `solvers.ancestral`.
   """
 
   def step(key, denoiser, schedule, x, t, s, state):
@@ -199,8 +199,8 @@ def posterior_sampling(process: Process) -> Solver:
     z0, aggregate = denoiser(x, t)
     moved = {}
     for name, z in x.items():
-      mean, deviation = process.posterior(z, z0[name], aggregate[name], t[name], s[name])
-      moved[name] = mean + deviation * multitime.normal_like(key, name, z)
+      mean, std = process.posterior(z, z0[name], aggregate[name], t[name], s[name])
+      moved[name] = mean + std * multitime.normal_like(key, name, z)
     return moved, state
 
   return Solver(lambda x: (), step, lambda num_steps: num_steps)

@@ -1,8 +1,8 @@
-"""Paths that a user gives: files and folders, and those in a bucket, `gs://BUCKET/FOLDER`.
+"""Paths that a user gives: local files and folders, and those in a bucket, `gs://BUCKET/FOLDER`.
 
-`epath.Path` reads and writes them by TensorFlow, and those of the file system by itself. What a
-bucket lacks is thought of where it matters: an object is written as a whole, and counts when it is;
-adding to one writes it anew; a folder is moved object by object.
+`epath.Path` reads and writes buckets through TensorFlow, and the file system by itself. Callers
+handle what buckets cannot do: an object is written as a whole, and exists only once it is complete;
+appending to one rewrites it; a folder is moved object by object.
 """
 
 from collections.abc import Iterator
@@ -19,11 +19,11 @@ from mmdiff_jax.errors import UserError
 
 
 def path(name: str | os.PathLike[str]) -> epath.Path:
-  """A file or folder that may lie in a bucket; of the file system as `expanded` gives it.
+  """Returns a file or folder that may lie in a bucket; in the file system as `expanded` returns it.
 
   Raises:
-    UserError: it lies there, and TensorFlow is not installed, or in another kind of storage; or as
-      `expanded`.
+    UserError: it lies in a bucket and TensorFlow is not installed, or it lies in another kind of
+      storage; or as for `expanded`.
   """
   if "://" in os.fspath(name):
     if not in_bucket(name):
@@ -42,19 +42,19 @@ def path(name: str | os.PathLike[str]) -> epath.Path:
 
 
 def in_bucket(name: str | os.PathLike[str]) -> bool:
-  """Whether it is `gs://...`."""
+  """Returns whether a name is `gs://...`."""
   return os.fspath(name).startswith("gs://")
 
 
 def on_disk(name: str | os.PathLike[str], what: str) -> pathlib.Path:
-  """A file or folder that must lie in the file system, as `expanded` gives it.
+  """Returns a file or folder that must lie in the file system, as `expanded` returns it.
 
   Args:
     name: the path.
-    what: names it in messages, with the flag or field it comes from.
+    what: names it in messages, with the flag or field that it comes from.
 
   Raises:
-    UserError: it is `gs://...` or the like; or as `expanded`.
+    UserError: it is `gs://...` or the like; or as for `expanded`.
   """
   if "://" in os.fspath(name):
     raise UserError(
@@ -64,7 +64,7 @@ def on_disk(name: str | os.PathLike[str], what: str) -> pathlib.Path:
 
 
 def expanded(name: str | os.PathLike[str], what: str = "A path") -> str:
-  """A path of the file system with the home folder in place of a leading `~` or `~USER`.
+  """Returns a path of the file system with the home folder in place of a leading `~` or `~USER`.
 
   The shell leaves `~` as it is in `--flag=~/x`, and nothing expands it in a config.
 
@@ -89,16 +89,16 @@ def expanded(name: str | os.PathLike[str], what: str = "A path") -> str:
 
 
 def check_writable(folder: str | os.PathLike[str], flag: str) -> None:
-  """Checks that a folder can be made and written into, before the work whose results it takes.
+  """Checks that a folder can be created and written to, before the work whose results it will hold.
 
-  Leaves everything as it was. A bucket is not tried.
+  Leaves everything as it was. A bucket is not tested.
 
   Args:
-    folder: the folder, there or not.
-    flag: names where it comes from, for the message.
+    folder: the folder, which need not exist.
+    flag: the flag that it comes from, for the message.
 
   Raises:
-    UserError: it cannot be written into.
+    UserError: it cannot be written to.
   """
   folder = path(folder)
   if in_bucket(folder):
@@ -117,7 +117,7 @@ def check_writable(folder: str | os.PathLike[str], flag: str) -> None:
 
 
 def check_file_writable(file: str | os.PathLike[str], flag: str) -> None:
-  """As `check_writable`, for a file, whose folder need not be there either."""
+  """Same as `check_writable`, for a file, whose folder need not exist either."""
   file = path(file)
   if file.is_dir():
     raise UserError(f"{file} ({flag}) is a folder: give the name of a file.")
@@ -130,38 +130,38 @@ def check_file_writable(file: str | os.PathLike[str], flag: str) -> None:
 
 @contextlib.contextmanager
 def writing(target: str | os.PathLike[str], flag: str) -> Iterator[None]:
-  """Within, an OSError becomes a UserError that names the file or folder and its flag."""
+  """Turns an OSError inside into a UserError that names the file or folder and its flag."""
   try:
     yield
   except OSError as error:
     raise UserError(
       f"{os.fspath(target)} ({flag}) cannot be written: {error.strerror or error}. Choose another"
-      " place, or see that there is room and permission to write there."
+      " path, or make sure that there is space and permission to write there."
     ) from error
 
 
 def quieten_tensorflow() -> None:
-  """Call it before TensorFlow or tfds is imported: their own lines on screen would bury ours."""
+  """Silences TensorFlow and tfds, whose log lines would bury ours; call it before their import."""
   from absl import logging as absl_logging
 
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-  # Otherwise a line says that oneDNN is on, whatever the level of logging.
+  # Otherwise a line reports that oneDNN is on, whatever the log level.
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
   absl_logging.get_absl_logger().addFilter(_matters)
 
 
 def _matters(record: logging.LogRecord) -> bool:
-  """Whether a log record is an error, or not of tfds, which warns of what we handle."""
+  """Returns whether a log record is an error or not from tfds, which warns of what we handle."""
   return record.levelno >= logging.ERROR or "tensorflow_datasets" not in record.pathname
 
 
 def cache_dir() -> pathlib.Path:
-  """The folder of what is kept between runs to save time; it may be deleted at any time."""
+  """Returns the folder of files kept between runs to save time; it may be deleted at any time."""
   return pathlib.Path.home() / ".cache" / "mmdiff_jax"
 
 
 def write_atomically(target: epath.Path, text: str) -> None:
-  """Writes a file so that a reader sees the old text or the new, never a part."""
+  """Writes a file so that a reader sees either the old text or the new, never a part."""
   if in_bucket(target):
     target.write_text(text)
     return

@@ -1,4 +1,4 @@
-"""Wrong arguments of public functions are promoted, or refused in words that name them."""
+"""Wrong arguments of public functions are promoted, or rejected with a message that names them."""
 
 import inspect
 import itertools
@@ -38,18 +38,18 @@ def draw_t(key, batch_size):
   return jnp.full(batch_size, 0.5), jnp.ones(batch_size)
 
 
-def call_denoiser(made):
-  made(X, T)
+def call_denoiser(result):
+  result(X, T)
 
 
-def call_draw(made):
-  made(KEY, 2)
+def call_draw(result):
+  result(KEY, 2)
 
 
 DRAW = {"key": KEY, "batch_size": 2, "names": ("a", "b"), "draw_t": draw_t}
 DRAW["present"] = {"a": jnp.ones(2, bool), "b": jnp.ones(2, bool)}
 GRID = jnp.array([1.0, 0.5, 0.0])
-# Arguments of each function that are right, and what calls its result where that is a function.
+# Valid arguments of each function, and a function that calls its result if that is a function.
 RIGHT = {
   multitime.make_key: ({"seed": 0}, None),
   multitime.states: ({"path": PATH}, None),
@@ -113,10 +113,10 @@ RIGHT = {
     None,
   ),  # fmt: skip
   solvers.replace_known: (
-    {"schedule": SCHEDULE, "known": {"a": X["a"]}, "mask": {"a": jnp.ones((2, 3))}},
-    lambda made: made(KEY, X, T),
+    {"schedule": SCHEDULE, "given": {"a": X["a"]}, "mask": {"a": jnp.ones((2, 3))}},
+    lambda hook: hook(KEY, X, T),
   ),
-  solvers.slerp: ({"begin": X, "end": {n: -x for n, x in X.items()}, "share": 0.3}, None),
+  solvers.slerp: ({"begin": X, "end": {n: -x for n, x in X.items()}, "fraction": 0.3}, None),
   solvers.log_likelihood: (
     {
       "key": KEY,
@@ -189,17 +189,21 @@ WRONG = [
   solvers.ddim, PATH, SCHEDULE, {"a": SCHEDULE}, solvers.heun, lambda: 0, lambda *_: 0,
   lambda *_: {}, lambda x, *_: {name: value[:1] for name, value in dict(x).items()},
 ]  # fmt: skip
-# Where an argument is a function, the message may speak of what it returned.
+# If an argument is a function, the message may name its output instead.
 OF_RESULTS = {
   "fn": "the network", "experts": "denoiser", "unconditional": "denoiser", "draw_t": "draw_t",
 }  # fmt: skip
 
 
 def public(module):
-  """The functions and paths that a module offers as its own."""
+  """Yields the public functions, and the class of paths, that a module defines."""
   for name, value in vars(module).items():
-    own = getattr(value, "__module__", "").startswith(module.__name__)
-    if own and not name.startswith("_") and (inspect.isfunction(value) or value is multitime.Path):
+    defined_here = getattr(value, "__module__", "").startswith(module.__name__)
+    if (
+      defined_here
+      and not name.startswith("_")
+      and (inspect.isfunction(value) or value is multitime.Path)
+    ):
       yield value
 
 
@@ -211,20 +215,20 @@ def test_every_public_function_is_tried():
 
 
 def outcome(function, name, value):
-  """Calls a function with one argument changed; the fault as a sentence, if it is one."""
+  """Calls a function with one argument changed; returns the fault as a sentence, or None."""
   arguments, use = RIGHT[function]
   try:
-    made = function(**{**arguments, name: value})
+    result = function(**{**arguments, name: value})
     if use:
-      use(made)
+      use(result)
   except (TypeError, ValueError) as error:
     words = str(error)
-    # A function with other parameters is named by Python.
+    # Python's own message names a function with other parameters.
     if any(word in words for word in (name, OF_RESULTS.get(name, name), "positional argument")):
       return None
     frames = traceback.extract_tb(error.__traceback__)[1:]
     if callable(value) and any(frame.name == "<lambda>" for frame in frames):
-      return None  # It is the user's function that fails.
+      return None  # The user's function fails.
     return f"{function.__name__}({name}={value!r}): {type(error).__name__}: {words[:200]}"
   except Exception as error:
     return f"{function.__name__}({name}={value!r}): {type(error).__name__}: {error!s:.200}"
@@ -251,6 +255,6 @@ def test_all_wrong_arguments_are_named(unchecked):
 
 def test_right_arguments_are_right(unchecked):
   for function, (arguments, use) in RIGHT.items():
-    made = function(**arguments)
+    result = function(**arguments)
     if use:
-      use(made)
+      use(result)

@@ -1,10 +1,10 @@
-"""Checks the shapes in annotations while tests run, on the CPU and quickly compiled."""
+"""Checks the shapes in annotations while tests run, on the CPU and with quick compilation."""
 
 import os
 
 # Before jax is imported: tests run on the CPU wherever they run.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of their time is compilation, of programs that run for moments.
+# Most of their time is compilation, of programs that run only briefly.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
@@ -17,8 +17,8 @@ from mmdiff_jax import storage  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory):
-  """Keeps what tests make out of the user's own cache."""
+def temporary_cache(tmp_path_factory):
+  """Keeps files that tests write out of the user's cache."""
   folder = tmp_path_factory.mktemp("cache")
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(storage, "cache_dir", lambda: folder)
@@ -27,7 +27,7 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(name="unchecked")
 def _unchecked():
-  """Users run without the checks of annotations, which would raise before our errors do."""
+  """Disables the checks of annotations, as for users, since they would raise before our errors."""
   jaxtyping.config.update("jaxtyping_disable", True)
   yield
   jaxtyping.config.update("jaxtyping_disable", False)

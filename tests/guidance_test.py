@@ -34,7 +34,7 @@ def test_combines_conditional_and_unconditional():
   np.testing.assert_allclose(x, X["b"], rtol=1e-5)
 
 
-def test_only_what_is_given_is_made_absent():
+def test_only_given_modalities_become_absent():
   noise = NOISE | {"b": jnp.full((2, 1), 99.0)}
   for got, expected in zip(
     guidance.guide(DENOISER, 2.5, noise)(X, T),
@@ -56,7 +56,7 @@ def test_strength_one_is_the_denoiser_itself_and_others_call_it_once():
   assert len(calls) == 1
 
 
-def test_guided_sampling_leaves_the_given_alone():
+def test_guided_sampling_keeps_given_modalities():
   path = multitime.conditional(("a", "b"), ("a",), 4)
   got = jax.jit(
     lambda denoiser: solvers.sample(
@@ -86,15 +86,15 @@ def test_the_interval_decides_for_each_modality_and_row():
   np.testing.assert_allclose(got[1], DENOISER(X, rows)[1]["b"][1], rtol=1e-5)
 
 
-def test_rescaling_brings_back_each_rows_deviation():
+def test_rescaling_restores_the_std_of_each_row():
   wide = {"a": jnp.ones((2, 3)), "b": jax.random.normal(jax.random.key(0), (2, 3))}
   noise = {"a": jax.random.normal(jax.random.key(1), (2, 3))}
   plain = DENOISER(wide, T)[0]["b"]
   guided = guidance.guide(DENOISER, 4.0, noise)(wide, T)[0]["b"]
-  for share in (1.0, 0.4):
-    rescaled = guidance.guide(DENOISER, 4.0, noise, rescale=share, schedule=SCHEDULE)
+  for fraction in (1.0, 0.4):
+    rescaled = guidance.guide(DENOISER, 4.0, noise, rescale=fraction, schedule=SCHEDULE)
     x0, eps = rescaled(wide, T)
-    scale = share * plain.std(axis=1) / guided.std(axis=1) + 1 - share
+    scale = fraction * plain.std(axis=1) / guided.std(axis=1) + 1 - fraction
     mean = guided.mean(axis=1, keepdims=True)
     np.testing.assert_allclose(x0["b"], mean + (guided - mean) * scale[:, None], rtol=1e-4)
     x = SCHEDULE.alpha(T["b"]) * x0["b"] + SCHEDULE.sigma(T["b"]) * eps["b"]
@@ -104,7 +104,7 @@ def test_rescaling_brings_back_each_rows_deviation():
 
 
 def images(brightness, contrast):
-  """A denoiser whose x0 is brighter and of more contrast where `a` is given, in rows 0 and 1.
+  """Returns a denoiser whose x0 has more contrast where `a` is given, in rows 0 and 1.
 
   Row 2 is constant; its 48 components have a mean that float32 rounds.
   """
@@ -119,8 +119,8 @@ def images(brightness, contrast):
   return solvers.from_x0(x0, SCHEDULE)
 
 
-@pytest.mark.parametrize("share", [0.7, 1.0])
-def test_rescaling_keeps_brightness_and_rows_without_spread(share):
+@pytest.mark.parametrize("fraction", [0.7, 1.0])
+def test_rescaling_keeps_brightness_and_constant_rows(fraction):
   x = {"a": jnp.ones((3, 1)), "b": jnp.ones((3, 4, 12))}
   noise = {"a": jnp.zeros((3, 1))}
 
@@ -128,23 +128,23 @@ def test_rescaling_keeps_brightness_and_rows_without_spread(share):
     return guidance.guide(denoiser, 3.0, noise, rescale=rescale, schedule=SCHEDULE)
 
   denoiser = images(0.9, 0.1)
-  plain, guided = (run(denoiser, r)(x, T)[0]["b"] for r in (0.0, share))
+  plain, guided = (run(denoiser, r)(x, T)[0]["b"] for r in (0.0, fraction))
   np.testing.assert_allclose(guided.mean((1, 2)), 0.9, rtol=1e-6)
-  wanted = share * denoiser(x, T)[0]["b"].std((1, 2)) + (1 - share) * plain.std((1, 2))
+  wanted = fraction * denoiser(x, T)[0]["b"].std((1, 2)) + (1 - fraction) * plain.std((1, 2))
   np.testing.assert_allclose(guided.std((1, 2)), wanted, rtol=1e-5, atol=1e-7)
   np.testing.assert_array_equal(guided[2], plain[2])
-  # One number a row.
-  single = guidance.guide(DENOISER, 3.0, NOISE, rescale=share, schedule=SCHEDULE)
+  # Rows of a single number.
+  single = guidance.guide(DENOISER, 3.0, NOISE, rescale=fraction, schedule=SCHEDULE)
   none = guidance.guide(DENOISER, 3.0, NOISE)
   np.testing.assert_array_equal(single(X, T)[0]["b"], none(X, T)[0]["b"])
 
   def total(brightness, contrast):
-    return sum(value["b"].sum() for value in run(images(brightness, contrast), share)(x, T))
+    return sum(value["b"].sum() for value in run(images(brightness, contrast), fraction)(x, T))
 
   for contrast in (0.1, 0.0):
     slope = jax.grad(total, (0, 1))(0.9, contrast)
     assert np.isfinite(slope).all()
-  # Of the sum of x0 and eps by the brightness: that of x0 is 1, and eps follows.
+  # The slope of the sum of x0 and eps in the brightness: that of x0 is 1, and eps follows.
   ratio = SCHEDULE.alpha(T["b"]) / SCHEDULE.sigma(T["b"])
   np.testing.assert_allclose(slope[0], x["b"].size * (1 - ratio), rtol=1e-4)
 
@@ -178,8 +178,8 @@ def test_composition_with_several_unconditional_ones_and_weights_that_change():
     expected = 2.5 + (1 - time) * 4.5 + rows * 2.5
     np.testing.assert_allclose(eps["b"], np.broadcast_to(expected[:, None], (2, 4)), rtol=1e-5)
     alpha, sigma = SCHEDULE.alpha(jnp.float32(time)), SCHEDULE.sigma(jnp.float32(time))
-    whole = alpha * x0["b"] + sigma * eps["b"]
-    np.testing.assert_allclose(whole, x["b"], atol=1e-5)
+    rebuilt = alpha * x0["b"] + sigma * eps["b"]
+    np.testing.assert_allclose(rebuilt, x["b"], atol=1e-5)
   with pytest.raises(ValueError, match="2 unconditional.*not 1"):
     guidance.compose(several, [DENOISER], [1.0])
   with pytest.raises(ValueError, match="sum to 1"):
@@ -190,7 +190,7 @@ def test_mixing_branches_is_composing():
   alone = [constant(1.0), constant(2.0), constant(5.0)]
 
   def branches(x, t):
-    return jax.tree.map(lambda *found: jnp.stack(found), *(one(x, t) for one in alone))
+    return jax.tree.map(lambda *outputs: jnp.stack(outputs), *(one(x, t) for one in alone))
 
   mixed = guidance.mix(branches, (1.0,), (0.5, -2.0))(X, T)
   composed = guidance.compose(alone[0], alone[1:], [0.5, -2.0])(X, T)
@@ -199,7 +199,7 @@ def test_mixing_branches_is_composing():
 
 
 def test_steering_gives_the_posterior_of_a_linear_measurement():
-  """y = x + r n of a Gaussian x: with the spread of x0 given x allowed for it is exact."""
+  """For y = x + r n with a Gaussian x it is exact, if the variance of x0 given x is included."""
   variance, noise, observed = 0.5, 0.3, 1.2
   schedule = schedules.VPCosine()
 
@@ -231,13 +231,13 @@ def test_thresholds():
   denoiser = solvers.from_x0(lambda x, t: x, schedule)
   x0, eps = guidance.threshold(denoiser, schedule, {"a": (-1.0, 2.0)})(x, t)
   np.testing.assert_allclose(x0["a"], jnp.clip(x["a"], -1.0, 2.0))
-  whole = schedule.alpha(t["a"]) * x0["a"] + schedule.sigma(t["a"]) * eps["a"]
-  np.testing.assert_allclose(whole, x["a"], rtol=1e-5)
+  rebuilt = schedule.alpha(t["a"]) * x0["a"] + schedule.sigma(t["a"]) * eps["a"]
+  np.testing.assert_allclose(rebuilt, x["a"], rtol=1e-5)
   # The largest distance from the middle, 1/2, is 7.5: five times what fits.
   x0, _ = guidance.threshold(denoiser, schedule, {"a": (-1.0, 2.0)}, quantile=1.0)(x, t)
   np.testing.assert_allclose(x0["a"][0], 0.5 + (x["a"][0] - 0.5) / 5, rtol=1e-5)
   np.testing.assert_allclose(x0["a"][1], x["a"][1], rtol=1e-6)
-  # Bounds that are one number, and a row that lies there.
+  # Equal bounds, and a row that lies on them.
   level = {"a": jnp.array([[0.5, 3.0], [0.5, 0.5]])}
   point = guidance.threshold(denoiser, schedule, {"a": (0.5, 0.5)}, quantile=0.9)
   np.testing.assert_array_equal(point(level, t)[0]["a"], 0.5)
@@ -246,7 +246,7 @@ def test_thresholds():
     guidance.threshold(denoiser, schedule, {"a": (2.0, -1.0)})
   with pytest.raises(ValueError, match="quantile.*99.5"):
     guidance.threshold(denoiser, schedule, {"a": (-1.0, 2.0)}, quantile=99.5)
-  # Other modalities are left alone, and at time 0 eps is as it was.
+  # Other modalities are unchanged, and at time 0 eps is unchanged.
   two = {"a": x["a"], "b": 9 * x["a"]}
   zero = dict.fromkeys(two, jnp.float32(0.0))
   odd = lambda x, t: (x, {n: 7 + value for n, value in x.items()})  # noqa: E731
@@ -278,7 +278,7 @@ def test_plain_functions_make_denoisers_for_jit():
     return DENOISER(x, t)
 
   run = jax.jit(lambda denoiser: denoiser(X, T)[0]["b"])
-  for made in (
+  for denoiser in (
     guidance.guide(plain, jnp.float32(2.0), NOISE),
     guidance.compose(plain, [plain], [1.0]),
     guidance.steer(plain, lambda x0, t: x0["b"].sum(), SCHEDULE),
@@ -286,10 +286,10 @@ def test_plain_functions_make_denoisers_for_jit():
     guidance.threshold(plain, SCHEDULE, {"b": (-1.0, 1.0)}, quantile=0.9),
     guidance.guide(plain, jnp.float32(2.0), NOISE, rescale=0.7, schedule=SCHEDULE),
   ):
-    assert np.isfinite(run(made)).all()
+    assert np.isfinite(run(denoiser)).all()
 
 
-def test_guidance_shows_integers_as_they_are():
+def test_guidance_passes_integers_unchanged():
   types, null = set(), 9
 
   def denoiser(x, t):

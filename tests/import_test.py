@@ -1,4 +1,4 @@
-"""What the library needs when it is imported."""
+"""Tests of the packages that importing the library needs."""
 
 import subprocess
 import sys

@@ -11,8 +11,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-def test_package_is_found_outside_the_repository(tmp_path):
-  """Without the pins, which take minutes; the build needs setuptools, which pip downloads."""
+def test_package_can_be_imported_outside_the_repository(tmp_path):
+  """Installs without the pins, which take minutes; pip downloads setuptools for the build."""
   repository, elsewhere = tmp_path / "repository", tmp_path / "elsewhere"
   elsewhere.mkdir()
   repository.mkdir()
@@ -27,16 +27,16 @@ def test_package_is_found_outside_the_repository(tmp_path):
       command, env=environment, capture_output=True, text=True, check=False, **options
     )
 
-  made = run("make", ".venv/installed", cwd=repository)
-  if made.returncode and "No matching distribution found for setuptools" in made.stderr:
+  result = run("make", ".venv/installed", cwd=repository)
+  if result.returncode and "No matching distribution found for setuptools" in result.stderr:
     pytest.skip("no package registry can be reached")
-  assert made.returncode == 0, made.stderr
+  assert result.returncode == 0, result.stderr
   python = repository / ".venv" / "bin" / "python"
   code = "import mmdiff_jax; print(mmdiff_jax.__file__)"
   assert run(python, "-c", code, cwd=elsewhere).stdout.strip() == str(
     repository / "mmdiff_jax" / "__init__.py"
   )
-  # It is made again when what it should hold has changed.
+  # It is rebuilt when its requirements have changed.
   assert run("make", "--question", ".venv/installed", cwd=repository).returncode == 0
   os.utime(repository / "pyproject.toml", (2**33, 2**33))
   assert run("make", "--question", ".venv/installed", cwd=repository).returncode == 1

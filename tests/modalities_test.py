@@ -113,7 +113,7 @@ def test_grid_places_pictures_in_rows_with_white_between():
   )
 
 
-def test_what_is_read_is_not_drawn():
+def test_modalities_that_are_read_are_not_drawn():
   with pytest.raises(ValueError, match="is a label"):
     modalities.picture(_LABEL, np.zeros((), np.float32))
 
@@ -140,11 +140,11 @@ def test_modality_can_be_a_static_argument():
 
 def test_videos_play_side_by_side():
   clips = np.random.default_rng(0).uniform(size=(3, 4, 1, 1, 1)).astype(np.float32)
-  film = Image.open(io.BytesIO(modalities.film(clips.repeat(6, 2).repeat(6, 3), columns=2)))
-  assert film.n_frames == 4 and film.info["loop"] == 0
-  assert film.size == (3 * 15, 3 * 15)
+  gif = Image.open(io.BytesIO(modalities.video_gif(clips.repeat(6, 2).repeat(6, 3), columns=2)))
+  assert gif.n_frames == 4 and gif.info["loop"] == 0
+  assert gif.size == (3 * 15, 3 * 15)
   for moment in range(4):
-    film.seek(moment)
-    frame = np.asarray(film.convert("L"), int)
+    gif.seek(moment)
+    frame = np.asarray(gif.convert("L"), int)
     centres = frame[10, 10], frame[10, 31], frame[31, 10]
     np.testing.assert_allclose(centres, 255 * clips[:, moment, 0, 0, 0], atol=2)

@@ -18,38 +18,38 @@ ROWS = 40_000
 
 
 def states(draw):
-  """For each example g, d or x (given, diffused, absent) of each modality."""
+  """Returns g, d or x (given, diffused, absent) for each example and modality."""
   t = np.stack([draw.t[name] for name in NAMES], axis=1)
   return np.where(t == 0, "g", np.where(t == 1, "x", "d"))
 
 
-def masked_law(given_prob, absent_prob, there=(0, 1, 2)):
-  """The probability of every state of an example that has `there`, by enumeration."""
-  law = dict.fromkeys(map("".join, itertools.product("gdx", repeat=3)), 0.0)
+def masked_distribution(given_prob, absent_prob, there=(0, 1, 2)):
+  """Returns the probability of every state of an example that has `there`, by enumeration."""
+  probs = dict.fromkeys(map("".join, itertools.product("gdx", repeat=3)), 0.0)
   if not there:
-    return law | {"xxx": 1.0}
+    return probs | {"xxx": 1.0}
   some = given_prob if len(there) > 1 else 0.0
   proper = [g for size in range(len(there)) for g in itertools.combinations(there, size)]
   for given in proper:
-    share = some / (len(proper) - 1) if given else 1 - some
+    prob_given = some / (len(proper) - 1) if given else 1 - some
     rest = [i for i in there if i not in given]
     for absent in itertools.product((False, True), repeat=len(rest)):
-      p = share * np.prod([absent_prob if a else 1 - absent_prob for a in absent])
+      p = prob_given * np.prod([absent_prob if a else 1 - absent_prob for a in absent])
       for keep in rest if all(absent) else [None]:
         stay = {i for i, a in zip(rest, absent, strict=True) if not a or i == keep}
         state = "".join("g" if i in given else "d" if i in stay else "x" for i in range(3))
-        law[state] += p / (len(rest) if all(absent) else 1)
-  return law
+        probs[state] += p / (len(rest) if all(absent) else 1)
+  return probs
 
 
 @pytest.mark.parametrize(("given_prob", "absent_prob"), [(0.5, 0.0), (0.6, 0.4), (1.0, 1.0)])
-def test_masked_law(given_prob, absent_prob):
+def test_masked_distribution(given_prob, absent_prob):
   draw = multitime.draw_masked(
     jax.random.key(0), ROWS, NAMES, given_prob=given_prob, absent_prob=absent_prob
   )
   got = states(draw)
   rows = ["".join(row) for row in got]
-  for state, p in masked_law(given_prob, absent_prob).items():
+  for state, p in masked_distribution(given_prob, absent_prob).items():
     bound = 4.5 * (p * (1 - p) / ROWS) ** 0.5
     assert rows.count(state) / ROWS == pytest.approx(p, abs=bound + 1e-12), state
   for i, name in enumerate(NAMES):
@@ -57,8 +57,8 @@ def test_masked_law(given_prob, absent_prob):
 
 
 @pytest.mark.parametrize(("given_prob", "absent_prob"), [(0.6, 0.0), (0.7, 0.4), (1.0, 1.0)])
-def test_masked_law_of_what_is_there(given_prob, absent_prob):
-  """In each of the eight ways in which an example may have some of three modalities."""
+def test_masked_distribution_of_present_modalities(given_prob, absent_prob):
+  """It holds for each of the eight subsets of three modalities that an example may have."""
   ways = np.array(list(itertools.product((False, True), repeat=3)))
   present = ways[np.arange(ROWS) % 8]
   draw = multitime.draw_masked(
@@ -72,8 +72,8 @@ def test_masked_law_of_what_is_there(given_prob, absent_prob):
   got = states(draw)
   for way in ways:
     rows = ["".join(row) for row in got[(present == way).all(1)]]
-    law = masked_law(given_prob, absent_prob, tuple(np.flatnonzero(way)))
-    for state, p in law.items():
+    probs = masked_distribution(given_prob, absent_prob, tuple(np.flatnonzero(way)))
+    for state, p in probs.items():
       bound = 4.5 * (p * (1 - p) / len(rows)) ** 0.5
       assert rows.count(state) / len(rows) == pytest.approx(p, abs=bound + 1e-12), (way, state)
   for i, name in enumerate(NAMES):
@@ -87,7 +87,7 @@ def test_all_there_is_the_same_draw():
     jax.tree.map(np.testing.assert_array_equal, *draws)
 
 
-def test_joint_and_independent_draws_of_what_is_there():
+def test_joint_and_independent_draws_of_present_modalities():
   def draw_t(key, batch_size):
     t = jax.random.uniform(key, (batch_size,), minval=0.2, maxval=0.8)
     return t, 1 + t
@@ -95,23 +95,23 @@ def test_joint_and_independent_draws_of_what_is_there():
   there = {"a": jnp.arange(50) % 2 == 0, "b": jnp.arange(50) % 3 == 0}
   for draw_all in (multitime.draw_joint, multitime.draw_independent):
     draw = draw_all(jax.random.key(0), 50, ("a", "b"), draw_t=draw_t, present=there)
-    whole = draw_all(jax.random.key(0), 50, ("a", "b"), draw_t=draw_t)
+    complete = draw_all(jax.random.key(0), 50, ("a", "b"), draw_t=draw_t)
     for name, mask in there.items():
       np.testing.assert_array_equal(draw.diffused[name], mask)
-      np.testing.assert_array_equal(draw.t[name], np.where(mask, whole.t[name], 1))
+      np.testing.assert_array_equal(draw.t[name], np.where(mask, complete.t[name], 1))
   weight = np.prod([np.where(there[name], 1 + draw.t[name], 1) for name in there], axis=0)
   np.testing.assert_allclose(draw.weight, weight, rtol=1e-6)
 
 
 @pytest.mark.parametrize("num", [31, 32, 64])
-def test_masked_law_of_many_modalities(num):
+def test_masked_distribution_of_many_modalities(num):
   names = [f"m{i}" for i in range(num)]
   rows = 4000
   draw = multitime.draw_masked(jax.random.key(2), rows, names, given_prob=1.0)
   given = np.stack([draw.t[name] == 0 for name in names], axis=1)
   count = given.sum(axis=1)
   assert count.min() > 0 and count.max() < num
-  # A fair coin each, and each pair of them: bounds at 5 standard deviations.
+  # Each modality, and each pair, is a fair coin: bounds at 5 standard deviations.
   bound = 5 * 0.5 / rows**0.5
   np.testing.assert_allclose(given.mean(axis=0), 0.5, atol=bound)
   np.testing.assert_allclose(count.var(), num / 4, rtol=5 * (2 / rows) ** 0.5)
@@ -199,15 +199,15 @@ def test_noise_is_normal_and_independent():
     assert abs(np.corrcoef(one.ravel() ** 2, other.ravel() ** 2)[0, 1]) < 7e-3
 
 
-def test_noise_comes_of_threefry():
-  """The bits of JAX's own cipher, at the counter (row, place in the row)."""
+def test_noise_comes_from_threefry():
+  """It uses the bits of JAX's own cipher at the counter (row, index in the row)."""
   key = multitime.modality_key(jax.random.key(7), "a")
-  rows, places = jnp.meshgrid(jnp.arange(5), jnp.arange(6), indexing="ij")
-  counter = jnp.concatenate([rows.ravel(), places.ravel()]).astype(jnp.uint32)
+  rows, columns = jnp.meshgrid(jnp.arange(5), jnp.arange(6), indexing="ij")
+  counter = jnp.concatenate([rows.ravel(), columns.ravel()]).astype(jnp.uint32)
   words = threefry_2x32(jax.random.key_data(key), counter).reshape(2, 5, 6)
-  share = np.asarray((words[0] ^ words[1]) >> 8, np.float64) * 2.0**-24 + 2.0**-25
+  fraction = np.asarray((words[0] ^ words[1]) >> 8, np.float64) * 2.0**-24 + 2.0**-25
   noise = multitime.normal_like(jax.random.key(7), "a", jnp.zeros((5, 2, 3)))
-  np.testing.assert_allclose(noise.reshape(5, 6), stats.norm.ppf(share), rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(noise.reshape(5, 6), stats.norm.ppf(fraction), rtol=1e-4, atol=1e-6)
 
 
 DRAWS = {
@@ -229,14 +229,14 @@ DRAWS = {
 def test_some_rows_draw_what_they_do_in_the_whole_batch(name, x64):
   draw, key = DRAWS[name], jax.random.key(3)
   with jax.enable_x64(x64):
-    whole = draw(key, 12)
+    batch = draw(key, 12)
     for first, step, rows in ((0, 1, 12), (4, 1, 4), (1, 3, 4)):
       part = jax.jit(
         lambda first, step=step, rows=rows: draw(multitime.key_of_rows(key, first, step), rows)
       )
-      found = part(first)
-      assert found.dtype == whole.dtype
-      np.testing.assert_array_equal(found, whole[first::step][:rows])
+      got = part(first)
+      assert got.dtype == batch.dtype
+      np.testing.assert_array_equal(got, batch[first::step][:rows])
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_some_rows_draw_what_they_do_in_the_whole_batch(name, x64):
     (multitime.repaint(NAMES, 4, jump=2, repeats=2), {"shared"}),
     # A modality that waits between the ends is at a time of its own.
     (multitime.Path({"a": jnp.array([1.0, 0.5]), "b": jnp.array([0.5, 0.5])}), {"apart"}),
-    # Where all stand still no network is asked.
+    # Where all stand still the network is not called.
     (multitime.Path({"a": jnp.zeros(3), "b": jnp.ones(3)}), set()),
   ],
 )
@@ -285,7 +285,7 @@ def test_keys_of_the_programs_do_not_depend_on_the_environment():
     assert all("impl=" in call for call in makes), f"{path}: {makes}"
 
 
-def test_rows_of_others_are_seen_where_there_are_parts():
+def test_all_rows_gathers_the_rows_of_all_parts():
   x = jnp.arange(6.0).reshape(3, 2)
   np.testing.assert_array_equal(multitime.all_rows(x), x)
   parts = jax.vmap(multitime.all_rows, axis_name=multitime.PARTS)(x.reshape(3, 1, 2))
@@ -294,7 +294,7 @@ def test_rows_of_others_are_seen_where_there_are_parts():
 
 @pytest.mark.parametrize(("word", "sign"), [(0, -1), (2**32 - 1, 1)])
 def test_the_ends_of_the_noise_are_finite_and_alike(monkeypatch, word, sign):
-  words = lambda key, place: (jnp.full_like(place[0], word), jnp.zeros_like(place[0]))  # noqa: E731
+  words = lambda key, count: (jnp.full_like(count[0], word), jnp.zeros_like(count[0]))  # noqa: E731
   monkeypatch.setattr(multitime, "_threefry", words)
   noise = multitime.normal_like(jax.random.key(0), "a", jnp.zeros((1, 1)))
   # The quantile of half of one part in 2^24.
@@ -523,7 +523,7 @@ def test_importance_weights_of_a_late_start():
     lambda: multitime.draw_independent(jax.random.key(0), 2, "ab"),
   ],
 )
-def test_one_string_is_no_sequence_of_names(wrong):
+def test_one_string_is_not_a_sequence_of_names(wrong):
   with pytest.raises(TypeError, match="is one string; give a sequence|must be a sequence of names"):
     wrong()
 

@@ -4,14 +4,15 @@
 
 Every operator, constant, pair of arguments and name with a counterpart (alpha and sigma, t and s,
 exp and expm1, ...) in the modules of mathematics is changed by rule, one at a time, and the tests
-must fail. Files are not touched: a forked child imports the changed text in place of the module's,
-through the same check of annotations as always, and runs the tests that call the changed function,
+must fail. Files are not changed: a forked child imports the changed text in place of the module's,
+through the usual check of annotations, and runs the tests that call the changed function,
 most likely to fail first, up to the first failure.
 
-First the tests are run on the code as it is: once to see which test calls which function, and once
-as with a mutant, to see that they pass and how long each takes. What no test catches is a survivor.
+First the tests are run on the unchanged code: once to see which test calls which function, and once
+as with a mutant, to see that they pass and how long each takes. A mutant that no test catches is a
+survivor.
 `tests/mutants_equivalent.md` lists mutants with the proof that they change nothing that the package
-promises. They are not tried; any other survivor makes the exit status 1.
+promises. They are not tested; any other survivor makes the exit status 1.
 """
 
 import argparse
@@ -80,7 +81,7 @@ COMPARE = {
   ast.NotIn: ("not in", "in"),
 }
 UNARY = {ast.USub: "-", ast.Invert: "~", ast.Not: "not"}
-# Another operator here binds otherwise, so that the whole wants parentheses.
+# Another operator binds differently here, so that the expression needs parentheses.
 REBINDS = (ast.Pow, ast.BitAnd, ast.BitOr, ast.BitXor)
 COUNTERPARTS = (
   ("alpha", "sigma"),
@@ -108,7 +109,7 @@ COUNTERPARTS = (
   ("zeros", "ones"),
   ("zeros_like", "ones_like"),
 )
-# No other order of arguments is another value, or none is a program.
+# Another order of arguments gives the same value, or is not a valid program.
 ORDERLESS = {"isinstance", "minimum", "maximum", "min", "max", "hypot", "logaddexp", "multiply"}
 
 Edit = tuple[int, int, bytes]
@@ -122,8 +123,8 @@ class Mutant(NamedTuple):
     module: path of the file from the repository's root.
     where: qualified name of the function or class around the change, or `<module>`.
     line: first changed line.
-    rule: what kind of change it is.
-    original: the changed lines as they were, on one line.
+    rule: the kind of change.
+    original: the changed lines before the change, on one line.
     mutated: the same lines after the change.
     source: text of the whole module after the change.
   """
@@ -152,7 +153,7 @@ class _Sites:
     )
 
   def _operator(self, left, right, old, new) -> Edit:
-    """Replaces the operator between two nodes, past what may lie between."""
+    """Replaces the operator between two nodes, past brackets and comments between them."""
     between = self._source[self._span(left)[1] : self._span(right)[0]]
     skipped = re.match(rb"(?:[\s)\\]|#[^\n]*)*", between).end()
     begin = self._span(left)[1] + skipped
@@ -178,10 +179,10 @@ class _Sites:
           yield "counterpart", [(end - len(text), end, other.encode())]
 
   def _of(self, node, bound, within) -> Iterator[tuple[str, list[Edit]]]:
-    """The changes of one node itself, without its children."""
+    """Yields the changes of one node itself, without its children."""
     match node:
       case ast.BinOp(left=left, op=op, right=right):
-        if not (within and isinstance(op, ast.BitOr)):  # there it is a type
+        if not (within and isinstance(op, ast.BitOr)):  # at the module level it is a type
           edits = [self._operator(left, right, *BINARY[type(op)])]
           yield "operator", edits + (self._around(node) if isinstance(op, REBINDS) else [])
       case ast.AugAssign(target=target, op=op, value=value):
@@ -221,7 +222,7 @@ class _Sites:
       yield "condition", [(begin, begin, b"not ")]
 
   def walk(self, node, where=(), bound=frozenset()) -> Iterator[tuple[str, str, list[Edit]]]:
-    """All changes below `node`: not in annotations, decorators, imports, strings and errors."""
+    """Yields changes below `node`, not in annotations, decorators, imports, strings or errors."""
     if isinstance(node, ast.Import | ast.ImportFrom | ast.Raise | ast.JoinedStr):
       return
     if isinstance(node, ast.Module):
@@ -250,11 +251,11 @@ class _Sites:
 
 
 def mutants_of(source: str, module: str, within: Set[str] | None = None) -> list[Mutant]:
-  """All mutants of a module, or of the functions named, in the order of its lines."""
+  """Returns all mutants of a module, or of the functions named, in the order of its lines."""
   text = source.encode()
   tree = ast.parse(source)
   unchanged = ast.dump(tree)
-  found = {}
+  by_source = {}
   for where, rule, edits in _Sites(text).walk(tree):
     if within is not None and where not in within:
       continue
@@ -266,11 +267,11 @@ def mutants_of(source: str, module: str, within: Set[str] | None = None) -> list
       continue
     first, last = (text.count(b"\n", 0, at) for at in (min(edits)[0], max(edits)[1]))
     lines = (
-      " ".join(line.strip() for line in whole.split("\n")[first : last + 1])
-      for whole in (source, changed)
+      " ".join(line.strip() for line in version.split("\n")[first : last + 1])
+      for version in (source, changed)
     )
-    found.setdefault(changed, Mutant(module, where, first + 1, rule, *lines, changed))
-  return sorted(found.values(), key=lambda mutant: mutant.line)
+    by_source.setdefault(changed, Mutant(module, where, first + 1, rule, *lines, changed))
+  return sorted(by_source.values(), key=lambda mutant: mutant.line)
 
 
 def equivalent(table: str) -> dict[tuple[str, str, str, str], str]:
@@ -284,7 +285,7 @@ def equivalent(table: str) -> dict[tuple[str, str, str, str], str]:
 
 
 def key(mutant: Mutant) -> tuple[str, str, str, str]:
-  """What a mutant is known by in the table of proofs: no line number, which changes too often."""
+  """Returns the key of a mutant in the table of proofs: not its line, which changes too often."""
   return tuple(getattr(mutant, field) for field in KEY)
 
 
@@ -292,7 +293,7 @@ def key(mutant: Mutant) -> tuple[str, str, str, str]:
 
 
 class Result(NamedTuple):
-  """What one run of pytest gave: the exit status, and what `_Plugin` noted."""
+  """The result of one run of pytest: the exit status, and the records of `_Plugin`."""
 
   status: int
   failed: str | None
@@ -302,14 +303,14 @@ class Result(NamedTuple):
 
 
 class _Plugin:
-  """Takes the tests in the order given, and notes what fails, how long it takes, what it calls."""
+  """Runs tests in the given order, and records which fail, how long they take, what they call."""
 
   def __init__(self, order: list[str] | slice, watched: frozenset[str] = frozenset()):
     self.order = order
     self.watched = watched
     self.failed = None
     self.seconds = {}
-    self.calls = {"": set()}  # under "" what is called when tests are imported
+    self.calls = {"": set()}  # under "" the functions called when tests are imported
 
   def _watch(self, test):
     calls = self.calls.setdefault(test, set())
@@ -329,18 +330,18 @@ class _Plugin:
     if isinstance(self.order, slice):
       items[:] = items[self.order]
     else:
-      places = {test: i for i, test in enumerate(self.order)}
+      position = {test: i for i, test in enumerate(self.order)}
       items[:] = sorted(
-        (item for item in items if item.nodeid in places), key=lambda item: places[item.nodeid]
+        (item for item in items if item.nodeid in position), key=lambda item: position[item.nodeid]
       )
 
   def pytest_runtest_logstart(self, nodeid):
     if self.watched:
       import jax
 
-      jax.clear_caches()  # lest a function be called no more that another test has traced
+      jax.clear_caches()  # otherwise functions that another test has traced are not called again
       self._watch(nodeid)
-    self._begin = time.process_time()  # which other work on the machine does not stretch
+    self._begin = time.process_time()  # which other work on the machine does not lengthen
 
   def pytest_runtest_logfinish(self, nodeid):
     self.seconds[nodeid] = time.process_time() - self._begin
@@ -356,18 +357,18 @@ class _Plugin:
 
 
 def _replace(path: str, source: str):
-  """Makes an import of the file `path` read `source`, whatever loader derives from Python's own."""
+  """Makes an import of the file `path` read `source`, by any loader derived from Python's."""
   from importlib.machinery import SourceFileLoader
 
   get_data, path_stats = SourceFileLoader.get_data, SourceFileLoader.path_stats
 
-  def replaced_data(self, asked):
-    return source.encode() if asked == path else get_data(self, asked)
+  def replaced_data(self, file):
+    return source.encode() if file == path else get_data(self, file)
 
-  def replaced_stats(self, asked):
-    if asked == path:
+  def replaced_stats(self, file):
+    if file == path:
       raise OSError  # without them bytecode is neither read nor written
-    return path_stats(self, asked)
+    return path_stats(self, file)
 
   SourceFileLoader.get_data, SourceFileLoader.path_stats = replaced_data, replaced_stats
 
@@ -394,14 +395,14 @@ def _child(pipe, files, plugin, mutant, cpu_seconds):
 
 
 class _Children:
-  """At most so many forked children at once, each with one run of the tests."""
+  """Forked children, at most `jobs` at once, each with one run of the tests."""
 
   def __init__(self, jobs: int):
     self.jobs = jobs
     self._running = {}
 
   def run(self, tasks) -> Iterator[tuple]:
-    """For each (label, files, plugin, mutant, CPU seconds): (label, result or None, exit code).
+    """Turns (label, files, plugin, mutant, CPU seconds) into (label, result or None, exit code).
 
     The result is None for a child that died, by the limit of its CPU time or otherwise.
     """
@@ -426,11 +427,11 @@ class _Children:
         yield label, result, process.exitcode
 
 
-# ---------------------------------------------------------------------------- the whole run
+# ---------------------------------------------------------------------------- the complete run
 
 
 def _baseline(children, files, watched):
-  """Which tests call which functions, and how long each takes; ends if one fails."""
+  """Returns which tests call which functions, and how long each takes; exits if one fails."""
   calls, seconds = {}, {}
   for watch in (watched, frozenset()):
     parts = [slice(i, None, children.jobs) for i in range(children.jobs)]
@@ -438,8 +439,8 @@ def _baseline(children, files, watched):
     for file, result, exitcode in children.run(tasks):
       if result is None or result.status not in (PASSED, NO_TESTS):
         reason = f"the child ended with {exitcode}" if result is None else result.output
-        sys.exit(f"The tests in {file} do not pass on the code as it is:\n{reason}")
-      if watch:  # the slower run: nothing is compiled yet, as where a mutant's effect is compiled
+        sys.exit(f"The tests in {file} do not pass on the unchanged code:\n{reason}")
+      if watch:  # the slower run: nothing is compiled yet, as for a mutant whose effect is compiled
         seconds |= result.seconds
         for test, called in result.calls.items():
           calls.setdefault(test, set()).update(called)
@@ -447,7 +448,7 @@ def _baseline(children, files, watched):
 
 
 def _sampled(mutants: list[list[Mutant]], limit: int | None) -> list[Mutant]:
-  """At most `limit`, evenly over the modules, always the same ones."""
+  """Returns at most `limit` mutants, evenly over the modules, always the same ones."""
   random_state = random.Random(0)
   shuffled = [random_state.sample(of_module, len(of_module)) for of_module in mutants]
   turns = (m for turn in itertools.zip_longest(*shuffled) for m in turn if m is not None)
@@ -459,10 +460,10 @@ def main(argv: list[str]) -> int:
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--modules", default="", help="parts of paths, separated by commas")
   parser.add_argument("--tests", default=",".join(TESTS), help="patterns below tests/")
-  parser.add_argument("--limit", type=int, help="try so many mutants only, evenly over modules")
+  parser.add_argument("--limit", type=int, help="test only this many mutants, evenly over modules")
   parser.add_argument("--jobs", type=int, default=2)
-  parser.add_argument("--out", help="writes every mutant's fate to this file, as JSON")
-  parser.add_argument("--again", help="tries the survivors in such a file only")
+  parser.add_argument("--out", help="write every mutant's fate to this file, as JSON")
+  parser.add_argument("--again", help="tests only the survivors in such a file")
   options = parser.parse_args(argv)
 
   os.chdir(ROOT)
@@ -474,7 +475,7 @@ def main(argv: list[str]) -> int:
   files = [str(p.relative_to(ROOT)) for t in of_tests for p in sorted((ROOT / "tests").glob(t))]
   modules = [str(path.relative_to(ROOT)) for path in paths]
   mutants = [mutants_of(p.read_text(), m) for p, m in zip(paths, modules, strict=True)]
-  known = {key(mutant) for mutant in itertools.chain(*mutants)}
+  keys = {key(mutant) for mutant in itertools.chain(*mutants)}
   proofs = equivalent(EQUIVALENT.read_text())
   proven = Counter(m.module for m in itertools.chain(*mutants) if key(m) in proofs)
   mutants = [[m for m in of_module if key(m) not in proofs] for of_module in mutants]
@@ -482,8 +483,8 @@ def main(argv: list[str]) -> int:
     rows = json.loads(Path(options.again).read_text())
     survived = {tuple(row[f] for f in KEY) for row in rows if row["fate"] == "survived"}
     mutants = [[m for m in of_module if key(m) in survived] for of_module in mutants]
-  chosen = _sampled(mutants, options.limit)
-  stale = [proof for proof in proofs if proof[0] in modules and proof not in known]
+  sampled = _sampled(mutants, options.limit)
+  stale = [proof for proof in proofs if proof[0] in modules and proof not in keys]
 
   os.environ |= {"JAX_PLATFORMS": "cpu", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
   # Imported once, before the forks; no computation, which would start threads that no fork keeps.
@@ -499,10 +500,10 @@ def main(argv: list[str]) -> int:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     jax.config.update("jax_disable_most_optimizations", True)  # a sixth less time to compile
-    print(f"{len(chosen)} mutants; first the code as it is", flush=True)
+    print(f"{len(sampled)} mutants; first the unchanged code", flush=True)
     calls, seconds = _baseline(children, files, frozenset(map(str, paths)))
     print(f"{len(seconds)} tests pass, {time.monotonic() - begin:.0f} s", flush=True)
-    fates = _fates(children, chosen, calls, seconds)
+    fates = _fates(children, sampled, calls, seconds)
   if options.out:
     rows = [m._asdict() | fate for m, fate in fates]
     Path(options.out).write_text(
@@ -512,21 +513,21 @@ def main(argv: list[str]) -> int:
 
 
 def _fates(children, mutants, calls, seconds):
-  """Runs the tests on every mutant: (mutant, {fate, test}) in the order of modules and lines.
+  """Runs the tests on every mutant; returns (mutant, {fate, test}) in order of modules and lines.
 
-  Most are caught soon. So at first each meets the tests that take `QUICK` seconds together, and
-  then what is left the others.
+  Most are caught soon. So each mutant first runs the tests that take `QUICK` seconds together, and
+  the survivors then run the others.
   """
   fates = [{"fate": "survived", "test": None} for _ in mutants]
   kills, tried = Counter(), [[] for _ in mutants]
 
   def task(index, most):
     mutant = mutants[index]
-    # The outermost function: Python names a lambda in a comprehension otherwise than the tree does.
+    # The outermost function: Python and the tree name a lambda in a comprehension differently.
     function = str(ROOT / mutant.module), mutant.where.split(".<locals>")[0]
     reached = [test for test in seconds if function in calls[""] | calls[test]]
     reached = [test for test in reached if test not in tried[index]]
-    # Tests that caught mutants of this function come forward.
+    # Tests that have caught mutants of this function come first.
     reached.sort(key=lambda test: seconds[test] / (1 + kills[function, test]))
     sums = itertools.accumulate(seconds[test] for test in reached)
     reached = [test for test, total in zip(reached, sums, strict=True) if total <= most]
@@ -540,14 +541,14 @@ def _fates(children, mutants, calls, seconds):
     which = "quick" if most == QUICK else "all other"
     print(f"{len(left)} mutants against {which} tests", flush=True)
     begin = last = time.monotonic()
-    tasks = (made for index in left if (made := task(index, most))[1])
+    tasks = (new for index in left if (new := task(index, most))[1])
     for done, (index, result, exitcode) in enumerate(children.run(tasks), 1):
       mutant = mutants[index]
       if result is None:
         limit = exitcode in (-signal.SIGXCPU, -signal.SIGKILL)
         why = "the limit of its time" if limit else f"exit code {exitcode}"
         fates[index] = {"fate": "caught", "test": why}
-      elif result.status in (FAILED, INTERRUPTED):  # the latter where the import of a test fails
+      elif result.status in (FAILED, INTERRUPTED):  # the latter if the import of a test fails
         fates[index] = {"fate": "caught", "test": result.failed}
         outermost = mutant.where.split(".<locals>")[0]
         kills[(str(ROOT / mutant.module), outermost), result.failed] += 1

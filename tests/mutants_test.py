@@ -1,4 +1,4 @@
-"""Tests of the mutants: they are made as said, nothing else is changed, and the tests meet them."""
+"""Tests of the mutants: they follow the rules, nothing else changes, and the tests run on them."""
 
 import importlib.util
 import json
@@ -51,9 +51,9 @@ def _mutants():
 
 
 def test_mutants_are_those_of_the_rules_and_no_others(mutants):
-  made = mutants.mutants_of(SOURCE, "f.py")
-  assert {(mutant.where, mutant.mutated) for mutant in made} == EXPECTED
-  for mutant in made:
+  results = mutants.mutants_of(SOURCE, "f.py")
+  assert {(mutant.where, mutant.mutated) for mutant in results} == EXPECTED
+  for mutant in results:
     assert mutant.original in " ".join(line.strip() for line in SOURCE.splitlines())
     compile(mutant.source, "f.py", "exec")
 
@@ -68,12 +68,12 @@ def test_proofs_are_read_and_belong_to_mutants(mutants):
   table = "| `m` | `f` | `a \\| b` | `a & b` | because |\n|---|---|---|---|---|\n"
   assert mutants.equivalent(table) == {("m", "f", "a | b", "a & b"): "because"}
   proofs = mutants.equivalent(mutants.EQUIVALENT.read_text())
-  made = set()
+  keys = set()
   for module in {proof[0] for proof in proofs}:
     text = (mutants.ROOT / module).read_text()
     within = {proof[1] for proof in proofs if proof[0] == module}
-    made |= set(map(mutants.key, mutants.mutants_of(text, module, within)))
-  assert set(proofs) <= made
+    keys |= set(map(mutants.key, mutants.mutants_of(text, module, within)))
+  assert set(proofs) <= keys
   assert all(proofs.values())
 
 

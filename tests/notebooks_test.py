@@ -1,4 +1,4 @@
-"""The notebooks run, with a small budget, and show what they say."""
+"""The notebooks run, with a small budget, and show the results that they describe."""
 
 import contextlib
 import io
@@ -20,9 +20,9 @@ def test_reuse_the_solvers(monkeypatch):
   out = io.StringIO()
   with contextlib.redirect_stdout(out):
     exec(compile(code, "reuse_the_solvers", "exec"), {})  # noqa: S102
-  shown = re.findall(r"^(?:.*: )?(-?[\d.]+)(?: (-?[\d.]+))?$", out.getvalue(), re.M)
+  matches = re.findall(r"^(?:.*: )?(-?[\d.]+)(?: (-?[\d.]+))?$", out.getvalue(), re.M)
   spiral, angle, trip, (right, wrong), upper, steered = (
-    [float(number) for number in found if number] for found in shown
+    [float(number) for number in match if number] for match in matches
   )
   assert spiral[0] < 0.06
   assert angle[0] < 0.25

@@ -18,7 +18,7 @@ TABLES = {
 
 
 def rescaled(betas):
-  """The same betas with zero terminal SNR (Lin et al. 2023, Alg. 1)."""
+  """Returns the same betas with zero terminal SNR (Lin et al. 2023, Alg. 1)."""
   root = np.sqrt(np.cumprod(1 - np.array(betas)))
   root = (root - root[-1]) * root[0] / (root[0] - root[-1])
   product = root**2
@@ -123,7 +123,7 @@ def test_zero_terminal_snr():
   assert schedule.alpha(one) == 0 and schedule.sigma(one) == 1
   assert schedule.log_snr(one) == -jnp.inf and schedule.time(schedule.log_snr(one)) == 1
   assert schedule.t_max == schedules.VPCosine().t_max
-  # alpha falls linearly, and sigma stands, as `solvers.from_velocity` reads them.
+  # alpha falls linearly and sigma is constant, as `solvers.from_velocity` uses them.
   rates = [jax.grad(level)(one) for level in (schedule.alpha, schedule.sigma)]
   before = float(np.prod(np.sqrt(1 - np.array(betas[:-1]))))
   np.testing.assert_allclose(rates, [-1000 * before, 0], rtol=1e-5)
@@ -137,8 +137,8 @@ def test_zero_terminal_snr():
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_a_table_goes_by_the_step_that_ends_at_an_entry(name):
-  """Also where the entry's time is rounded, upwards or downwards."""
+def test_a_table_uses_the_step_that_ends_at_an_entry(name):
+  """It does so also where the entry's time is rounded, upwards or downwards."""
   entries = np.arange(1, 1001) / 1000
   regular = slice(0, 999 if name == "zero_snr" else 1000)
   for times in (entries, np.minimum(entries * (1 + 1e-7), 1), entries * (1 - 1e-7)):
@@ -170,7 +170,7 @@ def test_float32_is_accurate_at_both_ends(schedule):
     double = [getattr(schedule, name)(exact) for name in names]
   for name, got, expected in zip(names, single, double, strict=True):
     np.testing.assert_allclose(got, expected, rtol=3e-5, atol=2e-6, err_msg=name)
-  # log_snr near 0 says little of times near 1 where alpha is close to its end.
+  # Where alpha is close to its end, log_snr determines times near 1 only roughly.
   np.testing.assert_allclose(back, near, rtol=2e-4)
 
 
@@ -203,7 +203,7 @@ BAD = (0.0, -1.0, np.nan, np.inf, "1", None)
 @pytest.mark.parametrize(
   "make", [*(type(SCHEDULES[name]) for name in list(SCHEDULES)[:5]), schedules.Table]
 )
-def test_parameters_that_cannot_be_are_named(make):
+def test_invalid_parameters_are_named(make):
   betas = {"betas": (0.1, 0.2)} if make is schedules.Table else {}
   for field in dataclasses.fields(make):
     if field.name == "betas":
@@ -257,7 +257,7 @@ def test_times_are_inside_whatever_the_log_snr(log_snr):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_times_at_both_ends(name):
-  """And just beyond them, where rounding may lead."""
+  """Times are right at both ends and just beyond them, where rounding may lead."""
   schedule = SCHEDULES[name]
   last = schedule.log_snr(jnp.float32(1.0))
   ends = jnp.array([last, np.nextafter(last, -np.inf), last - 1e-3, last - 1, -jnp.inf, jnp.inf])

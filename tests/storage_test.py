@@ -63,19 +63,19 @@ def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
   ("name", "words"),
   [
-    ("~nobody_here/x", "The place is ~nobody_here/x, but .*'nobody_here'.* write ./~nobody_here/x"),
-    ("", "The place is ''"),
-    ("a\0b", "The place is "),
+    ("~nobody_here/x", "The path is ~nobody_here/x, but .*'nobody_here'.* write ./~nobody_here/x"),
+    ("", "The path is ''"),
+    ("a\0b", "The path is "),
   ],
 )
-def test_names_that_are_no_path(name, words):
+def test_names_that_are_not_paths(name, words):
   with pytest.raises(UserError, match=words):
-    storage.on_disk(name, "The place")
+    storage.on_disk(name, "The path")
   with pytest.raises(UserError):
     storage.path(name)
 
 
-def test_a_folder_is_tried_before_it_is_needed(tmp_path, monkeypatch):
+def test_a_folder_is_tested_before_it_is_needed(tmp_path, monkeypatch):
   (tmp_path / "file").touch()
   (tmp_path / "there").mkdir()
   for name in ("there", "new/deep/er"):

@@ -1,7 +1,8 @@
 """Solvers of the reverse SDE and the probability-flow ODE along paths through multi-time.
 
-`steps` has the atoms, `sampling` the loop, `correctors` what keeps a law, `likelihood` exact
-log-likelihoods. They know nothing of frameworks, Flax or devices.
+`steps` has the single steps, `sampling` the loop, `correctors` the steps that preserve a
+distribution, and `likelihood` exact log-likelihoods. None of them depends on frameworks, Flax or
+devices.
 """
 
 from mmdiff_jax.solvers.correctors import (

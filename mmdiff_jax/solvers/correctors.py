@@ -1,18 +1,18 @@
-"""Correctors: steps at one time that leave its law as it is, and steps made of others.
+"""Correctors: steps at one time that preserve its distribution, and solvers that add them.
 
 Hamiltonian Monte Carlo at noise level sigma draws a momentum p ~ N(0, I) and follows, L times,
 
   p <- p + k h score(x),  x <- x + h p,  h = sqrt(2) snr sigma,                                (1)
 
 with k = 1/2 at first and then 1 (leapfrog; the last half kick, of a momentum that is dropped, is
-left out). L = 1 is a step of Langevin dynamics, x + h^2 / 2 score(x) + h noise. The step is a share
-of the level's own scale: Song et al. (2021, Alg. 4 and 5) choose theirs by norms of a whole batch,
-which binds its rows to one another; here sigma stands for them, since score = -eps / sigma.
+left out). L = 1 is a step of Langevin dynamics, x + h^2 / 2 score(x) + h noise. The step is a
+fraction of the noise level's scale: Song et al. (2021, Alg. 4 and 5) choose theirs by norms over a
+whole batch, which couples its rows; here sigma replaces them, since score = -eps / sigma.
 
-There is no test of Metropolis and Hastings, which would want densities: the law that is reached is
-p_t in the limit of a small snr. On N(0, C) it is N(0, C / (1 - h^2 / (4 C))), whatever L is; for
-h >= 2 sqrt(C) the steps diverge. Of one model C is at least sigma^2, so that snr < sqrt(2) will do;
-of a composition it may be less, see `largest_snr`.
+There is no Metropolis-Hastings test, which would need densities: the distribution reached is p_t in
+the limit of a small snr. On N(0, C) it is N(0, C / (1 - h^2 / (4 C))), whatever L is; for
+h >= 2 sqrt(C) the steps diverge. For one model C is at least sigma^2, so that snr < sqrt(2) will
+do; for a composition it may be less, see `largest_snr`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,7 +45,7 @@ def hmc(
   snr: float | Float[Array, ""] = 0.16,
   leapfrog: int = 1,
 ) -> Sample:
-  """A draw of a momentum and (1) for the modalities that move, all at once.
+  """Draws a momentum and follows (1) for the modalities that move, all at once.
 
   Args:
     key: randomness.
@@ -53,15 +53,15 @@ def hmc(
     schedule: one schedule, or one for each modality.
     x: points, [batch, ...] each; integers stand still.
     t: their times, scalars.
-    moving: for each modality whether it takes the step; the others come out as they were.
+    moving: for each modality whether it takes the step; the others are returned unchanged.
     snr: of (1), below about 1.
-    leapfrog: L of (1), and so many network evaluations; 1 is Langevin dynamics.
+    leapfrog: L of (1), and the number of network evaluations; 1 is Langevin dynamics.
 
   Returns:
     The new points.
 
   Raises:
-    TypeError, ValueError: an argument of another type or range, or `t` or `moving` of other
+    TypeError, ValueError: an argument has the wrong type or range, or `t` or `moving` has other
       modalities than `x`.
   """
   arguments.key("hmc", key)
@@ -93,12 +93,12 @@ def hmc(
 
 
 def largest_snr(weights: Sequence[float]) -> float:
-  """The snr of (1) below which the steps do not diverge on a composition of Gaussian models.
+  """Returns the snr of (1) below which steps do not diverge on a composition of Gaussian models.
 
   Each of them has a precision of at most 1 / sigma^2, so with the weights w_i, and 1 - sum w_i for
   the unconditional model, the composition has at most sum max(w_i, 0) + max(1 - sum w_i, 0) times
-  that. Experts are left out where their condition is not given; the bound is for all choices of
-  them: max(sum max(w_i, 0), 1 + sum max(-w_i, 0)).
+  that. Experts are left out where their condition is not given; the bound is for all
+  subsets of them: max(sum max(w_i, 0), 1 + sum max(-w_i, 0)).
 
   Args:
     weights: of the experts.
@@ -107,7 +107,7 @@ def largest_snr(weights: Sequence[float]) -> float:
     sqrt(2) for one model, less for large or negative weights.
 
   Raises:
-    TypeError, ValueError: a weight that is no finite number.
+    TypeError, ValueError: a weight is not a finite number.
   """
   weights = [
     arguments.scalar("largest_snr", "weights", weight)
@@ -120,24 +120,24 @@ def largest_snr(weights: Sequence[float]) -> float:
 def corrected(solver: Solver, *, num: int = 1, snr: float = 0.16, leapfrog: int = 1) -> Solver:
   """Predictor-corrector: after each step, `num` steps of `hmc` at the times reached.
 
-  Only what the step has moved is corrected, and nothing at time 0. It costs `num * leapfrog`
-  evaluations more for each step but the one that arrives at time 0. The law of a composition of
-  experts at t > 0 is not what their summed scores lead to; with corrections it is reached
-  (`guidance.compose`): for two or three Gaussian experts to 2 % in mean and variance by 60 steps
-  with num = 4, leapfrog = 3 and snr = 0.7. A multistep solver has no history across corrections, so
-  that it takes first-order steps.
+  Only modalities that the step has moved are corrected, and none at time 0. It costs
+  `num * leapfrog` evaluations more for each step except the one that arrives at time 0. The
+  distribution of a composition of experts at t > 0 is not the one to which their summed scores
+  lead; with corrections it is reached (`guidance.compose`): for two or three Gaussian experts to
+  2 % in mean and variance by 60 steps with num = 4, leapfrog = 3 and snr = 0.7. A multistep solver
+  has no history across corrections, so that it takes first-order steps.
 
   Args:
     solver: the predictor.
-    num: corrections after each step.
+    num: number of corrections after each step.
     snr: size of their steps, see (1).
-    leapfrog: how many of them a momentum lasts.
+    leapfrog: number of these steps for each momentum.
 
   Returns:
     The solver: for the same arguments always the same object.
 
   Raises:
-    TypeError, ValueError: an argument of another type or range.
+    TypeError, ValueError: an argument has the wrong type or range.
   """
   check_solver("corrected", solver)
   arguments.integer("corrected", "num", num, 0)
@@ -154,13 +154,13 @@ def _corrected(solver, num, snr, leapfrog):
     moving = {name: (t[name] != s[name]) & (s[name] > 0) for name in x}
 
     def correct(index, x):
-      own_key = jax.random.fold_in(correct_key, index)
-      return hmc(own_key, denoiser, schedule, x, s, moving, snr, leapfrog)
+      hmc_key = jax.random.fold_in(correct_key, index)
+      return hmc(hmc_key, denoiser, schedule, x, s, moving, snr, leapfrog)
 
     some = jnp.stack(list(moving.values())).any()
     x = jax.lax.cond(some, lambda x: jax.lax.fori_loop(0, num, correct, x), lambda x: x, x)
-    # What was remembered of x before it was moved at random would lead astray.
-    # The new history has the types of the old one, which those of x may differ from inside a step.
+    # The history of x from before it was moved at random would be misleading. The new history has
+    # the types of the old one, from which those of x may differ inside a step.
     fresh = jax.tree.map(lambda new, old: new.astype(old.dtype), solver.init(x), state)
     state = jax.tree.map(lambda new, old: jnp.where(some, new, old), fresh, state)
     return x, state

@@ -8,9 +8,10 @@ regular at both ends of every schedule. Along it the density of y changes by
 
   d log p(y) / d(phi) = -div (cos(phi) eps - sin(phi) x0),                                      (2)
 
-so that log p of an example is log p of where it arrives at t = 1, plus the integral of the
-divergence on the way, plus sum log(norm) at the end minus the same at the start. Given modalities
-stay at time 0 and make it conditional; absent ones stay at time 1 and are marginalised out.
+so that log p of an example is log p of the point where it arrives at t = 1, plus the integral of
+the divergence on the way, plus sum log(norm) at the end minus the same at the start. Given
+modalities stay at time 0 and make it conditional; absent ones stay at time 1 and are marginalised
+out.
 """
 
 import math
@@ -37,7 +38,7 @@ def log_likelihood(
   trace: Trace = "exact",
   num_probes: int = 1,
 ) -> Float[Array, " batch"]:
-  """log p of the modalities that move along a path, at its end, given those that stay at 0.
+  """Returns log p of the modalities that move along a path, at its end, given those that stay at 0.
 
   (1) and (2) are integrated together up the path, a step at a time, by the classical Runge-Kutta
   method of fourth order: 4 N evaluations for N steps, each with its derivatives. Can be jitted
@@ -47,19 +48,19 @@ def log_likelihood(
     key: randomness of the probes; a row's probes depend on no other row.
     denoiser: `(x, t) -> (x0, eps)`, differentiable; its rows must not depend on one another.
     schedule: one schedule, or one for each modality.
-    x: the examples, clean; given modalities at their values, absent ones at a draw of the prior.
+    x: the clean examples; given modalities at their values, absent ones at a draw of the prior.
       Integers are treated as in `sample`.
-    path: a path as for sampling, such as `multitime.conditional`, from time 1 for what moves. Any
-      path gives the same number in the limit of many steps.
+    path: a path as for sampling, such as `multitime.conditional`, from time 1 for modalities that
+      move. Any path gives the same number in the limit of many steps.
     trace: "exact", with one derivative for each dimension of `x`; or Hutchinson's estimate of the
       divergence, unbiased, with Rademacher or Gaussian probes.
-    num_probes: how many probes, at one derivative each.
+    num_probes: number of probes, which cost one derivative each.
 
   Returns:
-    log p in nats, under N(0, sigma(1)^2 I) for the law at t = 1.
+    log p in nats, with N(0, sigma(1)^2 I) for the distribution at t = 1.
 
   Raises:
-    TypeError: an argument of another type.
+    TypeError: an argument has the wrong type.
     ValueError: `x` and `path` differ in their modalities, `trace` is none of the three, or
       `num_probes` is below 1.
   """
@@ -72,18 +73,20 @@ def log_likelihood(
     raise ValueError(
       f"log_likelihood: trace={trace!r} must be 'exact', 'rademacher' or 'gaussian'."
     )
-  own = {name: schedules.schedule_of(schedule, name) for name in x}
+  by_name = {name: schedules.schedule_of(schedule, name) for name in x}
   up = {name: jnp.asarray(times[::-1]) for name, times in path.times.items()}
-  # Integers stand still: the network sees them as they are, and there is nothing to integrate.
+  # Integers stand still: the network receives them unchanged, and there is nothing to integrate.
   flowing = {name: v for name, v in x.items() if is_floating(v)}
   constant = {name: value for name, value in x.items() if name not in flowing}
   tangents = _tangents(key, flowing, trace, num_probes)
 
   def flow(y, phi, t, turned):
-    """(1) and the divergence of (2), each modality's times the angle that it turns by."""
+    """Evaluates (1) and the divergence of (2), each modality's times the angle that it turns by."""
 
     def slope(y):
-      x0, eps = denoiser(constant | {n: _norm(own[n], t[n]) * value for n, value in y.items()}, t)
+      x0, eps = denoiser(
+        constant | {n: _norm(by_name[n], t[n]) * value for n, value in y.items()}, t
+      )
       return {
         name: turned[name] * (jnp.cos(phi[name]) * eps[name] - jnp.sin(phi[name]) * x0[name])
         for name in y
@@ -102,16 +105,16 @@ def log_likelihood(
   def step(carry, times):
     y, log_det = carry
     t, s = times
-    begin, end = _angles(own, t), _angles(own, s)
+    begin, end = _angles(by_name, t), _angles(by_name, s)
     turned = {name: end[name] - begin[name] for name in x}
     middle = {name: 0.5 * (begin[name] + end[name]) for name in x}
     halfway = {
-      name: jnp.where(turned[name] == 0, t[name], _time_of_angle(own[name], middle[name]))
+      name: jnp.where(turned[name] == 0, t[name], _time_of_angle(by_name[name], middle[name]))
       for name in x
     }
 
-    def ahead(slope, share):
-      return {name: y[name] + share * slope[name] for name in y}
+    def ahead(slope, fraction):
+      return {name: y[name] + fraction * slope[name] for name in y}
 
     k1, d1 = flow(y, begin, t, turned)
     k2, d2 = flow(ahead(k1, 0.5), middle, halfway, turned)
@@ -121,16 +124,16 @@ def log_likelihood(
     return (y, log_det + (d1 + 2 * d2 + 2 * d3 + d4) / 6), None
 
   first, last = ({name: times[i] for name, times in up.items()} for i in (0, -1))
-  y = {name: value / _norm(own[name], first[name]) for name, value in flowing.items()}
+  y = {name: value / _norm(by_name[name], first[name]) for name, value in flowing.items()}
   zero = jnp.zeros(len(next(iter(x.values()))), jnp.result_type(float, *x.values()))
   starts = {name: times[:-1] for name, times in up.items()}
   ends = {name: times[1:] for name, times in up.items()}
   (y, log_prob), _ = jax.lax.scan(step, (y, zero), (starts, ends))
   for name, value in y.items():
-    arrived = _norm(own[name], last[name])
-    sigma = own[name].sigma(jnp.ones_like(last[name]))
+    arrived = _norm(by_name[name], last[name])
+    sigma = by_name[name].sigma(jnp.ones_like(last[name]))
     each = -0.5 * (arrived * value / sigma) ** 2 - jnp.log(sigma) - 0.5 * math.log(2 * math.pi)
-    each += jnp.log(arrived) - jnp.log(_norm(own[name], first[name]))
+    each += jnp.log(arrived) - jnp.log(_norm(by_name[name], first[name]))
     total = jnp.sum(each, tuple(range(1, value.ndim)))
     log_prob += jnp.where(first[name] == last[name], 0, total)
   return log_prob
@@ -139,19 +142,19 @@ def log_likelihood(
 def bits_per_dim(
   log_prob: Float[Array, "..."], num_dims: int, bin_width: float = 1.0
 ) -> Float[Array, "..."]:
-  """A log-density in nats as bits per dimension of the data before they were made continuous.
+  """Converts a log-density in nats to bits per dimension of the data before dequantisation.
 
   Args:
     log_prob: log-densities in nats.
-    num_dims: numbers in an example.
-    bin_width: distance of neighbouring values that the data could take, in the model's units: 1/255
-      for 8-bit images in [0, 1], 2/255 in [-1, 1] (to which uniform noise was added).
+    num_dims: number of components of an example.
+    bin_width: distance between neighbouring values of the data, in the model's units: 1/255 for
+      8-bit images in [0, 1], 2/255 in [-1, 1] (to which uniform noise was added).
 
   Returns:
     -(log_prob / num_dims + log(bin_width)) / log(2).
 
   Raises:
-    TypeError, ValueError: an argument of another type or range.
+    TypeError, ValueError: an argument has the wrong type or range.
   """
   log_prob = jnp.asarray(arguments.array("bits_per_dim", "log_prob", log_prob))
   arguments.integer("bits_per_dim", "num_dims", num_dims, 1)
@@ -163,18 +166,21 @@ def _norm(schedule, t):
   return jnp.hypot(schedule.alpha(t), schedule.sigma(t))
 
 
-def _angles(own, t):
-  return {name: jnp.arctan2(own[name].sigma(t[name]), own[name].alpha(t[name])) for name in own}
+def _angles(by_name, t):
+  return {
+    name: jnp.arctan2(by_name[name].sigma(t[name]), by_name[name].alpha(t[name]))
+    for name in by_name
+  }
 
 
 def _time_of_angle(schedule, phi):
-  # Any angle inside serves where the time stands still, at an end.
+  # Where the time stands still at an end, any angle inside will do.
   inside = jnp.clip(phi, 1e-6, 0.5 * math.pi - 1e-6)
   return schedule.time(-2 * jnp.log(jnp.tan(inside)))
 
 
 def _tangents(key, x, trace, num_probes):
-  """Directions for the divergence, on a leading axis: the axes of all dimensions, or probes."""
+  """Returns directions for the divergence, on a leading axis: unit vectors, or probes."""
   if trace == "exact":
     sizes = {name: math.prod(value.shape[1:]) for name, value in x.items()}
     total, before, axes = sum(sizes.values()), 0, {}

@@ -1,4 +1,4 @@
-"""The loop along a path, and how a network becomes a denoiser.
+"""The loop along a path, and the constructors that make a denoiser of a network.
 
 A denoiser maps `(x, t)`, dicts of modalities and of their times, to the pair of dicts
 (E[x_0 | x], E[eps | x]). It is a `jax.tree_util.Partial` and so a pytree: new parameters, bound
@@ -67,10 +67,12 @@ def _denoise(pair, levels, fn, schedule, x, t):
   check_shapes("the network", predicted, x, branches=True)
   x0, eps = {}, {}
   for name, value in x.items():
-    own = schedules.schedule_of(schedule, name)
+    modality_schedule = schedules.schedule_of(schedule, name)
     time = schedules.along(jnp.asarray(t[name]), value)
     value = arguments.floating("denoiser", f"x[{name!r}]", value)
-    x0[name], eps[name] = pair(jnp.asarray(predicted[name]), value, *levels(own, time))
+    x0[name], eps[name] = pair(
+      jnp.asarray(predicted[name]), value, *levels(modality_schedule, time)
+    )
   return x0, eps
 
 
@@ -81,7 +83,7 @@ def _denoiser(maker, pair, fn, schedule, levels=_levels):
 
 
 def _warn_where_alpha_vanishes(constructor, schedule):
-  """Warns once per schedule whose alpha(1) is 0; one with traced parameters is not checked."""
+  """Warns once per schedule with alpha(1) = 0; one with traced parameters is not checked."""
   for each in schedule.values() if isinstance(schedule, Mapping) else (schedule,):
     try:
       with jax.ensure_compile_time_eval():
@@ -99,7 +101,7 @@ def _warn_where_alpha_vanishes(constructor, schedule):
 
 @functools.cache
 def _warn_once(message):
-  # Cached, since any `warnings.catch_warnings` makes Python forget which warnings it has shown.
+  # Cached, since any `warnings.catch_warnings` makes Python forget which warnings it has issued.
   warnings.warn(message, stacklevel=4)
 
 
@@ -113,19 +115,19 @@ def from_eps(fn: Callable[..., Any], schedule: Any) -> Partial:
 
   Args:
     fn: `(x, t) -> dict` shaped as `x`, with an array for each modality, also for one that is
-      given. A function with parameters is a `Partial` with these as arguments, or an object that is
-      itself a pytree, such as a flax NNX or equinox module: `jax.jit` then sees new parameters and
-      does not compile again. Parameters that a function merely closes over are constants of a
-      compiled sampler: it does not see them change.
+      given. Pass a function with parameters as a `Partial` with these as arguments, or as an object
+      that is itself a pytree, such as a flax NNX or equinox module: `jax.jit` then uses new
+      parameters without recompiling. Parameters that a function merely closes over are constants of
+      a compiled sampler, which does not notice when they change.
     schedule: one schedule, or one for each modality.
 
   Returns:
     The denoiser.
 
   Raises:
-    TypeError: `fn` is no function, or `schedule` no schedule; when it is called, `fn` returns no
-      dict.
-    ValueError: when it is called, `fn` leaves out a modality or returns another shape.
+    TypeError: `fn` is not a function, or `schedule` not a schedule; when the denoiser is called,
+      `fn` does not return a dict.
+    ValueError: when the denoiser is called, `fn` leaves out a modality or returns another shape.
   """
   denoiser = _denoiser("from_eps", _eps_pair, fn, schedule)
   _warn_where_alpha_vanishes("from_eps", schedule)
@@ -152,8 +154,8 @@ def from_score(fn: Callable[..., Any], schedule: Any) -> Partial:
 def from_velocity(fn: Callable[..., Any], schedule: Any) -> Partial:
   """The denoiser of a network that predicts the velocity, d(alpha)/dt x0 + d(sigma)/dt eps.
 
-  Flow matching trains such networks. The two derivatives must be finite at both ends, as those of
-  `RectifiedFlow` (where the velocity is eps - x0) and `VPCosine` are. Arguments as `from_eps`.
+  Flow matching trains such networks. The two derivatives must be finite at both ends, as they are
+  for `RectifiedFlow` (where the velocity is eps - x0) and `VPCosine`. Arguments as `from_eps`.
   """
   return _denoiser("from_velocity", _velocity_pair, fn, schedule, _levels_and_rates)
 
@@ -161,7 +163,7 @@ def from_velocity(fn: Callable[..., Any], schedule: Any) -> Partial:
 def prior(
   key: PRNGKeyArray, schedule: Any, shapes: Mapping[str, Sequence[int]], batch_size: int
 ) -> dict[str, Float[Array, "batch ..."]]:
-  """Draws every modality from the law at t = 1, N(0, sigma(1)^2 I).
+  """Draws every modality from the distribution at t = 1, N(0, sigma(1)^2 I).
 
   Args:
     key: randomness.
@@ -170,10 +172,10 @@ def prior(
     batch_size: number of rows.
 
   Returns:
-    The draw; replace the modalities that are given by their values.
+    The draw; replace given modalities by their values.
 
   Raises:
-    TypeError, ValueError: an argument of another type or range, or no schedule for a modality.
+    TypeError, ValueError: an argument has the wrong type or range, or a modality has no schedule.
   """
   arguments.key("prior", key)
   arguments.integer("prior", "batch_size", batch_size, 1)
@@ -212,30 +214,30 @@ def sample(
     key: randomness of the solver and of `project`.
     denoiser: `(x, t) -> (x0, eps)`, called with one scalar time for each modality.
     schedule: one schedule, or one for each modality.
-    x_init: where the path starts, [batch, ...] each: the values of given modalities, and a draw of
+    x_init: the start of the path, [batch, ...] each: the values of given modalities, and a draw of
       `prior` for all others. Integers and booleans become floats, except in a modality whose time
-      stands still: those are shown to the network as they are.
+      stands still: the network receives those unchanged.
     path: the times; one vector for each modality of `x_init`.
-    solver: such as `steps.heun`; it says what a step costs.
+    solver: for example `steps.heun`; its `evaluations` say what the steps cost.
     project: `(key, x, s) -> x`, called after each step with the times reached, for inpainting,
       re-noised conditions or thresholds. It may change any modality, also one that did not move.
       Where times rise it needs a solver of the SDE: one of the ODE would encode there instead of
-      re-noising, which narrows the samples.
+      re-noising, which makes the samples too narrow.
     trajectory: whether to return all points of the path.
-    remat: whether a gradient through the sampler computes each step again instead of keeping what
-      happened in it: one point a step is kept, at the price of one more evaluation.
+    remat: whether a gradient through the sampler recomputes each step instead of storing its
+      intermediate values: one point per step is stored, at the cost of one more evaluation.
 
   Returns:
     The end of the path, shaped as `x_init`; or with `trajectory` all its points, [points, batch,
     ...] each, the first of which is `x_init`.
 
   Raises:
-    TypeError: an argument of another type, such as a solver that was not called (`solvers.ddim`), a
-      seed for a key, or integers in `x_init` where it cannot be seen whether their time stands
-      still, since the path is traced.
+    TypeError: an argument has the wrong type, such as a solver that was not called (`solvers.ddim`)
+      or a seed for a key, or `x_init` has integers and the path is traced, so that it cannot be
+      determined whether their time stands still.
     ValueError: `x_init` and `path` differ in their modalities, a modality has no schedule, the
       denoiser leaves out a modality or returns another shape, or a solver of the ODE is to follow a
-      path with rising times and a `project` (not seen where the path is traced).
+      path with rising times and a `project` (not checked where the path is traced).
   """
   arguments.key("sample", key)
   check_solver("sample", solver)
@@ -257,7 +259,7 @@ def sample(
     if project is not None:
       x = project(project_key, x, s)
       check_shapes("project", x, x_init)
-      arguments.subset("sample", "what project returned", x, "x_init", x_init)
+      arguments.subset("sample", "the output of project", x, "x_init", x_init)
     x = {name: value.astype(x_init[name].dtype) for name, value in x.items()}
     return (x, state), x if trajectory else None
 
@@ -288,7 +290,7 @@ def _check_rises(path, solver):
 def start(
   where: str, argument: str, x: Any, path: multitime.Path
 ) -> dict[str, Float[Array, "batch ..."]]:
-  """The start of a path, checked: what moves on it is floating, what stands still as it was given.
+  """Checks and returns the start of a path: values that move become floats, others are unchanged.
 
   Args:
     where: the function, for the message.
@@ -297,9 +299,9 @@ def start(
     path: the path.
 
   Raises:
-    TypeError: no path or no arrays, or integers where it cannot be seen whether their time stands
-      still, since the path is traced.
-    ValueError: other modalities than the path has.
+    TypeError: `path` is not a path, `x` has no arrays, or `x` has integers and the path is traced,
+      so that it cannot be determined whether their time stands still.
+    ValueError: `x` has other modalities than the path.
   """
   if not isinstance(path, multitime.Path):
     raise TypeError(f"{where}: path={path!r} must be a multitime.Path, such as multitime.joint.")
@@ -312,101 +314,103 @@ def start(
     if isinstance(times, jax.core.Tracer):
       raise TypeError(
         f"{where}: {argument}[{name!r}] is {value.dtype} and the path is traced, so that it cannot"
-        " be seen whether its time stands still. Make it floating if it moves; if it stands still,"
-        " make the path inside the traced function, where a given time is a constant."
+        " be determined whether its time stands still. Make it floating if it moves; if it stands"
+        " still, make the path inside the traced function, where a given time is a constant."
       )
     if np.any(np.asarray(times) != np.asarray(times)[0]):
       x[name] = value.astype(float)
   return x
 
 
-def _masks(known, mask):
-  """The masks as arrays of booleans, checked against the values."""
+def _masks(given, mask):
+  """Returns the masks as arrays, checked against the given values."""
   if not isinstance(mask, Mapping):
     raise TypeError(f"replace_known: mask must be a dict by modality, not {type(mask).__name__}.")
-  arguments.subset("replace_known", "mask", mask, "known", known)
+  arguments.subset("replace_known", "mask", mask, "given", given)
   arrays = {}
   for name, value in mask.items():
     arrays[name] = arguments.array("replace_known", f"mask[{name!r}]", value)
-    arguments.broadcasts("replace_known", f"mask[{name!r}]", arrays[name].shape, known[name].shape)
+    arguments.broadcasts("replace_known", f"mask[{name!r}]", arrays[name].shape, given[name].shape)
   return arrays
 
 
-def _blended(mask, known, free):
-  """mask * known + (1 - mask) * free, bit for bit `known` or `free` where the mask is 1 or 0."""
+def _blend(mask, given, free):
+  """mask * given + (1 - mask) * free, bit for bit `given` or `free` where the mask is 1 or 0."""
   mask = jnp.asarray(mask, free.dtype)
-  inside = mask * known + (1 - mask) * free
-  return jnp.where(mask >= 1, known, jnp.where(mask <= 0, free, inside))
+  inside = mask * given + (1 - mask) * free
+  return jnp.where(mask >= 1, given, jnp.where(mask <= 0, free, inside))
 
 
 def replace_known(
   schedule: Any,
-  known: Modalities,
+  given: Modalities,
   mask: Mapping[str, Shaped[Array | np.ndarray, "..."]] | None = None,
 ) -> Callable[..., Any]:
-  """The hook `project` of `sample` that puts back what is known, noised to the time reached.
+  """Returns a `project` hook for `sample` that puts given values back, perturbed to the time s.
 
-  This is replacement conditioning (Song et al. 2021, App. I.2), for networks that were trained on
-  joint times alone, and the known part in inpainting. It is biased; resampling along
-  `multitime.repaint` makes it less so, at a price.
+  This is replacement conditioning (Song et al. 2021, App. I.2), for networks that were trained only
+  on joint times, and for the given part in inpainting. It is biased; resampling along
+  `multitime.repaint` reduces the bias, at a cost.
 
   Args:
     schedule: one schedule, or one for each modality.
-    known: clean values, [batch, ...] each.
-    mask: 1 where a value is known and 0 where it is not, broadcast against the values; in between
-      the two are blended in that proportion. A modality without an entry is known everywhere.
+    given: clean values, [batch, ...] each.
+    mask: 1 where a value is given and 0 where it is not, broadcast against the values; in between
+      the two are blended in that proportion. A modality without an entry is given everywhere.
 
   Returns:
     `(key, x, s) -> x`.
 
   Raises:
-    TypeError: `known` or `mask` is no dict of arrays.
-    ValueError: a mask for a modality that is not in `known`, or of a shape that does not broadcast
-      to its values; when it is called, a modality that `x` does not have, or of another shape.
+    TypeError: `given` or `mask` is not a dict of arrays.
+    ValueError: a mask is for a modality that is not in `given`, or has a shape that does not
+      broadcast to its values; when the hook is called, `x` lacks a modality or has another shape.
   """
-  known = arguments.modalities("replace_known", "known", known, floats=True)
-  schedules.check("replace_known", schedule, known)
-  mask = _masks(known, {} if mask is None else mask)
+  given = arguments.modalities("replace_known", "given", given, floats=True)
+  schedules.check("replace_known", schedule, given)
+  mask = _masks(given, {} if mask is None else mask)
 
   def project(key, x, s):
     x = dict(x)
-    arguments.subset("replace_known", "known", known, "the modalities", x)
-    for name, value in known.items():
-      arguments.broadcasts("replace_known", f"known[{name!r}]", value.shape, x[name].shape)
-      own = schedules.schedule_of(schedule, name)
+    arguments.subset("replace_known", "given", given, "the modalities", x)
+    for name, value in given.items():
+      arguments.broadcasts("replace_known", f"given[{name!r}]", value.shape, x[name].shape)
+      modality_schedule = schedules.schedule_of(schedule, name)
       noise = multitime.normal_like(key, name, x[name])
-      noised = own.alpha(s[name]) * value + own.sigma(s[name]) * noise
-      x[name] = _blended(mask[name], noised, x[name]) if name in mask else noised
+      perturbed = (
+        modality_schedule.alpha(s[name]) * value + modality_schedule.sigma(s[name]) * noise
+      )
+      x[name] = _blend(mask[name], perturbed, x[name]) if name in mask else perturbed
     return x
 
   return project
 
 
 def slerp(
-  begin: Modalities, end: Modalities, share: float | Float[Array, "*rows"]
+  begin: Modalities, end: Modalities, fraction: float | Float[Array, "*rows"]
 ) -> dict[str, Array]:
-  """Points between two draws of noise, on the arc of a great circle, for each row and modality.
+  """Returns points between two draws of noise, on a great circle, for each row and modality.
 
-  Between encoded examples (`multitime.reverse`) these keep the norm that noise has, which points on
-  the straight line do not. Rows that are parallel, and rows of zeros, have no such arc: their
-  points are those on the straight line.
+  Between encoded examples (`multitime.reverse`) these keep the norm of noise, which points on the
+  straight line do not. Parallel rows and rows of zeros have no such arc: their points are those on
+  the straight line.
 
   Args:
-    begin: where `share` is 0, [batch, ...] each.
-    end: where `share` is 1.
-    share: in [0, 1]; a number, or one for each row.
+    begin: the points where `fraction` is 0, [batch, ...] each.
+    end: the points where `fraction` is 1.
+    fraction: in [0, 1]; a number, or one for each row.
 
   Returns:
     The points, shaped as `begin`.
 
   Raises:
-    TypeError: `begin` or `end` is no dict of arrays, or `share` no number.
-    ValueError: `share` is outside [0, 1], or the two differ in modalities or shapes.
+    TypeError: `begin` or `end` is not a dict of arrays, or `fraction` not a number.
+    ValueError: `fraction` is outside [0, 1], or the two differ in modalities or shapes.
   """
   begin = arguments.modalities("slerp", "begin", begin, floats=True)
   end = arguments.modalities("slerp", "end", end, floats=True)
   arguments.same_modalities("slerp", "begin", begin, "end", end)
-  share = arguments.number("slerp", "share", share, 0, 1, rows=True)
+  fraction = arguments.number("slerp", "fraction", fraction, 0, 1, rows=True)
   for name in begin:
     if begin[name].shape != end[name].shape:
       raise ValueError(
@@ -419,17 +423,17 @@ def slerp(
     norm_a, norm_b = (prediction.root(jnp.sum(c**2, axes, keepdims=True)) for c in (a, b))
     cosine = prediction.divide(jnp.sum(a * b, axes, keepdims=True), norm_a * norm_b)
     cosine = jnp.clip(cosine, -1, 1)
-    # Where there is no arc, of parallel rows or of a row of zeros, the straight line serves; the
-    # angle has an infinite slope there, so that gradients get that of a right angle, times 0.
+    # Where there is no arc, for parallel rows or a row of zeros, the straight line is used. The
+    # angle has an infinite slope there, so gradients take that of a right angle, times 0.
     straight = (norm_a * norm_b == 0) | (jnp.sin(jnp.arccos(cosine)) < 1e-4)
     angle = jnp.arccos(jnp.where(straight, 0, cosine))
     sine = jnp.sin(angle)
-    part = schedules.along(share, a)
+    part = schedules.along(fraction, a)
     weight_a = jnp.where(straight, 1 - part, jnp.sin((1 - part) * angle) / sine)
     weight_b = jnp.where(straight, part, jnp.sin(part * angle) / sine)
     return weight_a * a + weight_b * b
 
-  share = jnp.asarray(share)
+  fraction = jnp.asarray(fraction)
   for value in begin.values():
-    arguments.broadcasts("slerp", "share", schedules.along(share, value).shape, value.shape)
+    arguments.broadcasts("slerp", "fraction", schedules.along(fraction, value).shape, value.shape)
   return {name: between(begin[name], end[name]) for name in begin}

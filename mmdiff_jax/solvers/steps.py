@@ -1,18 +1,18 @@
-"""The atoms: one pure step of each solver, from the times `t` to the times `s`.
+"""One pure step of each solver, from the times `t` to the times `s`.
 
-Each move is written for one modality and derived where it stands; the steps take it to dicts and
-leave a modality whose time does not move bit for bit as it was. A denoiser gives both x0 and eps,
-and with
+Each move is written for one modality and derived where it is defined; the steps apply it to dicts
+and leave a modality whose time does not move unchanged, bit for bit. A denoiser gives both x0 and
+eps, and with
 
   kappa = alpha / sigma,  h = log(kappa_s / kappa_t),  shrink = sigma_s / sigma_t,
   gain = alpha_s (1 - exp(-h)) = alpha_s - alpha_t shrink                                       (1)
 
 no falling move divides by alpha(t), which may be 0 at t = 1, or by sigma(s), which is 0 at s = 0.
 
-Data and noise play like parts in x = alpha x0 + sigma eps. So a rising move along the ODE (which
-encodes) is a falling one with alpha and sigma, and x0 and eps, exchanged, and needs no division by
-sigma(0) or alpha(1) either. Solvers of the SDE re-noise where times rise (RePaint): that is a draw
-from q(x_s | x_t), which is exact for moves of any length.
+Data and noise play equivalent roles in x = alpha x0 + sigma eps. So a rising move along the ODE
+(which encodes) is a falling one with alpha and sigma, and x0 and eps, exchanged, and does not
+divide by sigma(0) or alpha(1) either. Solvers of the SDE re-noise where times rise (RePaint): that
+is a draw from q(x_s | x_t), which is exact for moves of any length.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,12 +32,12 @@ Denoiser = Callable[..., tuple[Sample, Sample]]
 
 
 class Solver(NamedTuple):
-  """A solver is a pair of pure functions, and what it costs.
+  """A pair of pure functions that make a solver, and its cost.
 
   Attributes:
     init: `(x) -> state`: the history of a multistep method before its first step.
     step: `(key, denoiser, schedule, x, t, s, state) -> (x, state)`; t and s are dicts of scalars.
-    evaluations: `(num_steps) -> int`: network evaluations of so many steps of a path to time 0.
+    evaluations: `(num_steps) -> int`: network evaluations for that many steps to time 0.
     stochastic: whether it solves the SDE, so that it re-noises where times rise. False for a solver
       of the probability-flow ODE, which encodes there.
   """
@@ -49,25 +49,25 @@ class Solver(NamedTuple):
 
 
 def check_solver(where: str, solver: Any) -> None:
-  """Checks that a solver is one.
+  """Checks that a value is a solver.
 
   Raises:
-    TypeError: a name, a function that makes a solver and was not called, or anything else.
+    TypeError: it is a name, a function that makes a solver and was not called, or anything else.
   """
   if not isinstance(solver, Solver):
-    called = " It makes one when it is called, as in solvers.ddim(0.0)." if callable(solver) else ""
+    called = " Call it to make one, as in solvers.ddim(0.0)." if callable(solver) else ""
     raise TypeError(f"{where}: solver={solver!r} must be a Solver, such as solvers.heun.{called}")
 
 
 def check_shapes(
   network: str, predicted: Any, x: Mapping[str, Array], *, branches: bool = False
 ) -> None:
-  """Checks that what a function returned has an array for each modality, of the right shape.
+  """Checks that the output of a function has an array for each modality, of the right shape.
 
-  With `branches` it may have one more axis in front, as for `guidance.mix`.
+  With `branches` it may have one more leading axis, as for `guidance.mix`.
 
   Raises:
-    TypeError: no dict.
+    TypeError: the output is not a dict.
     ValueError: a modality is left out, or has another shape than in `x`.
   """
   if not isinstance(predicted, Mapping):
@@ -102,16 +102,16 @@ def _pair(denoiser, x, t):
 
 
 def checked(where: str, denoiser: Any, argument: str = "denoiser") -> Partial:
-  """A denoiser whose results are checked while it is traced.
+  """Returns a denoiser whose results are checked while it is traced.
 
   Args:
     where: the function that takes it, for the message.
     denoiser: `(x, t) -> (x0, eps)`.
-    argument: of that function, for the message.
+    argument: the argument of that function, for the message.
 
   Raises:
-    TypeError: no function; when it is called, no pair of dicts.
-    ValueError: when it is called, a modality is left out or has another shape than `x` has.
+    TypeError: it is not a function; when it is called, it does not return a pair of dicts.
+    ValueError: when it is called, a modality is left out or has another shape than in `x`.
   """
   return Partial(_pair, arguments.function(where, argument, denoiser))
 
@@ -119,7 +119,7 @@ def checked(where: str, denoiser: Any, argument: str = "denoiser") -> Partial:
 class _Move(NamedTuple):
   """One modality's move: alpha and sigma at its ends, exchanged where it rises.
 
-  Where the time stands still these are of some other move: what becomes of it is thrown away, and
+  Where the time stands still these are the values of some other move: its result is discarded, and
   no infinity reaches a gradient.
   """
 
@@ -141,30 +141,33 @@ class _Move(NamedTuple):
 
   @property
   def fresh(self):
-    """1 - exp(-2 |h|), the share of the variance at s that is new: 1 on the move to time 0."""
+    """1 - exp(-2 |h|), the fraction of the variance at s that is new: 1 on the move to time 0."""
     return jnp.maximum(1 - (self.shrink * self.alpha_t / self.alpha_s) ** 2, 0)
 
   def lead(self, x0, eps):
-    """What a step of the ODE integrates: x0 where the time falls, eps where it rises."""
+    """Returns the integrand of a step of the ODE: x0 where the time falls, eps where it rises."""
     return jnp.where(self.rises, eps, x0)
 
 
-def _log_snr(own, t):
+def _log_snr(schedule, t):
   """`log_snr`, with a gradient of 0 where it is infinite."""
-  clean, absent = own.sigma(t) == 0, own.alpha(t) == 0
-  inside = own.log_snr(jnp.where(clean | absent, 0.5, t))
+  clean, absent = schedule.sigma(t) == 0, schedule.alpha(t) == 0
+  inside = schedule.log_snr(jnp.where(clean | absent, 0.5, t))
   return jnp.where(clean, jnp.inf, jnp.where(absent, -jnp.inf, inside))
 
 
 def _move(schedule, name, t, s) -> _Move:
-  own = schedules.schedule_of(schedule, name)
+  schedule = schedules.schedule_of(schedule, name)
   held = t[name] == s[name]
   begin, end = jnp.where(held, 0.6, t[name]), jnp.where(held, 0.4, s[name])
   rises = end > begin
-  data, noise = (own.alpha(begin), own.alpha(end)), (own.sigma(begin), own.sigma(end))
+  data, noise = (
+    (schedule.alpha(begin), schedule.alpha(end)),
+    (schedule.sigma(begin), schedule.sigma(end)),
+  )
   alpha_t, alpha_s = (jnp.where(rises, n, d) for d, n in zip(data, noise, strict=True))
   sigma_t, sigma_s = (jnp.where(rises, d, n) for d, n in zip(data, noise, strict=True))
-  length = 0.5 * (_log_snr(own, end) - _log_snr(own, begin))
+  length = 0.5 * (_log_snr(schedule, end) - _log_snr(schedule, begin))
   return _Move(alpha_t, sigma_t, alpha_s, sigma_s, length, rises, held)
 
 
@@ -181,7 +184,7 @@ def _keep_still(moved: Sample, x: Sample, t: Times, s: Times) -> Sample:
 
 
 def is_floating(x: Array) -> bool:
-  """Whether the values can move: those of integers and booleans stand still."""
+  """Returns whether the values can move: integers and booleans stand still."""
   return jnp.issubdtype(x.dtype, jnp.floating)
 
 
@@ -207,9 +210,9 @@ def _euler_step(key, denoiser, schedule, x, t, s, state):
   x0, eps = denoiser(x, t)
   moved = {}
   for name, value in x.items():
-    own = schedules.schedule_of(schedule, name)
-    alpha, alpha_s = own.alpha(t[name]), own.alpha(s[name])
-    sigma, sigma_s = own.sigma(t[name]), own.sigma(s[name])
+    modality_schedule = schedules.schedule_of(schedule, name)
+    alpha, alpha_s = modality_schedule.alpha(t[name]), modality_schedule.alpha(s[name])
+    sigma, sigma_s = modality_schedule.sigma(t[name]), modality_schedule.sigma(s[name])
     turn = jnp.arctan2(sigma_s, alpha_s) - jnp.arctan2(sigma, alpha)
     grown = jnp.hypot(alpha_s, sigma_s) / jnp.hypot(alpha, sigma)
     moved[name] = grown * (value + turn * (alpha * eps[name] - sigma * x0[name]))
@@ -219,12 +222,12 @@ def _euler_step(key, denoiser, schedule, x, t, s, state):
 euler = Solver(_no_history, _euler_step, _one_each, stochastic=False)
 """Euler's method on the probability-flow ODE: order 1, N evaluations.
 
-For `VPCosine` it is Euler's method in t. `ddim(0.0)` is as cheap and takes longer steps well.
+For `VPCosine` it is Euler's method in t. `ddim(0.0)` costs the same and is better in long steps.
 """
 
 
 def _exponential_euler(move: _Move, x, lead):
-  """The probability-flow ODE with `lead` held over the move.
+  """Solves the probability-flow ODE with `lead` held constant over the move.
 
   In x / sigma it reads d(x / sigma) / d(kappa) = x0, so with x0 held
   x_s = shrink x_t + sigma_s (kappa_s - kappa_t) x0 = shrink x_t + gain x0. At s = 0 this is x0.
@@ -236,7 +239,7 @@ def _heun_step(key, denoiser, schedule, x, t, s, state):
   """The trapezoid rule for d(x / sigma) / d(kappa) = x0: x0 at both ends, averaged.
 
   A modality that arrives at time 0, where kappa is infinite, takes the first-order move instead;
-  when all that move arrive there, the second evaluation is left out.
+  when all modalities that move arrive there, the second evaluation is left out.
   """
   del key
   moves = _moves(schedule, x, t, s)
@@ -265,7 +268,7 @@ heun = Solver(_no_history, _heun_step, lambda num_steps: 2 * num_steps - 1, stoc
 
 
 class _History(NamedTuple):
-  """Of one modality: `lead` of the step before, and that step's length in log(kappa).
+  """The history of one modality: `lead` of the previous step, and its length in log(kappa).
 
   The length is inf where there was no such step, which makes the next one first-order.
   """
@@ -279,21 +282,21 @@ def _no_steps_yet(x: Sample) -> dict[str, _History]:
 
 
 def _goes_on(move: _Move, before: Array) -> Bool[Array, ""]:
-  """Whether a move has one before it of finite length and in the same direction."""
+  """Returns whether the previous move has finite length and the same direction."""
   return jnp.isfinite(before) & (move.length * before > 0)
 
 
 def _remembered(move: _Move, length: Array) -> Array:
   # A pause ends the history: while a modality stood still the others moved, and its x0 with them,
-  # so that the slope to its old x0 would be wrong.
+  # so that the slope from its old x0 would be wrong.
   return jnp.where(move.held, jnp.inf, move.length).astype(length.dtype)
 
 
 def _middle(move: _Move, lead, history: _History):
-  """`lead` in the middle of the move, extrapolated linearly in log(kappa), and the new history.
+  """Returns `lead` in the middle of the move, linearly extrapolated in log(kappa), and the history.
 
-  The first move of a modality is of first order, and so is one of infinite length (to time 0, or
-  from alpha = 0) and the next one after it.
+  The first move of a modality is first-order, and so are one of infinite length (to time 0, or from
+  alpha = 0) and the next one after it.
   """
   second = _goes_on(move, history.length) & jnp.isfinite(move.length)
   ratio = jnp.where(second, move.length, 0) / jnp.where(second, history.length, 1)
@@ -302,7 +305,7 @@ def _middle(move: _Move, lead, history: _History):
 
 
 def _dpmpp_2m_step(key, denoiser, schedule, x, t, s, state):
-  """`_exponential_euler` with x0 of the middle of the move."""
+  """`_exponential_euler` with x0 in the middle of the move."""
   del key
   x0, eps = denoiser(x, t)
   moved, history = {}, {}
@@ -318,13 +321,13 @@ dpmpp_2m = Solver(_no_steps_yet, _dpmpp_2m_step, _one_each, stochastic=False)
 
 
 class _Prediction(NamedTuple):
-  """Of one modality: what `_unipc_step` keeps of the move before.
+  """The state that `_unipc_step` keeps of one modality's previous move.
 
   Attributes:
-    lead: at the move's start.
+    lead: `lead` at the move's start.
     expected: the polynomial of the prediction, at the move's end.
-    weight: of the error in that, in the correction.
-    length: of the move in log(kappa); inf where there was none.
+    weight: weight of the error in `expected`, in the correction.
+    length: length of the move in log(kappa); inf where there was none.
   """
 
   lead: Array
@@ -343,7 +346,7 @@ def _nothing_predicted(x: Sample) -> dict[str, _Prediction]:
 
 
 def _unipc_step(key, denoiser, schedule, x, t, s, state):
-  """Two-step prediction, and correction of the prediction before, with one evaluation for both.
+  """Two-step prediction, and correction of the previous prediction, with one evaluation for both.
 
   On a move of length h the solution is x_s = shrink x_t + alpha_s int_0^h e^(u - h) x0(u) du. The
   prediction puts the line through x0 at t and one step before, h_1 long, into the integral:
@@ -351,13 +354,13 @@ def _unipc_step(key, denoiser, schedule, x, t, s, state):
     int e^(u - h) du = 1 - e^(-h),  I_1 = int u e^(u - h) du = h - (1 - e^(-h)),
     I_2 = int u^2 e^(u - h) du = h^2 - 2 I_1.
 
-  Once x0 is known at s, too, the parabola through all three differs from the line by
+  Once x0 is available at s, too, the parabola through all three differs from the line by
   (x0_s - line(h)) u (u + h_1) / (h (h + h_1)), so that the correction is
 
     alpha_s (I_2 + h_1 I_1) / (h (h + h_1)) (x0_s - line(h)).
 
-  Without a step before, the same with a constant for the line: h_1 goes to infinity. That is also
-  done where some modality starts or stops, since there x0 of the others has a kink.
+  Without a previous step, the line is replaced by a constant: h_1 goes to infinity. That is also
+  done where some modality starts or stops, since x0 of the others has a kink there.
   """
   del key
   x0, eps = denoiser(x, t)
@@ -367,7 +370,7 @@ def _unipc_step(key, denoiser, schedule, x, t, s, state):
   for name, value in x.items():
     move, before = moves[name], state[name]
     lead = move.lead(x0[name], eps[name])
-    # A move so short that log_snr does not change is, like an infinite one, of first order.
+    # A move so short that log_snr does not change is, like an infinite one, first-order.
     follows, finite = _goes_on(move, before.length), jnp.isfinite(move.length) & (move.length != 0)
     correction = jnp.where(follows, before.weight, 0) * (lead - before.expected)
     second = follows & finite & ~kink
@@ -377,15 +380,15 @@ def _unipc_step(key, denoiser, schedule, x, t, s, state):
     )
     slope = jnp.where(second, (lead - before.lead) / h_1, 0)
     i_1 = h + jnp.expm1(-h)
-    # What is small comes together first: by itself it would be rounded off on short moves.
+    # The small terms are summed first: separately they would be rounded off on short moves.
     change = move.gain * lead + (move.alpha_s * i_1 * slope + move.shrink * correction)
     moved[name] = move.shrink * value + change
-    share = jnp.where(second, (h**2 - 2 * i_1 + h_1 * i_1) / (h + h_1), i_1) / h
+    weight = jnp.where(second, (h**2 - 2 * i_1 + h_1 * i_1) / (h + h_1), i_1) / h
     dtype = before.lead.dtype
     kept[name] = _Prediction(
       lead.astype(dtype),
       (lead + h * slope).astype(dtype),
-      jnp.where(finite, move.alpha_s * share, 0).astype(before.weight.dtype),
+      jnp.where(finite, move.alpha_s * weight, 0).astype(before.weight.dtype),
       _remembered(move, before.length),
     )
   return _keep_still(moved, x, t, s), kept
@@ -394,8 +397,8 @@ def _unipc_step(key, denoiser, schedule, x, t, s, state):
 unipc = Solver(_nothing_predicted, _unipc_step, _one_each, stochastic=False)
 """UniPC-2 on the probability-flow ODE: order 3, N evaluations (Zhao et al. 2023, Alg. 1 and 2).
 
-The polynomials are integrated exactly (B_2 of the paper with coefficients that vary). The point
-where a path ends is a prediction that no correction follows.
+The polynomials are integrated exactly (B_2 of the paper with varying coefficients). The last point
+of a path is a prediction that is not corrected.
 """
 
 
@@ -406,20 +409,20 @@ def _noise(key, x: Sample) -> Sample:
   return {name: multitime.normal_like(key, name, value) for name, value in x.items()}
 
 
-def _renoised(move: _Move, x, noise):
-  """A draw from q(x_s | x_t) for a rising move (alpha and sigma are exchanged in it)."""
+def _renoise(move: _Move, x, noise):
+  """Draws from q(x_s | x_t) for a rising move (in which alpha and sigma are exchanged)."""
   return move.shrink * x + move.alpha_s * prediction.root(move.fresh) * noise
 
 
 def _euler_maruyama_step(key, denoiser, schedule, x, t, s, state):
   """x_s = x_t + (s - t) (f x_t - g^2 score) + g sqrt(t - s) noise, with score = -eps / sigma.
 
-  Arriving at time 0 it is x0 instead, the mean, without fresh noise. A move that starts above the
-  schedule's `t_max` is made from there; what is held at 1 is shown at 1.
+  On arrival at time 0 it is x0 instead, the mean, without fresh noise. A move that starts above the
+  schedule's `t_max` starts from `t_max` instead; a modality held at 1 is passed at time 1.
   """
-  own = {name: schedules.schedule_of(schedule, name) for name in x}
+  by_name = {name: schedules.schedule_of(schedule, name) for name in x}
   start = {
-    name: jnp.where(t[name] == s[name], t[name], jnp.minimum(t[name], own[name].t_max))
+    name: jnp.where(t[name] == s[name], t[name], jnp.minimum(t[name], by_name[name].t_max))
     for name in x
   }
   x0, eps = denoiser(x, start)
@@ -427,32 +430,32 @@ def _euler_maruyama_step(key, denoiser, schedule, x, t, s, state):
   moved = {}
   for name, value in x.items():
     move = _move(schedule, name, t, s)
-    # The equation is that of a falling move; elsewhere any time serves.
+    # The equation is that of a falling move; for others any time will do.
     falls = ~(move.held | move.rises)
-    begin = jnp.where(falls, jnp.minimum(t[name], own[name].t_max), 0.5)
+    begin = jnp.where(falls, jnp.minimum(t[name], by_name[name].t_max), 0.5)
     span = jnp.where(falls, jnp.maximum(begin - s[name], 0), 0.25)
-    g = own[name].diffusion(begin)
-    score = -eps[name] / own[name].sigma(begin)
-    drift = own[name].drift(begin) * value - g**2 * score
+    g = by_name[name].diffusion(begin)
+    score = -eps[name] / by_name[name].sigma(begin)
+    drift = by_name[name].drift(begin) * value - g**2 * score
     step = value - span * drift + g * jnp.sqrt(span) * noise[name]
     fallen = jnp.where(s[name] == 0, x0[name], step)
-    moved[name] = jnp.where(move.rises, _renoised(move, value, noise[name]), fallen)
+    moved[name] = jnp.where(move.rises, _renoise(move, value, noise[name]), fallen)
   return _keep_still(moved, x, t, s), state
 
 
 euler_maruyama = Solver(_no_history, _euler_maruyama_step, _one_each)
-"""Euler-Maruyama on the reverse SDE: order 1 in law, N evaluations (Song et al. 2021, Eq. 6)."""
+"""Euler-Maruyama on the reverse SDE: weak order 1, N evaluations (Song et al. 2021, Eq. 6)."""
 
 
 def _posterior(move: _Move, x, x0, scale, noise):
-  """A draw from q(x_s | x_t, x_0) at x_0 = x0, in steps of any length (Ho et al. 2020, Eq. 6-7).
+  """Draws from q(x_s | x_t, x_0) at x_0 = x0, in steps of any length (Ho et al. 2020, Eq. 6-7).
 
-  Mean (alpha_t / alpha_s) shrink^2 x_t + alpha_s (1 - exp(-2 h)) x0, and a deviation of
-  scale sqrt(1 - exp(-2 h)).
+  Its mean is (alpha_t / alpha_s) shrink^2 x_t + alpha_s (1 - exp(-2 h)) x0, and its standard
+  deviation is scale sqrt(1 - exp(-2 h)).
   """
   mean = move.alpha_t / move.alpha_s * move.shrink**2 * x + move.alpha_s * move.fresh * x0
   drawn = mean + scale * prediction.root(move.fresh) * noise
-  return jnp.where(move.rises, _renoised(move, x, noise), drawn)
+  return jnp.where(move.rises, _renoise(move, x, noise), drawn)
 
 
 def _ancestral_step(key, denoiser, schedule, x, t, s, state, *, large):
@@ -467,10 +470,10 @@ def _ancestral_step(key, denoiser, schedule, x, t, s, state, *, large):
 
 
 ancestral = Solver(_no_history, functools.partial(_ancestral_step, large=False), _one_each)
-"""DDPM's ancestral sampling: order 1 in law, N evaluations.
+"""DDPM's ancestral sampling: weak order 1, N evaluations.
 
-Its variance is btilde = sigma_s^2 (1 - exp(-2 h)), that of q(x_s | x_t, x_0), and 0 at s = 0. In
-few steps its samples are too narrow: 50 leave about .9 of a Gaussian's variance, 13 about .7.
+Its variance is btilde = sigma_s^2 (1 - exp(-2 h)), that of q(x_s | x_t, x_0), and 0 at s = 0. With
+few steps its samples are too narrow: 50 keep about .9 of a Gaussian's variance, 13 about .7.
 """
 
 ancestral_large = Solver(_no_history, functools.partial(_ancestral_step, large=True), _one_each)
@@ -478,19 +481,19 @@ ancestral_large = Solver(_no_history, functools.partial(_ancestral_step, large=T
 
 
 def ddim(eta: int | float = 0.0) -> Solver:
-  """DDIM: order 1 (for eta > 0 in law), N evaluations (Song, Meng and Ermon 2021, Eq. 12 and 16).
+  """DDIM: order 1 (weak for eta > 0), N evaluations (Song, Meng and Ermon 2021, Eq. 12 and 16).
 
   x_s = alpha_s x0 + sqrt(sigma_s^2 - c^2) eps + c noise with c^2 = eta^2 btilde. `ddim(0.0)` is the
   exponential Euler step on the probability-flow ODE, `ddim(1.0)` is `ancestral`.
 
   Args:
-    eta: share of the noise, in [0, 1].
+    eta: fraction of the noise, in [0, 1].
 
   Returns:
     The solver: for one `eta` always the same object, so that it may be a static argument.
 
   Raises:
-    TypeError: `eta` is no number.
+    TypeError: `eta` is not a number.
     ValueError: `eta` is outside [0, 1].
   """
   return _ddim(arguments.scalar("ddim", "eta", eta, 0, 1))
@@ -503,8 +506,10 @@ def _ddim(eta):
     x0, eps = denoiser(x, t)
     moved = {}
     for name in x:
-      own = schedules.schedule_of(schedule, name)
-      moved[name] = own.alpha(s[name]) * x0[name] + own.sigma(s[name]) * eps[name]
+      modality_schedule = schedules.schedule_of(schedule, name)
+      moved[name] = (
+        modality_schedule.alpha(s[name]) * x0[name] + modality_schedule.sigma(s[name]) * eps[name]
+      )
     return _keep_still(moved, x, t, s), state
 
   def stochastic(key, denoiser, schedule, x, t, s, state):
@@ -513,10 +518,10 @@ def _ddim(eta):
     moved = {}
     for name, value in x.items():
       move = _move(schedule, name, t, s)
-      share = eta**2 * move.fresh
-      direction = prediction.root(1 - share) * eps[name] + prediction.root(share) * noise[name]
+      part = eta**2 * move.fresh
+      direction = prediction.root(1 - part) * eps[name] + prediction.root(part) * noise[name]
       fallen = move.alpha_s * x0[name] + move.sigma_s * direction
-      moved[name] = jnp.where(move.rises, _renoised(move, value, noise[name]), fallen)
+      moved[name] = jnp.where(move.rises, _renoise(move, value, noise[name]), fallen)
     return _keep_still(moved, x, t, s), state
 
   step = stochastic if eta else deterministic
@@ -524,7 +529,7 @@ def _ddim(eta):
 
 
 def _sde_dpmpp_2m_step(key, denoiser, schedule, x, t, s, state):
-  """`ancestral` with x0 of the middle of the move."""
+  """`ancestral` with x0 in the middle of the move."""
   x0, _ = denoiser(x, t)
   noise = _noise(key, x)
   moved, history = {}, {}

@@ -265,7 +265,7 @@ class Monitor:
         )
         with self._summary_writer.as_default():
           for tag, view in videos.items():
-            film = modalities_lib.film(view, _COLUMNS)
+            film = modalities_lib.video_gif(view, _COLUMNS)
             # As `tf.summary.image` has it: width and height, which a GIF begins with, then it.
             size = [b"%d" % int.from_bytes(film[i : i + 2], "little") for i in (6, 8)]
             tf.summary.write(tag, tf.constant([*size, film]), step=step, metadata=metadata)

@@ -25,7 +25,7 @@ def _times():
 
 
 def after_one_step(t, snr, covariance, leapfrog=1):
-  """P -> A P A' + B B' of one step."""
+  """Returns A P A' + B B' of one step, for P the covariance."""
   denoise = gaussian.oracle(SCHEDULE)
 
   def moved(rows, key):
@@ -42,19 +42,19 @@ def after_one_step(t, snr, covariance, leapfrog=1):
 
 
 def test_langevin_leaves_the_law_as_its_step_goes_to_zero(t):
-  """What a step changes falls with delta^2, that is with snr^4: the drift undoes the noise."""
+  """The change by a step falls with delta^2, that is with snr^4: the drift undoes the noise."""
   law = gaussian.law(SCHEDULE, t)
   snrs = (0.2, 0.05)
   changes = [float(jnp.abs(after_one_step(t, snr, law) - law).max()) for snr in snrs]
   assert np.log(changes[0] / changes[1]) / np.log(4) == pytest.approx(4, abs=0.01)
-  # A law that is not the right one changes by delta.
+  # A law other than the right one changes by delta.
   changes = [float(jnp.abs(after_one_step(t, snr, 2 * law) - 2 * law).max()) for snr in snrs]
   assert np.log(changes[0] / changes[1]) / np.log(4) == pytest.approx(2, abs=0.1)
 
 
 @pytest.mark.parametrize("leapfrog", [1, 2, 5])
-def test_hmc_leads_to_the_law_that_it_says(leapfrog):
-  """At one level it leaves C (I - delta / (2 C))^-1, a little wider than C, as it is."""
+def test_hmc_leads_to_the_documented_law(leapfrog):
+  """At one level it preserves C (I - delta / (2 C))^-1, a little wider than C."""
   t = dict.fromkeys(NAMES, jnp.array(0.6))
   law, delta = gaussian.law(SCHEDULE, t), (0.3 * SCHEDULE.sigma(t["a"])) ** 2
   reached = law @ jnp.linalg.inv(jnp.eye(3) - 0.5 * delta * jnp.linalg.inv(law))
@@ -80,8 +80,8 @@ def test_predictor_corrector_is_the_step_then_langevin(t):
   expected, _ = solvers.ancestral.step(predict_key, denoise, SCHEDULE, x, t, s, ())
   moving = {"a": False, "b": True}
   for index in range(2):
-    own_key = jax.random.fold_in(correct_key, index)
-    expected = solvers.hmc(own_key, denoise, SCHEDULE, expected, s, moving, 0.1)
+    hmc_key = jax.random.fold_in(correct_key, index)
+    expected = solvers.hmc(hmc_key, denoise, SCHEDULE, expected, s, moving, 0.1)
   np.testing.assert_allclose(join(got), join(expected), atol=1e-12)
   np.testing.assert_array_equal(got["a"], x["a"])
   # At time 0 there is nothing to correct.
@@ -108,8 +108,8 @@ def test_defaults_are_one_small_correction(t):
   np.testing.assert_array_equal(join(default), join(explicit))
 
 
-def posterior_experts(deviations, observed, weights=None):
-  """Exact experts of x = z + s n for z ~ N(0, 1), and the unconditional one, composed."""
+def posterior_experts(stds, observed, weights=None):
+  """Composes exact experts of x = z + s n for z ~ N(0, 1), and the unconditional one."""
 
   def expert(variance, mean):
     def x0_fn(x, t):
@@ -119,24 +119,24 @@ def posterior_experts(deviations, observed, weights=None):
 
     return solvers.from_x0(x0_fn, SCHEDULE)
 
-  experts = [expert(s**2 / (1 + s**2), observed / (1 + s**2)) for s in deviations]
+  experts = [expert(s**2 / (1 + s**2), observed / (1 + s**2)) for s in stds]
   return guidance.compose(expert(1.0, 0.0), experts, weights or [1.0] * len(experts))
 
 
-def composed_law(solver, deviations, num_steps, weights=None):
-  """Mean and variance that a solver reaches at z: the step is affine, so nothing is sampled."""
+def composed_law(solver, stds, num_steps, weights=None):
+  """Returns the mean and variance of z by a solver: the step is affine, so nothing is sampled."""
   path = multitime.joint(("z",), num_steps)
-  denoise = posterior_experts(deviations, 1.0, weights)
+  denoise = posterior_experts(stds, 1.0, weights)
   key = jax.random.key(0)
 
   def step(carry, inputs):
     mean, variance = carry
     index, t, s = inputs
-    own_key = jax.random.fold_in(key, index)
-    # Rows: the mean, the mean moved by 1, and both once more with other noise.
+    step_key = jax.random.fold_in(key, index)
+    # Rows: the mean, and the mean plus 1, each with noise of its own.
     x = {"z": jnp.stack([mean, mean + 1.0])[:, None]}
-    moved, _ = solver.step(own_key, denoise, SCHEDULE, x, {"z": t}, {"z": s}, ())
-    noise = multitime.normal_like(own_key, "z", x["z"])
+    moved, _ = solver.step(step_key, denoise, SCHEDULE, x, {"z": t}, {"z": s}, ())
+    noise = multitime.normal_like(step_key, "z", x["z"])
     move = 1 - jnp.exp(SCHEDULE.log_snr(t) - SCHEDULE.log_snr(s))
     scale = SCHEDULE.sigma(s) * jnp.sqrt(move) if solver is solvers.ancestral else 0.0
     ends = (moved["z"] - scale * noise)[:, 0]
@@ -150,17 +150,17 @@ def composed_law(solver, deviations, num_steps, weights=None):
 
 
 @pytest.mark.parametrize(
-  ("deviations", "ode", "ancestral"),
+  ("stds", "ode", "ancestral"),
   [
     ((1.0, 1.0), (0.8116, 0.2500), (0.7500, 7 / 24)),
     ((0.5, 0.5), (1.0582, 0.0400), (0.9600, 0.08266)),
     ((0.5, 0.5, 0.5), (1.1200, 0.0080), (0.9920, 0.04998)),
   ],
 )
-def test_composed_experts_end_elsewhere_than_the_posterior(deviations, ode, ancestral):
-  """The ODE reaches the product of the experts' variances; the SDE something between."""
+def test_composed_experts_end_elsewhere_than_the_posterior(stds, ode, ancestral):
+  """The ODE reaches the product of the experts' variances; the SDE a value in between."""
   for solver, expected in ((solvers.heun, ode), (solvers.ancestral, ancestral)):
-    mean, variance = composed_law(solver, deviations, 16_000)
+    mean, variance = composed_law(solver, stds, 16_000)
     assert float(mean) == pytest.approx(expected[0], abs=1e-4)
     assert float(variance) == pytest.approx(expected[1], rel=1e-3)
 
@@ -182,7 +182,7 @@ ODE, SDE = (0.8116, 0.25), (0.75, 7 / 24)
   ids=["ddim", "euler", "dpmpp_2m", "unipc", "euler_maruyama", "ancestral_large", "sde_dpmpp_2m"],
 )
 def test_every_solver_takes_a_composition(solver, expected):
-  """Of experts of deviation 1, to the limit of its kind."""
+  """With experts of standard deviation 1 it reaches the limit of its kind."""
   denoise = posterior_experts((1.0, 1.0), 1.0)
 
   @jax.jit
@@ -197,7 +197,7 @@ def test_every_solver_takes_a_composition(solver, expected):
 
 
 def test_with_weights_the_ode_reaches_the_product_of_powers():
-  """prod v_i^{g_i}: with these weights and deviations (1/2)^0.5 (1/5)^2."""
+  """prod v_i^{g_i} is (1/2)^0.5 (1/5)^2 with these weights and standard deviations."""
   _, variance = composed_law(solvers.heun, (1.0, 0.5), 4000, weights=(0.5, 2.0))
   assert float(variance) == pytest.approx(0.5**0.5 * 0.2**2, rel=2e-3)
 
@@ -209,13 +209,13 @@ def test_one_expert_is_itself():
 
 
 @pytest.mark.parametrize(
-  ("deviations", "num", "leapfrog"),
+  ("stds", "num", "leapfrog"),
   [((1.0, 1.0), 16, 1), ((1.0, 1.0), 4, 3), ((0.5, 0.5), 4, 3), ((0.5, 0.5, 0.5), 4, 3)],
 )
-def test_the_corrector_leads_back_to_the_posterior(deviations, num, leapfrog):
-  """Of the size, and on the grid, that `configs/mcdm.py` has."""
+def test_the_corrector_leads_back_to_the_posterior(stds, num, leapfrog):
+  """Corrections have the size, and paths the grid, of `configs/mcdm.py`."""
   rows = 40_000
-  denoise = posterior_experts(deviations, 1.0)
+  denoise = posterior_experts(stds, 1.0)
   path = multitime.joint(("z",), 60)
 
   @jax.jit
@@ -225,14 +225,14 @@ def test_the_corrector_leads_back_to_the_posterior(deviations, num, leapfrog):
     return solvers.sample(key, denoise, SCHEDULE, x, path, solver=solver)["z"]
 
   z = run(jax.random.key(0))
-  precision = 1 + sum(s**-2 for s in deviations)
+  precision = 1 + sum(s**-2 for s in stds)
   assert float(z.mean()) == pytest.approx(1 - 1 / precision, rel=0.02)
   assert float(z.var()) == pytest.approx(1 / precision, rel=0.02)
 
 
 @pytest.mark.parametrize("solver", [solvers.dpmpp_2m, solvers.unipc, solvers.sde_dpmpp_2m])
-def test_a_multistep_solver_forgets_what_was_before_a_correction(solver):
-  """Its history is of points that were moved since: with it the variance is 12 % too large."""
+def test_a_multistep_solver_drops_its_history_at_a_correction(solver):
+  """Its history is of points that have since moved: with it the variance is 12 % too large."""
   rows, denoise = 40_000, posterior_experts((1.0, 1.0), 1.0)
   path = multitime.joint(("z",), 60, grid=multitime.power_grid(60, 1.5))
 
@@ -246,19 +246,19 @@ def test_a_multistep_solver_forgets_what_was_before_a_correction(solver):
 
 
 @pytest.mark.parametrize(
-  ("weights", "deviations", "precision"),
+  ("weights", "stds", "precision"),
   [
     ((1.0,), (0.01,), 1.0),
     ((1.0, 1.0, 1.0), (0.01, 0.01, 0.01), 3.0),
-    # The one that is avoided says little, and takes away little.
+    # The condition that is avoided has little information, and removes little.
     ((5.0, -4.0), (0.01, 100.0), 5.0),
   ],
 )
-def test_the_largest_snr_is_where_steps_begin_to_diverge(weights, deviations, precision):
-  """A step of Langevin multiplies by 1 - snr^2 C^-1 sigma^2, of experts that are sure of z."""
+def test_the_largest_snr_is_where_steps_begin_to_diverge(weights, stds, precision):
+  """A Langevin step multiplies by 1 - snr^2 C^-1 sigma^2, for experts that are certain of z."""
   largest = solvers.largest_snr(weights)
   assert largest == pytest.approx((2 / precision) ** 0.5)
-  denoise, t = posterior_experts(deviations, 1.0, list(weights)), {"z": jnp.array(0.3)}
+  denoise, t = posterior_experts(stds, 1.0, list(weights)), {"z": jnp.array(0.3)}
 
   def factor(snr):
     x = {"z": jnp.array([[0.0], [1.0]])}
@@ -272,7 +272,7 @@ def test_the_largest_snr_is_where_steps_begin_to_diverge(weights, deviations, pr
 
 
 def test_the_largest_snr_is_for_all_choices_of_the_experts():
-  """Alone, the avoided one has twice the unconditional model beside it; half an expert, half."""
+  """An avoided expert alone leaves the unconditional model weight 2; half an expert, weight 1/2."""
   assert solvers.largest_snr((-1.0,)) == pytest.approx(1.0)
   assert solvers.largest_snr((0.5,)) == solvers.largest_snr(()) == pytest.approx(2**0.5)
   assert solvers.largest_snr((1.0, -1.0)) == pytest.approx(1.0)

@@ -50,7 +50,7 @@ class Exact:
   def apply(self, params, x, t):
     del params
     alpha, sigma = ({n: f(t[n]) for n in "ab"} for f in (self.schedule.alpha, self.schedule.sigma))
-    # Unit variances stay so on a schedule that preserves variance.
+    # Unit variances remain 1 on a schedule that preserves variance.
     noisy = CORRELATION * alpha["a"] * alpha["b"]
     v = {}
     for name, other in ("ab", "ba"):
@@ -61,7 +61,7 @@ class Exact:
 
 
 @pytest.mark.parametrize("variant", ["masked", "inpaint"])
-def test_a_given_modality_acts_as_it_must(variant, monkeypatch):
+def test_a_given_modality_has_its_effect(variant, monkeypatch):
   """Without resampling the slope is .34 by a solver of the ODE, and .50 by one of the SDE."""
   config = mld_config.get_config("digits")
   config.variant, config.sampling.guidance, config.sampling.order = variant, 1.0, ()

@@ -1,4 +1,4 @@
-"""What single precision leaves of the laws, which the other tests prove in double precision."""
+"""Tests of the laws in single precision; the other tests prove them in double precision."""
 
 import functools
 
@@ -23,8 +23,8 @@ from tests.laws import gaussian
 def test_covariance_after_1024_steps(name, schedule, tolerance):
   path = gaussian.padded(multitime.joint(gaussian.NAMES, 1024), 2048)
   covariance = jnp.asarray(gaussian.COVARIANCE, jnp.float32)
-  chosen = gaussian.SCHEDULES[schedule]
-  got = gaussian.end_covariance(gaussian.SOLVERS[name], chosen, path, covariance)
+  schedule = gaussian.SCHEDULES[schedule]
+  got = gaussian.end_covariance(gaussian.SOLVERS[name], schedule, path, covariance)
   assert got.dtype == jnp.float32
   np.testing.assert_allclose(got, covariance, atol=tolerance)
 
@@ -42,7 +42,7 @@ def _samples(solver, x, times):
   return solvers.sample(jax.random.key(0), denoiser, schedule, {"a": x}, path, solver=solver)["a"]
 
 
-# About 1e-5 is what roundings of x itself make; more is lost in a step's angle or variance.
+# Rounding of x itself costs about 1e-5; more is lost in a step's angle or variance.
 LOOSER = {"euler": 2e-4} | dict.fromkeys(
   ("ancestral", "ancestral_large", "ddim_1", "ddim_half", "sde_dpmpp_2m"), 1e-4
 )
@@ -56,7 +56,7 @@ LOOSER = {"euler": 2e-4} | dict.fromkeys(
   ],
 )
 def test_single_precision_lasts_for_10_000_steps(name):
-  """The same noise and the same times in either precision."""
+  """Both precisions have the same noise and the same times."""
   x = np.array([[1.0], [0.3], [-0.7], [-1.0]])
   with jax.enable_x64(True):
     times = np.asarray(multitime.power_grid(10_000), np.float32)

@@ -51,9 +51,9 @@ def join(x):
 
 
 def levels(schedule, t):
-  """alpha and sigma of every coordinate at a point of multi-time."""
-  own = {name: schedules.schedule_of(schedule, name) for name in NAMES}
-  values = [(own[n].alpha(t[n]), own[n].sigma(t[n]), size) for n, size in SIZES.items()]
+  """Returns alpha and sigma of every coordinate at a point of multi-time."""
+  by_name = {name: schedules.schedule_of(schedule, name) for name in NAMES}
+  values = [(by_name[n].alpha(t[n]), by_name[n].sigma(t[n]), size) for n, size in SIZES.items()]
   return tuple(jnp.concatenate([jnp.full(v[2], v[i]) for v in values]) for i in (0, 1))
 
 
@@ -63,7 +63,7 @@ def law(schedule, t, covariance=COVARIANCE):
 
 
 def oracle(schedule, covariance=COVARIANCE):
-  """The exact E[x_0 | x] and E[eps | x] of N(0, covariance) at any point of multi-time."""
+  """Returns the exact E[x_0 | x] and E[eps | x] of N(0, covariance) at any point of multi-time."""
 
   def denoise(x, t):
     alpha, sigma = levels(schedule, t)
@@ -78,7 +78,7 @@ def at(path, index):
 
 
 def padded(path, num_steps):
-  """The same path with rest at its end, so that paths of any length compile once."""
+  """Returns the path with a rest at its end, so that paths of any length compile once."""
   return multitime.Path(
     {n: jnp.pad(t, (0, num_steps + 1 - len(t)), mode="edge") for n, t in path.times.items()}
   )
@@ -86,7 +86,7 @@ def padded(path, num_steps):
 
 @functools.partial(jax.jit, static_argnums=0)
 def matrix(solver, schedule, path, covariance=COVARIANCE):
-  """M of a deterministic solver: a point x at the path's start ends at M x."""
+  """Returns M of a deterministic solver: a point x at the path's start ends at M x."""
   basis = split(jnp.eye(DIM))
   denoise = oracle(schedule, covariance)
   return join(solvers.sample(jax.random.key(0), denoise, schedule, basis, path, solver=solver)).T
@@ -94,7 +94,7 @@ def matrix(solver, schedule, path, covariance=COVARIANCE):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _propagated(solver, schedule, path, start, covariance):
-  """P <- A P A' + B B' along the path, of a point and, where there is one, its x0 before."""
+  """Applies P <- A P A' + B B' along the path, to a point and its previous x0 if there is one."""
   denoise = oracle(schedule, covariance)
   remembers = bool(jax.tree.leaves(jax.eval_shape(solver.init, split(jnp.eye(DIM)))))
   size = 2 * DIM if remembers else DIM
@@ -119,7 +119,7 @@ def _propagated(solver, schedule, path, start, covariance):
     zeros = jnp.zeros((size, size))
     (of_basis, kept), (of_zero, _) = move(jnp.eye(size)), move(zeros)
     linear = (of_basis - of_zero).T
-    # At x = 0 the mean is 0, so what came out is the noise times its scale.
+    # At x = 0 the mean is 0, so the output is the noise times its scale.
     noise = {name: multitime.normal_like(key, name, x) for name, x in split(zeros[:, :DIM]).items()}
     scale = jnp.pad((of_zero[:, :DIM] / join(noise))[0], (0, size - DIM))
     return (linear @ p @ linear.T + jnp.diag(scale**2), kept), None
@@ -132,7 +132,7 @@ def _propagated(solver, schedule, path, start, covariance):
 
 
 def end_covariance(solver, schedule, path, covariance=COVARIANCE):
-  """Covariance at the path's end, from the exact law at its start."""
+  """Returns the covariance at the path's end, from the exact law at its start."""
   start = law(schedule, at(path, 0), covariance)
   if solver in DETERMINISTIC.values():
     moved = matrix(solver, schedule, path, covariance)

@@ -36,7 +36,7 @@ def density(columns):
   return law.logpdf(ROWS[:, columns])
 
 
-# alpha(1) of sub-VP and VE leaves some of the data at t = 1, which N(0, sigma(1)^2 I) does not see.
+# alpha(1) of sub-VP and VE leaves some of the data at t = 1, which N(0, sigma(1)^2 I) ignores.
 @pytest.mark.parametrize(
   ("schedule", "tolerance"),
   [("vp_linear", 1e-3), ("vp_cosine", 1e-3), ("rectified_flow", 1e-3), ("sub_vp", 1e-3)]
@@ -50,13 +50,13 @@ def test_exact_trace(schedule, tolerance):
 def test_every_path_gives_one_number_and_the_chain_rule_holds():
   """log p(a) + log p(b | a) = log p(a, b)."""
   joint = density([0, 1, 2])
-  found = {
+  log_probs = {
     "staggered": log_prob(SCHEDULE, multitime.staggered(NAMES, 128, 512)),
     "sequential": log_prob(SCHEDULE, multitime.sequential(NAMES, 256)),
   }
-  for kind, got in found.items():
+  for kind, got in log_probs.items():
     np.testing.assert_allclose(got, joint, atol=1e-3, err_msg=kind)
-  # What is absent is pure noise, which its value at time 1 says.
+  # An absent modality is pure noise, so its value is that at time 1.
   absent = np.array(ROWS)
   absent[:, 2] = 0.3
   marginal = log_prob(SCHEDULE, multitime.marginal(NAMES, ("a",), 512), absent)
@@ -66,7 +66,7 @@ def test_every_path_gives_one_number_and_the_chain_rule_holds():
 
 
 def test_a_path_may_end_before_time_zero():
-  """Then it is the density of what is still noisy; alpha^2 + sigma^2 is not 1 there."""
+  """Then it is the density of still noisy data; alpha^2 + sigma^2 is not 1 there."""
   schedule = gaussian.SCHEDULES["sub_vp"]
   path = multitime.joint(NAMES, 512, grid=jnp.linspace(1.0, 0.3, 513))
   law = gaussian.law(schedule, gaussian.at(path, -1))
@@ -74,7 +74,7 @@ def test_a_path_may_end_before_time_zero():
   np.testing.assert_allclose(log_prob(schedule, path), truth, atol=1e-3)
 
 
-def test_what_stands_still_is_shown_at_its_time():
+def test_modalities_that_stand_still_are_passed_at_their_time():
   def denoise(x, t):
     x0, eps = gaussian.oracle(SCHEDULE)(x, t)
     return {name: jnp.where(t["a"] == 0, value, jnp.nan) for name, value in x0.items()}, eps
@@ -86,12 +86,12 @@ def test_what_stands_still_is_shown_at_its_time():
 
 
 def test_the_order_is_four():
-  def found(count):
+  def log_probs(count):
     grid = jnp.linspace(1.0, 0.05, count + 1)
     return log_prob(SCHEDULE, multitime.joint(NAMES, count, grid=grid))
 
   counts = (16, 64)
-  errors = [float(jnp.abs(found(count) - found(256)).max()) for count in counts]
+  errors = [float(jnp.abs(log_probs(count) - log_probs(256)).max()) for count in counts]
   assert gaussian.slope(errors, counts) == pytest.approx(4, abs=0.3)
 
 
@@ -121,7 +121,7 @@ def test_rows_are_independent_and_gradients_finite():
 def test_bits_per_dim():
   # Uniform over 256 values in [0, 1]: eight bits.
   assert float(solvers.bits_per_dim(jnp.array(0.0), 10, 1 / 256)) == pytest.approx(8)
-  # A density of e in each of ten dimensions: one nat less each.
+  # A density of e in each of ten dimensions: one nat less in each.
   got = float(solvers.bits_per_dim(jnp.array(10.0), 10, 1 / 256))
   assert got == pytest.approx(8 - 1 / math.log(2))
 

@@ -21,11 +21,11 @@ def test_mode_weights(name):
     alpha, sigma, x = schedule.alpha(t["a"]), schedule.sigma(t["a"]), x["a"]
     variance = alpha**2 * VARIANCE + sigma**2
     means = jnp.array(MEANS)
-    share = jax.nn.softmax(
+    weights = jax.nn.softmax(
       jnp.log(jnp.array(WEIGHTS)) - 0.5 * (x - alpha * means) ** 2 / variance, axis=-1
     )
     each = means + alpha * VARIANCE / variance * (x - alpha * means)
-    return {"a": (share * each).sum(-1, keepdims=True)}
+    return {"a": (weights * each).sum(-1, keepdims=True)}
 
   @jax.jit
   def run(key):
@@ -34,22 +34,22 @@ def test_mode_weights(name):
     return solvers.sample(jax.random.key(1), denoiser, schedule, x, path, solver=solver)["a"]
 
   got = run(jax.random.key(0))
-  deviation = (WEIGHTS[0] * WEIGHTS[1] / ROWS) ** 0.5
-  assert float((got > 0).mean()) == pytest.approx(WEIGHTS[1], abs=4 * deviation)
+  std = (WEIGHTS[0] * WEIGHTS[1] / ROWS) ** 0.5
+  assert float((got > 0).mean()) == pytest.approx(WEIGHTS[1], abs=4 * std)
   assert float(got[got > 0].var()) == pytest.approx(VARIANCE, rel=0.15)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _ends(solver, schedule, times):
-  """Where points come by the flow of a mixture of three modes, which is not linear."""
+  """Returns the ends of points by the flow of a mixture of three modes, which is not linear."""
   means, weights, variance = jnp.array([-1.5, 0.2, 1.0]), jnp.array([0.2, 0.5, 0.3]), 0.3
 
   def denoiser(x, t):
     alpha, sigma, x = schedule.alpha(t["a"]), schedule.sigma(t["a"]), x["a"]
     spread = alpha**2 * variance + sigma**2
-    share = jax.nn.softmax(jnp.log(weights) - 0.5 * (x - alpha * means) ** 2 / spread, axis=-1)
-    whitened = (share * (x - alpha * means) / spread).sum(-1, keepdims=True)
-    x0 = (share * means).sum(-1, keepdims=True) + alpha * variance * whitened
+    posterior = jax.nn.softmax(jnp.log(weights) - 0.5 * (x - alpha * means) ** 2 / spread, axis=-1)
+    whitened = (posterior * (x - alpha * means) / spread).sum(-1, keepdims=True)
+    x0 = (posterior * means).sum(-1, keepdims=True) + alpha * variance * whitened
     return {"a": x0}, {"a": sigma * whitened}
 
   x = {"a": jnp.linspace(-2.0, 2.0, 9)[:, None]}

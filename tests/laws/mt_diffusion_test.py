@@ -1,4 +1,4 @@
-"""MT-Diffusion's own laws, against closed forms on Gaussians and a mixture of them."""
+"""MT-Diffusion's laws, against closed forms on Gaussians and a mixture of them."""
 
 import dataclasses
 import itertools
@@ -33,7 +33,7 @@ def at(*index, size=12):
 
 
 def joint_law(z0, aggregate):
-  """Means and covariance of (z_1, .., z_T) given z_0 and E, step by step, by (1)."""
+  """Returns means and covariance of (z_1, .., z_T) given z_0 and E, step by step, by (1)."""
   alphas, size = 1 - np.array(TABLE.betas), len(WEIGHTS)
   mean, covariance = [], np.zeros((size, size))
   for t, (alpha, w) in enumerate(zip(alphas, WEIGHTS, strict=True)):
@@ -48,15 +48,15 @@ def joint_law(z0, aggregate):
 PAIRS = np.array(list(itertools.combinations(range(1, 13), 2)))
 
 
-def test_marginal_is_the_recursion_s():
+def test_marginal_is_that_of_the_recursion():
   mean, covariance = joint_law(0.7, -1.3)
   z0, aggregate = jnp.full((12, 1), 0.7), jnp.full((12, 1), -1.3)
-  got, deviation = PROCESS.marginal(z0, aggregate, jnp.arange(1, 13) / 12)
+  got, std = PROCESS.marginal(z0, aggregate, jnp.arange(1, 13) / 12)
   np.testing.assert_allclose(got[:, 0], mean, rtol=0, atol=1e-12)
-  np.testing.assert_allclose(deviation[:, 0] ** 2, np.diag(covariance), rtol=0, atol=1e-12)
+  np.testing.assert_allclose(std[:, 0] ** 2, np.diag(covariance), rtol=0, atol=1e-12)
 
 
-def test_posterior_is_bayes_rule_s_at_any_stride():
+def test_posterior_is_that_of_bayes_rule_at_any_stride():
   mean, covariance = joint_law(0.7, -1.3)
   s, t = PAIRS.T - 1
   z0, aggregate, z = (jnp.full((len(s), 1), value) for value in (0.7, -1.3, 0.4))
@@ -100,13 +100,13 @@ def test_grid_is_even_in_roots():
 
 def test_last_step_is_the_start():
   z0, aggregate, z = (jnp.full((1, 1), value) for value in (0.7, -1.3, 0.4))
-  mean, deviation = PROCESS.posterior(z, z0, aggregate, *at(5, 0))
+  mean, std = PROCESS.posterior(z, z0, aggregate, *at(5, 0))
   assert mean == z0
-  assert deviation == 0.0
+  assert std == 0.0
 
 
 def test_zero_terminal_snr():
-  """At a_T = 0 eps says nothing of z_0, which `start` takes as -W_T E there, the prior's mean."""
+  """At a_T = 0 eps does not determine z_0, which `start` takes as -W_T E, the prior's mean."""
   betas = (0.1, 0.3, 0.6, 1.0)
   process = shared_space.Process(schedules.Table(betas), (0.2, 0.5, -0.3, 0.4))
   process.check_prior(1.0, 1.0)
@@ -123,13 +123,13 @@ def test_zero_terminal_snr():
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("num_steps", [0, 1, 13, 3.0, 2.5])
-def test_steps_that_the_table_has_not_are_refused(num_steps):
+def test_numbers_of_steps_beyond_the_table_are_rejected(num_steps):
   with pytest.raises(ValueError, match="take from 2 to 12"):
     PROCESS.grid(num_steps)
 
 
 def test_without_weights_each_step_is_ddpm_to_the_bit():
-  """As XLA runs the operations one by one; compiled into one program both may round otherwise."""
+  """XLA runs the operations one by one; compiled into one program both may round differently."""
   process = shared_space.Process(TABLE, shared_space.no_weights(TABLE))
   z, z0, aggregate = (
     jnp.asarray(x, jnp.float32) for x in np.random.default_rng(0).normal(size=(3, 50, 3))
@@ -141,8 +141,8 @@ def test_without_weights_each_step_is_ddpm_to_the_bit():
     args = (TABLE, {"z": z}, *times, ())
     key = jax.random.key(9)
     theirs = solvers.ancestral.step(key, denoiser, *args)[0]["z"]
-    found = ours.step(key, lambda x, t: ({"z": z0}, {"z": aggregate}), *args)[0]["z"]
-    np.testing.assert_array_equal(found, theirs)
+    got = ours.step(key, lambda x, t: ({"z": z0}, {"z": aggregate}), *args)[0]["z"]
+    np.testing.assert_array_equal(got, theirs)
 
 
 class Exact:
@@ -155,15 +155,15 @@ class Exact:
     del params, kwargs
     return args[0] if method == "encode" else self.predict(*args)
 
-  def predict(self, z, t, known):
+  def predict(self, z, t, given):
     a, sigma = self.process.table.alpha(t), self.process.table.sigma(t)
     # z_t = a h (x_a, x_b) + sigma eps.
     enters = 1.0 if self.process.plain else self.process.total(t)
     h = jnp.stack([jnp.ones_like(enters), jnp.asarray(enters, z.dtype)], -1)
     covariance, mean = self.covariance, jnp.zeros((*z.shape, 2))
     for i, name in enumerate("ab"):
-      if name in known:
-        value, other = known[name][1], 1 - i
+      if name in given:
+        value, other = given[name][1], 1 - i
         regression = covariance[:, i] / covariance[i, i]
         mean = value[..., None] * regression
         left = covariance[other, other] - regression[other] * covariance[i, other]
@@ -195,29 +195,31 @@ def gaussian_model(aggregation, mode, table=DDPM, covariance=CORRELATED):
 
 
 def moments(model, given, num_steps, guidance=1.0):
-  """Mean and variance of what is not given (1), without drawing: each step is affine."""
+  """Returns mean and variance of the modality that is not given (1): each step is affine."""
   informed = model.config.sampling.mode == "informed"
   target = "b" if given == "a" else "a"
   times = jnp.asarray(model.process.grid(num_steps, model.config.sampling.grid_power))
   unit = jnp.array([0.0, 1.0]).reshape(2, *ONE)
-  known = {given: jnp.ones((2, *ONE))}
+  conditions = {given: jnp.ones((2, *ONE))}
 
-  def start_of(known, t):
-    return mt_diffusion.estimate(model, {"network": None}, unit, t, known, informed=informed)
+  def start_of(conditions, t):
+    return mt_diffusion.estimate(model, {"network": None}, unit, t, conditions, informed=informed)
 
   def step(law, ends):
     mean, variance = law
-    start = start_of(known, ends[0])
+    start = start_of(conditions, ends[0])
     if guidance != 1:
       free = start_of({}, ends[0])
       start = [b + guidance * (a - b) for a, b in zip(start, free, strict=True)]
-    moved, deviation = model.process.posterior(unit, *start, *ends)
+    moved, std = model.process.posterior(unit, *start, *ends)
     offset, slope = moved[0], moved[1] - moved[0]
-    return (offset + slope * mean, slope**2 * variance + deviation**2), None
+    return (offset + slope * mean, slope**2 * variance + std**2), None
 
   prior = (jnp.zeros(ONE), jnp.ones(ONE))
   (mean, variance), _ = jax.lax.scan(step, prior, (times[:-1], times[1:]))
-  _, values = mt_diffusion.read(model, {"network": None}, unit, times[-1], known, informed=informed)
+  _, values = mt_diffusion.read(
+    model, {"network": None}, unit, times[-1], conditions, informed=informed
+  )
   offset, slope = values[target][0], values[target][1] - values[target][0]
   return float((offset + slope * mean).squeeze()), float((slope**2 * variance).squeeze())
 
@@ -225,7 +227,7 @@ def moments(model, given, num_steps, guidance=1.0):
 @pytest.mark.parametrize(
   ("mode", "mean", "variance"), [("replacement", 0.994, 0.0003), ("informed", 0.800, 0.355)]
 )
-def test_known_modality_leads_with_the_stated_bias(mode, mean, variance):
+def test_given_modality_has_its_effect_with_the_stated_bias(mode, mean, variance):
   """The truth is 0.8 and 0.36."""
   got = moments(gaussian_model("start", mode), "a", 1000)
   assert [round(got[0], 3), round(got[1], 4 if mode == "replacement" else 3)] == [mean, variance]
@@ -233,7 +235,7 @@ def test_known_modality_leads_with_the_stated_bias(mode, mean, variance):
 
 @pytest.mark.parametrize(("aggregation", "given"), [("start", "a"), ("steps", "b")])
 def test_informed_heads_reach_the_truth_as_steps_grow_many(aggregation, given):
-  """What is added in steps leaves z_t again as t falls, so there the main modality is judged."""
+  """A modality added in steps leaves z_t again as t falls, so there the main one is tested."""
   errors = []
   for size in (500, 2000):
     betas = schedules.betas_linear(size, beta_min=0.1 / size, beta_max=20 / size)
@@ -246,7 +248,7 @@ def test_informed_heads_reach_the_truth_as_steps_grow_many(aggregation, given):
 
 
 def test_modality_added_in_steps_is_read_as_its_mean():
-  """z_1 hardly has it, so that its head gives its mean given the main one: no spread is left."""
+  """z_1 hardly contains it, so its head gives its mean given the main one: no variance is left."""
   mean, variance = moments(gaussian_model("steps", "informed"), "a", 1000)
   assert mean == pytest.approx(0.8, abs=2e-3)
   assert variance < 0.01
@@ -268,8 +270,8 @@ def test_samples_have_these_moments(mode, guidance):
   assert x.var() == pytest.approx(variance, rel=4 * (2 / num) ** 0.5)
 
 
-def test_guidance_presses_what_is_known():
-  """Twice as far from what is likely without: the mean is further out, the variance smaller."""
+def test_guidance_emphasises_given_modalities():
+  """Guidance of 2 moves the mean further from the marginal one, with a smaller variance."""
   model = gaussian_model("start", "informed")
   (mean, variance), (pressed, left) = (moments(model, "a", 100, g) for g in (1.0, 2.0))
   assert pressed > mean + 0.1
@@ -277,7 +279,7 @@ def test_guidance_presses_what_is_known():
 
 
 @pytest.mark.parametrize("aggregation", mt_diffusion.AGGREGATIONS)
-def test_both_forms_are_one_with_nothing_known(aggregation):
+def test_both_forms_are_one_with_nothing_given(aggregation):
   model = gaussian_model(aggregation, "replacement")
   z = jax.random.normal(jax.random.key(0), (6, *ONE))
   t = jnp.asarray(0.3)
@@ -297,17 +299,17 @@ def test_both_forms_are_one_with_nothing_known(aggregation):
 
 @pytest.mark.parametrize("aggregation", mt_diffusion.AGGREGATIONS)
 def test_bound_on_a_gaussian(aggregation):
-  """Closed form by the covariance of (z_0, E) given z_t; nothing of the code's process enters."""
+  """The closed form uses the covariance of (z_0, E) given z_t, and not the code's process."""
   betas = np.array(schedules.betas_cosine(30))
-  # Small, so that next to no image leaves [0, 1].
+  # Small, so that almost no image leaves [0, 1].
   covariance = 0.04 * CORRELATED
   model = gaussian_model(aggregation, "replacement", schedules.Table(tuple(betas)), covariance)
-  num, deviations = 20_000, {"a": 0.1, "b": 0.2}
+  num, stds = 20_000, {"a": 0.1, "b": 0.2}
   x = np.random.default_rng(0).multivariate_normal([0, 0], covariance, num)
   batch = {n: jnp.asarray(0.5 * (x[:, i] + 1)).reshape(num, *ONE) for i, n in enumerate("ab")}
-  got = jax.jit(
-    lambda key: mt_diffusion_bound.bound(model, {"network": None}, key, batch, deviations)
-  )(jax.random.key(0))
+  got = jax.jit(lambda key: mt_diffusion_bound.bound(model, {"network": None}, key, batch, stds))(
+    jax.random.key(0)
+  )
 
   a = np.concatenate([[1], np.sqrt(np.cumprod(1 - betas))])
   sigma2 = 1 - a**2
@@ -317,7 +319,7 @@ def test_bound_on_a_gaussian(aggregation):
   spread = mix @ covariance @ mix.T
 
   def left(t):
-    """Covariance of (z_0, E), and of x, given z_t."""
+    """Returns the covariance of (z_0, E), and of x, given z_t."""
     h = np.array([1, W[t]])
     variance = a[t] ** 2 * h @ spread @ h + sigma2[t]
     gains = (spread @ h, covariance @ mix.T @ h)
@@ -338,7 +340,7 @@ def test_bound_on_a_gaussian(aggregation):
   np.testing.assert_allclose(got["prior"], prior, rtol=0.05, atol=1e-9)
   np.testing.assert_allclose(got["steps"], steps, rtol=0.01)
   ends = {
-    n: 0.5 * np.log(2 * np.pi * deviations[n] ** 2) + left(1)[1][i, i] / (2 * deviations[n] ** 2)
+    n: 0.5 * np.log(2 * np.pi * stds[n] ** 2) + left(1)[1][i, i] / (2 * stds[n] ** 2)
     for i, n in enumerate("ab")
   }
   # An image's level has the width 2 / 255.
@@ -347,7 +349,7 @@ def test_bound_on_a_gaussian(aggregation):
   total = sum(got[name] for name in ("prior", "steps", "nll_a", "nll_b"))
   np.testing.assert_allclose(got["total"], total, rtol=1e-9)
   np.testing.assert_allclose(got["bits_per_dim"], total / np.log(2), rtol=1e-9)
-  # It is a bound on the law itself.
+  # It is a bound on the entropy of the law itself.
   entropy = 0.5 * np.log(np.linalg.det(2 * np.pi * np.e * covariance)) - np.log(2 / 255)
   assert got["total"] > entropy
   errors = mt_diffusion_bound.residuals(model, {"network": None}, jax.random.key(1), batch)
@@ -373,12 +375,12 @@ class BadHead:
 
 
 def with_bad_head(aggregation, mode="informed", names="ab", heads="ab"):
-  """A model, values of images a and vectors b, and the rms error of a that z_1 allows."""
+  """Returns a model, values of images a and vectors b, and the rms error of a that z_1 allows."""
   model, shape = gaussian_model(aggregation, mode, FEW), (100, 4, 4, 1)
   for name, omega in (("a", WEIGHT), ("b", OTHER_WEIGHT)):
     model.config.parts[name] = {"encoder": "identity", "omega": omega, "weight": 1.0}
   rng = np.random.default_rng(0)
-  # Of the 256 levels, and far enough from the ends that none is cut off.
+  # The values are among the 256 levels, and far enough from the ends that none is clipped.
   batch = {"a": rng.integers(64, 192, shape) / 255, "b": rng.uniform(size=shape)}
   batch = {name: jnp.asarray(batch[name]) for name in names}
   modalities = tuple(
@@ -394,7 +396,7 @@ def with_bad_head(aggregation, mode="informed", names="ab", heads="ab"):
 
 
 def sampled(model, z, given, monkeypatch):
-  """Samples of a at this z_1."""
+  """Returns samples of a at this z_1."""
   monkeypatch.setattr(mt_diffusion.solvers, "sample", lambda *args, **kwargs: {"z": z})
   sampling = base.SamplerConfig(solvers.ancestral, 20)
   key = jax.random.key(0)
@@ -402,17 +404,17 @@ def sampled(model, z, given, monkeypatch):
 
 
 def first(model, batch):
-  """z_1 of a batch."""
+  """Draws z_1 of a batch."""
   z0, total = mt_diffusion.aggregate(model, mt_diffusion.values_of(model, batch))
-  mean, deviation = model.process.marginal(z0, total, jnp.asarray(1 / 30))
-  return mean + deviation * jax.random.normal(jax.random.key(1), z0.shape)
+  mean, std = model.process.marginal(z0, total, jnp.asarray(1 / 30))
+  return mean + std * jax.random.normal(jax.random.key(1), z0.shape)
 
 
 @pytest.mark.parametrize("given", GIVEN)
 @pytest.mark.parametrize("mode", mt_diffusion.MODES)
 @pytest.mark.parametrize("aggregation", mt_diffusion.AGGREGATIONS)
 def test_samples_are_as_exact_as_z_1(aggregation, mode, given, monkeypatch):
-  """To sigma_1 / a_1, and to the error of the other modality if it is not given."""
+  """They are exact to sigma_1 / a_1, and to the error of the other modality if it is not given."""
   model, batch, noise, misread = with_bad_head(aggregation, mode)
   given = {name: batch[name] for name in given}
   error = 2 * (sampled(model, first(model, batch), given, monkeypatch) - batch["a"])
@@ -453,13 +455,13 @@ def test_image_that_hardly_enters_z_is_read_off_its_head(weight, monkeypatch):
 @pytest.mark.parametrize("given", GIVEN)
 @pytest.mark.parametrize("aggregation", mt_diffusion.AGGREGATIONS)
 def test_image_read_off_z_1_is_its_mean(aggregation, given, monkeypatch):
-  """With perfect eps and a perfect head for b, whatever the head for a predicts."""
+  """It is so with perfect eps and a perfect head for b, whatever the head for a predicts."""
   model = gaussian_model(aggregation, "informed")
   perfect = model.network.predict
   z = 0.3 * jax.random.normal(jax.random.key(1), (50, *ONE))
   given = dict.fromkeys(given, 0.5 + 0.3 * z)
-  shown = {name: (jnp.ones(50), 2 * x - 1) for name, x in given.items()}
-  mean = perfect(z, jnp.asarray(1e-3), shown)[1]["a"]
+  conditions = {name: (jnp.ones(50), 2 * x - 1) for name, x in given.items()}
+  mean = perfect(z, jnp.asarray(1e-3), conditions)[1]["a"]
 
   def predict(*args):
     eps, predicted = perfect(*args)
@@ -498,15 +500,15 @@ class Mixture:
     variance = a**2 * SPREAD + sigma**2
     error = z.reshape(-1, 1) - a * (MEANS + EMBEDDED)
     logits = jnp.log(SHARES) - 0.5 * error**2 / variance
-    share = jax.nn.softmax(logits)
-    x = (share * (MEANS + a * SPREAD / variance * error)).sum(-1)
-    eps = (share * sigma * error / variance).sum(-1)
+    posterior = jax.nn.softmax(logits)
+    x = (posterior * (MEANS + a * SPREAD / variance * error)).sum(-1)
+    eps = (posterior * sigma * error / variance).sum(-1)
     rows = (-1, *ONE)
     return eps.reshape(rows), {"digit": x.reshape(rows), "label": params[0] * logits + params[1]}
 
 
 def test_posterior_of_the_label_is_what_minimises_the_loss():
-  """On a mixture it is known, and so is the least loss: the mean entropy of y given z_t."""
+  """On a mixture it has a closed form, and so has the least loss: mean entropy of y given z_t."""
   table = schedules.Table(schedules.betas_linear(20, beta_min=1e-3, beta_max=0.5))
   config = config_lib.get_config()
   config.network.informed = False
@@ -525,13 +527,13 @@ def test_posterior_of_the_label_is_what_minimises_the_loss():
 
   @jax.jit
   def terms(scale, shift):
-    """The label's loss with its slope, and that of eps."""
+    """Returns the label's loss and that of eps, with the slope of the former."""
 
-    def of(change):
-      found = mt_diffusion.loss(model, {"network": change}, jax.random.key(0), batch)[1]
-      return found["loss_label"], found["loss_eps"]
+    def losses(change):
+      scalars = mt_diffusion.loss(model, {"network": change}, jax.random.key(0), batch)[1]
+      return scalars["loss_label"], scalars["loss_eps"]
 
-    return jax.value_and_grad(of, has_aux=True)((scale, shift))
+    return jax.value_and_grad(losses, has_aux=True)((scale, shift))
 
   (label, eps), slope = terms(1.0, jnp.zeros(3))
   grid = np.linspace(-6, 6, 4001)
@@ -553,7 +555,7 @@ def test_posterior_of_the_label_is_what_minimises_the_loss():
 
 
 def test_single_task_is_ddpm_to_the_last_point():
-  """Its last reading is the step to time 0, so that sampling is `solvers.sample`."""
+  """Its last read-out is the step to time 0, so that sampling is `solvers.sample`."""
   model = gaussian_model("start", "replacement", TABLE)
   model.config.modalities, model.config.heads = ("a",), False
 
@@ -595,7 +597,7 @@ class Dot(nn.Module):
 
 @pytest.mark.slow
 def test_trained_label_head_is_the_posterior():
-  """Of the real network, by the real loss, at any z and t."""
+  """The real network learns it by the real loss, at any z and t."""
   table = schedules.Table(schedules.betas_linear(20, beta_min=1e-3, beta_max=0.5))
   config = config_lib.get_config()
   config.process.num = 20
@@ -640,5 +642,5 @@ def test_trained_label_head_is_the_posterior():
     _, values = mt_diffusion.read(model, params, z.reshape(-1, *ONE), t, {}, informed=False)
     weight = (SHARES * jnp.exp(-0.5 * (z[:, None] - a * centres) ** 2 / variance)).sum(-1)
     error = jnp.abs(values["label"] - exact).max(-1)
-    # Where z_t is ever seen.
+    # Only where z_t is likely.
     assert error[weight > 0.05 * weight.max()].max() < 0.04

@@ -7,7 +7,7 @@ import pytest
 from mmdiff_jax import multitime
 from tests.laws import gaussian
 
-# In law for solvers of the SDE: the order of the covariance.
+# For solvers of the SDE these are weak orders: those of the covariance.
 ORDERS = {
   "euler": 1,
   "ddim": 1,
@@ -21,8 +21,8 @@ ORDERS = {
   "ddim_half": 1,
   "sde_dpmpp_2m": 2,
 }
-# What is left out (solver, schedule, kind of path; None is all), and why. Solvers of the SDE do not
-# encode: on upward paths they re-noise, by an exact draw.
+# Cases that are left out (solver, schedule, kind of path; None is all), and why. Solvers of the SDE
+# do not encode: on upward paths they re-noise, by an exact draw.
 NOT_YET_ASYMPTOTIC = {
   ("euler", "ve", "joint"): "near t = 1 the angle hardly turns: errors made early are forgotten",
   ("euler", "ve", "upward"): "and are magnified by sigma(1) = 50",
@@ -40,7 +40,7 @@ def _float64():
 
 
 def path_of(kind, schedule, count):
-  """From 1 (or 15/16 where f diverges at 1) to 1/16; kinks of paths and tables are grid points."""
+  """Goes from 1 (15/16 if f diverges at 1) to 1/16; kinks of paths and tables are grid points."""
   grid = jnp.linspace(1.0 if schedule.t_max == 1 else 15 / 16, 1 / 16, count + 1)
   lag = 0 if kind == "joint" else count // 4
   path = gaussian.padded(multitime.staggered(gaussian.NAMES, lag, count, grid=grid), 1200)
@@ -52,23 +52,23 @@ def path_of(kind, schedule, count):
 def test_order_of_convergence(name, schedule):
   if (name, schedule, None) in NOT_YET_ASYMPTOTIC:
     pytest.skip(NOT_YET_ASYMPTOTIC[name, schedule, None])
-  chosen = gaussian.SCHEDULES[schedule]
+  noise_schedule = gaussian.SCHEDULES[schedule]
   kinds = ["joint", "staggered"] + ["upward"] * (name in gaussian.DETERMINISTIC)
   for kind in kinds:
     if (name, schedule, kind) in NOT_YET_ASYMPTOTIC:
       continue
     errors = []
     for count in COUNTS:
-      path = path_of(kind, chosen, count)
-      got = gaussian.end_covariance(gaussian.SOLVERS[name], chosen, path)
-      truth = gaussian.law(chosen, gaussian.at(path, -1))
+      path = path_of(kind, noise_schedule, count)
+      got = gaussian.end_covariance(gaussian.SOLVERS[name], noise_schedule, path)
+      truth = gaussian.law(noise_schedule, gaussian.at(path, -1))
       errors.append(float(jnp.abs(got - truth).max()))
     assert gaussian.slope(errors, COUNTS) == pytest.approx(ORDERS[name], abs=0.1), kind
 
 
 @pytest.mark.parametrize("name", ["heun", "dpmpp_2m", "unipc"])
 def test_a_pause_costs_no_order(name):
-  """`a` stands still at 0.5 while `b` falls, then goes on: the x0 before the pause is of no use."""
+  """`a` stands still at 0.5 while `b` falls, then goes on: its x0 from before is of no use."""
   schedule = gaussian.SCHEDULES["vp_linear"]
   counts, errors = (120, 480), []
   for count in counts:
@@ -101,13 +101,13 @@ MIXED = {
 @pytest.mark.parametrize("name", ["ddim", "heun", "dpmpp_2m", "unipc", "ancestral", "sde_dpmpp_2m"])
 @pytest.mark.parametrize("schedule", MIXED)
 def test_order_with_a_schedule_and_a_grid_for_each_modality(name, schedule):
-  chosen, errors = MIXED[schedule], []
+  schedule, errors = MIXED[schedule], []
   for count in COUNTS:
     even = jnp.linspace(0.0, 1.0, count + 1)
-    # Never still, and at another pace than the other one's.
+    # It never stands still, and has another pace than the other modality.
     wavy = even + 0.1 * jnp.sin(2 * jnp.pi * even)
     path = multitime.Path({n: 15 / 16 - 7 / 8 * grid for n, grid in {"a": even, "b": wavy}.items()})
     path = gaussian.padded(path, COUNTS[-1])
-    got = gaussian.end_covariance(gaussian.SOLVERS[name], chosen, path)
-    errors.append(float(jnp.abs(got - gaussian.law(chosen, gaussian.at(path, -1))).max()))
+    got = gaussian.end_covariance(gaussian.SOLVERS[name], schedule, path)
+    errors.append(float(jnp.abs(got - gaussian.law(schedule, gaussian.at(path, -1))).max()))
   assert gaussian.slope(errors, COUNTS) == pytest.approx(ORDERS[name], abs=0.1)

@@ -1,4 +1,4 @@
-"""All paths lead to one law; what is given conditions it; what is absent is marginalised out."""
+"""All paths lead to one law: given modalities condition it, absent ones are marginalised out."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def paths():
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_every_path_leads_to_the_data(name):
-  """Also where one modality is given: with it, the conditional law makes the joint one."""
+  """It does also where one modality is given: with its law, the conditional one is the joint."""
   for kind, path in paths().items():
     path = gaussian.padded(path, 2 * STEPS)
     got = gaussian.end_covariance(SOLVERS[name], SCHEDULES["vp_linear"], path)
@@ -104,7 +104,7 @@ def test_zero_terminal_snr_with_predictions_of_v_and_velocity():
 
 @pytest.mark.parametrize("name", ["heun", "unipc"])
 def test_the_conditional_law(name):
-  schedule = SCHEDULES["vp_cosine"]  # alpha(1) = 0: noise at 1 is independent of what is given
+  schedule = SCHEDULES["vp_cosine"]  # alpha(1) = 0: noise at 1 is independent of `a`
   path = gaussian.padded(multitime.conditional(NAMES, ("a",), STEPS), 2 * STEPS)
   matrix = gaussian.matrix(SOLVERS[name], schedule, path)
   np.testing.assert_allclose(matrix[2, :2], gaussian.REGRESSION, atol=1e-5)
@@ -121,7 +121,7 @@ def test_held_at_one_gives_the_marginal(name):
 
 @pytest.mark.parametrize("name", gaussian.STOCHASTIC)
 def test_back_and_forth_keeps_the_law(name):
-  """Re-noising is exact, so RePaint's path has the errors of its last walk only."""
+  """Re-noising is exact, so RePaint's path has only the errors of its last walk."""
   path = multitime.repaint(NAMES, 256, jump=64, repeats=3)
   assert len(path.times["a"]) - 1 == 256 * 3 + 4 * 2
   got = gaussian.end_covariance(SOLVERS[name], SCHEDULES["vp_linear"], path)
@@ -141,14 +141,14 @@ def test_a_rising_move_of_the_sde_is_exact(name):
   [("heun", "vp_linear"), ("dpmpp_2m", "vp_linear"), ("unipc", "vp_cosine"), ("heun", "ve")],
 )
 def test_encoding_and_back(name, schedule):
-  """Up the ODE from clean data to noise of the right law, and down to the same data."""
-  chosen = SCHEDULES[schedule]
+  """The ODE leads up from clean data to noise of the right law, and down to the same data."""
+  schedule = SCHEDULES[schedule]
   down = gaussian.padded(multitime.joint(NAMES, STEPS), 2 * STEPS)
   up = multitime.reverse(down)
-  encode, decode = (gaussian.matrix(SOLVERS[name], chosen, path) for path in (up, down))
-  size = float(chosen.sigma(jnp.ones(())))
+  encode, decode = (gaussian.matrix(SOLVERS[name], schedule, path) for path in (up, down))
+  size = float(schedule.sigma(jnp.ones(())))
   np.testing.assert_allclose(decode @ encode, np.eye(3), atol=1e-3)
-  noise = gaussian.law(chosen, gaussian.at(down, 0))
+  noise = gaussian.law(schedule, gaussian.at(down, 0))
   np.testing.assert_allclose(encode @ COVARIANCE @ encode.T / size**2, noise / size**2, atol=2e-3)
 
 
@@ -184,7 +184,7 @@ def test_arrival_at_zero_is_the_mean(name, schedule):
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_given_comes_out_bit_for_bit(name):
+def test_given_modalities_are_unchanged_bit_for_bit(name):
   schedule = SCHEDULES["vp_linear"]
   path = multitime.conditional(NAMES, ("a",), 7)
   x = split(jax.random.normal(jax.random.key(3), (5, 3)))
@@ -196,7 +196,7 @@ def test_given_comes_out_bit_for_bit(name):
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_independent_modalities_come_out_as_alone(name):
+def test_independent_modalities_end_as_they_do_alone(name):
   schedule = SCHEDULES["vp_linear"]
   blocks = COVARIANCE * np.array([[1, 1, 0], [1, 1, 0], [0, 0, 1]])
   x = split(jax.random.normal(jax.random.key(3), (5, 3)))
@@ -223,7 +223,7 @@ def test_ddim_with_all_noise_is_ancestral():
 
 
 def test_large_variance_is_that_of_the_forward_process():
-  """With x0 = 0 known, a step adds noise of variance beta = sigma_t^2 (1 - SNR_t / SNR_s)."""
+  """With x0 = 0 given, a step adds noise of variance beta = sigma_t^2 (1 - SNR_t / SNR_s)."""
   schedule = SCHEDULES["vp_linear"]
   t, s = ({name: jnp.array(time) for name in NAMES} for time in (0.6, 0.5))
   zeros = split(jnp.zeros((4, 3)))
@@ -237,15 +237,15 @@ def test_large_variance_is_that_of_the_forward_process():
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_ddim_is_exponential_euler_on_the_ode(schedule):
-  """x / sigma is linear in kappa while x0 is held."""
-  chosen = SCHEDULES[schedule]
-  denoise = gaussian.oracle(chosen)
+  """x / sigma is linear in kappa while x0 is held constant."""
+  schedule = SCHEDULES[schedule]
+  denoise = gaussian.oracle(schedule)
   t, s = ({name: jnp.array(time) for name in NAMES} for time in (0.6, 0.5))
   x = split(jax.random.normal(jax.random.key(3), (5, 3)))
-  moved, _ = solvers.ddim(0.0).step(jax.random.key(1), denoise, chosen, x, t, s, ())
+  moved, _ = solvers.ddim(0.0).step(jax.random.key(1), denoise, schedule, x, t, s, ())
   x0, _ = denoise(x, t)
   (alpha_t, alpha_s), (sigma_t, sigma_s) = (
-    [level(time["a"]) for time in (t, s)] for level in (chosen.alpha, chosen.sigma)
+    [level(time["a"]) for time in (t, s)] for level in (schedule.alpha, schedule.sigma)
   )
   expected = x["a"] / sigma_t + (alpha_s / sigma_s - alpha_t / sigma_t) * x0["a"]
   np.testing.assert_allclose(moved["a"] / sigma_s, expected, rtol=1e-9)
@@ -255,12 +255,12 @@ def test_ddim_is_exponential_euler_on_the_ode(schedule):
 @pytest.mark.parametrize("name", SOLVERS)
 def test_gradients_are_finite(name, schedule):
   x = split(jax.random.normal(jax.random.key(3), (5, 3)))
-  chosen = SCHEDULES[schedule]
+  schedule = SCHEDULES[schedule]
 
   @jax.jit
   def total(x, path):
     ends = solvers.sample(
-      jax.random.key(1), gaussian.oracle(chosen), chosen, x, path, solver=SOLVERS[name]
+      jax.random.key(1), gaussian.oracle(schedule), schedule, x, path, solver=SOLVERS[name]
     )
     return join(ends).sum()
 
@@ -281,8 +281,8 @@ def test_a_schedule_for_each_modality():
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_gradients_are_finite_beside_what_is_absent_or_given(name):
-  """Also with respect to the times of the path, where alpha(1) = 0 and log_snr is infinite."""
+def test_gradients_are_finite_beside_absent_or_given_modalities(name):
+  """So are those in the times of the path, where alpha(1) = 0 and log_snr is infinite."""
   schedule = SCHEDULES["vp_cosine"]
   x = split(jax.random.normal(jax.random.key(3), (5, 3)))
 
@@ -315,7 +315,7 @@ def test_euler_maruyama_starts_where_the_drift_is_finite():
 
 
 def test_heun_arrives_at_zero_by_the_first_order_move():
-  """Also while another modality goes on, and with a denoiser that is not exact."""
+  """It does also while another modality goes on, and with a denoiser that is not exact."""
   schedule = SCHEDULES["vp_linear"]
 
   def denoise(x, t):
@@ -337,13 +337,13 @@ def test_heun_arrives_at_zero_by_the_first_order_move():
 
 
 def solvers_pair(denoise, schedule, x, t):
-  """x0 as it is, and the eps that belongs to it."""
+  """Returns x0 unchanged, and the eps that belongs to it."""
   x0, _ = denoise(x, t)
   return x0, {n: (x[n] - schedule.alpha(t[n]) * x0[n]) / schedule.sigma(t[n]) for n in x}
 
 
 def test_ddim_in_between():
-  """One step of the formula of Song, Meng and Ermon (2021, Eq. 12) with eta = 1/2."""
+  """One step follows the formula of Song, Meng and Ermon (2021, Eq. 12) with eta = 1/2."""
   schedule, key = SCHEDULES["vp_linear"], jax.random.key(1)
   t, s = ({name: jnp.array(time) for name in NAMES} for time in (0.6, 0.5))
   x = split(jax.random.normal(jax.random.key(3), (5, 3)))

@@ -30,7 +30,7 @@ def run(x, *, solver=solvers.ancestral, path=None, denoiser=None, **options):
   return solvers.sample(jax.random.key(1), denoiser, SCHEDULE, x, path, solver=solver, **options)
 
 
-def test_a_row_knows_neither_other_rows_nor_the_batch():
+def test_a_row_depends_neither_on_other_rows_nor_on_the_batch():
   few, many = (solvers.prior(jax.random.key(0), SCHEDULE, SHAPES, n) for n in (4, 400))
   np.testing.assert_array_equal(few["a"], many["a"][:4])
   changed = {name: value.at[0].add(1.0) for name, value in few.items()}
@@ -74,7 +74,7 @@ def test_evaluations(solver, path, expected):
     assert solver.evaluations(5) == expected
 
 
-def test_project_sees_the_times_reached_and_trajectory_all_points():
+def test_project_receives_the_times_reached_and_trajectory_has_all_points():
   x = solvers.prior(jax.random.key(0), SCHEDULE, SHAPES, 2)
   path = multitime.joint(tuple(x), 5)
   seen = run(
@@ -118,7 +118,7 @@ def test_vmap_over_paths():
     np.testing.assert_allclose(got[i], run(x, path=path, solver=solvers.heun)["b"], rtol=1e-5)
 
 
-# Other than the default, for which a warning may have been given.
+# Not the defaults, for which a warning may already have been issued.
 VANISHING = (schedules.VPCosine(t_max=0.9985), schedules.RectifiedFlow(t_max=0.9985))
 
 
@@ -174,7 +174,7 @@ def test_eps_on_a_path_that_starts_at_t_max():
     got = solvers.sample(jax.random.key(1), denoiser, schedule, x, path, solver=solvers.dpmpp_2m)[
       "a"
     ]
-    # Draws of the prior are not of mean 0.
+    # Draws from the prior do not have mean 0.
     error.append(abs(got.mean() - std * x["a"].mean() - mean))
   assert error[0] > 0.03 and error[1] < 0.003, error
 
@@ -217,11 +217,11 @@ def test_velocity_at_both_ends():
       assert np.isfinite(x0["a"]).all() and np.isfinite(eps["a"]).all()
 
 
-def test_known_values_are_put_back_at_their_noise():
-  known = {"a": jnp.full((2000, 1), 3.0)}
+def test_given_values_are_put_back_at_their_noise_level():
+  given = {"a": jnp.full((2000, 1), 3.0)}
   x = {"a": jnp.zeros((2000, 1)), "b": jnp.zeros((2000, 2))}
   s = {"a": jnp.float32(0.4), "b": jnp.float32(0.4)}
-  got = solvers.replace_known(SCHEDULE, known)(jax.random.key(0), x, s)
+  got = solvers.replace_known(SCHEDULE, given)(jax.random.key(0), x, s)
   alpha, sigma = SCHEDULE.alpha(s["a"]), SCHEDULE.sigma(s["a"])
   np.testing.assert_allclose(got["a"].mean(), 3 * alpha, atol=0.1)
   np.testing.assert_allclose(got["a"].std(), sigma, rtol=0.1)
@@ -240,8 +240,8 @@ def test_slerp_follows_the_arc():
   third = solvers.slerp(begin, end, jnp.float32(1 / 3))["a"]
   np.testing.assert_allclose(third[0], [np.cos(np.pi / 6), np.sin(np.pi / 6)], rtol=1e-5)
   np.testing.assert_allclose(third[1], [1.0, 1.0], rtol=1e-5)
-  shares = np.sin(np.deg2rad([40, 20])) / np.sin(np.deg2rad(60))
-  np.testing.assert_allclose(third[2], shares @ np.array([[2, 0], sixty]), rtol=1e-5)
+  weights = np.sin(np.deg2rad([40, 20])) / np.sin(np.deg2rad(60))
+  np.testing.assert_allclose(third[2], weights @ np.array([[2, 0], sixty]), rtol=1e-5)
   np.testing.assert_allclose(solvers.slerp(begin, end, jnp.float32(1.0))["a"], end["a"], atol=1e-6)
 
 
@@ -249,13 +249,13 @@ def test_slerp_without_an_arc_is_straight_and_has_gradients():
   a = jnp.array([[1.0, 1.0], [1.0, 1.0], [0.0, 0.0], [3.0, -2.0], [0.0, 0.0], [1.0, 0.0]])
   b = jnp.array([[1.0, 1.0], [-2.0, -2.0], [3.0, 4.0], [0.0, 0.0], [0.0, 0.0], [0.0, 1.0]])
 
-  def points(a, b, share):
-    return solvers.slerp({"a": a}, {"a": b}, share)["a"]
+  def points(a, b, fraction):
+    return solvers.slerp({"a": a}, {"a": b}, fraction)["a"]
 
-  share = jnp.float32(0.25)
+  fraction = jnp.float32(0.25)
   straight = 0.75 * a + 0.25 * b
-  np.testing.assert_allclose(points(a, b, share)[:5], straight[:5], rtol=1e-6)
-  slopes = jax.grad(lambda *args: (points(*args) ** 2).sum(), (0, 1, 2))(a, b, share)
+  np.testing.assert_allclose(points(a, b, fraction)[:5], straight[:5], rtol=1e-6)
+  slopes = jax.grad(lambda *args: (points(*args) ** 2).sum(), (0, 1, 2))(a, b, fraction)
   for slope in slopes:
     assert np.isfinite(slope).all()
   np.testing.assert_allclose(slopes[0][2:5], 1.5 * straight[2:5], rtol=1e-6)
@@ -264,16 +264,16 @@ def test_slerp_without_an_arc_is_straight_and_has_gradients():
 @pytest.mark.parametrize("soft", [0.0, 0.3, 1.0])
 def test_a_mask_in_between_blends(soft):
   key, s = jax.random.key(0), {"a": jnp.float32(0.4)}
-  known, x = {"a": jnp.full((3, 2), 7.0)}, {"a": jnp.ones((3, 2))}
-  noised = solvers.replace_known(SCHEDULE, known)(key, x, s)["a"]
-  got = solvers.replace_known(SCHEDULE, known, {"a": jnp.array([soft, 1.0])})(key, x, s)["a"]
-  np.testing.assert_allclose(got[:, 0], soft * noised[:, 0] + (1 - soft), rtol=1e-6)
-  np.testing.assert_array_equal(got[:, 1], noised[:, 1])
+  given, x = {"a": jnp.full((3, 2), 7.0)}, {"a": jnp.ones((3, 2))}
+  perturbed = solvers.replace_known(SCHEDULE, given)(key, x, s)["a"]
+  got = solvers.replace_known(SCHEDULE, given, {"a": jnp.array([soft, 1.0])})(key, x, s)["a"]
+  np.testing.assert_allclose(got[:, 0], soft * perturbed[:, 0] + (1 - soft), rtol=1e-6)
+  np.testing.assert_array_equal(got[:, 1], perturbed[:, 1])
 
 
 @pytest.mark.parametrize("solver", [solvers.unipc, solvers.sde_dpmpp_2m])
 def test_a_move_too_short_for_its_log_snr_is_finite(solver):
-  """Between neighbouring numbers of float32 log_snr does not change, and alpha and sigma do not."""
+  """Between neighbouring float32 numbers log_snr does not change, nor do alpha and sigma."""
   t = np.float32(0.9)
   near = np.nextafter(t, np.float32(0))
   schedule = schedules.VPLinear(beta_min=0.1, beta_max=0.1)
@@ -305,9 +305,9 @@ def test_gradients_with_and_without_remat(remat):
     denoiser = solvers.from_eps(jax.tree_util.Partial(scaled, scale), SCHEDULE)
     return run(x, denoiser=denoiser, solver=solvers.heun, remat=remat)["a"].sum()
 
-  found = jax.grad(total)(jnp.float32(0.5))
+  slope = jax.grad(total)(jnp.float32(0.5))
   near = [float(total(jnp.float32(0.5 + d))) for d in (-0.01, 0.01)]
-  assert float(found) == pytest.approx((near[1] - near[0]) / 0.02, rel=1e-2)
+  assert float(slope) == pytest.approx((near[1] - near[0]) / 0.02, rel=1e-2)
 
 
 @pytest.mark.parametrize("solver", [solvers.ancestral, solvers.dpmpp_2m, solvers.unipc])
@@ -358,7 +358,7 @@ def test_memory_does_not_grow_with_the_number_of_steps():
 
 
 def test_noise_is_the_same_on_eight_devices(tmp_path):
-  """And the samples are, to float tolerance."""
+  """So are the samples, to float tolerance."""
   program = """
 import sys
 import jax, numpy as np
@@ -378,7 +378,7 @@ noise, samples = jax.jit(run, out_shardings=rows)(jax.random.key(0))
 assert len(samples.sharding.device_set) == num
 np.savez(sys.argv[1], num=num, noise=noise, samples=samples)
 """
-  found = []
+  results = []
   for num in (1, 8):
     file = tmp_path / f"{num}.npz"
     environment = os.environ | {
@@ -387,10 +387,10 @@ np.savez(sys.argv[1], num=num, noise=noise, samples=samples)
     }
     command = [sys.executable, "-c", program, str(file)]
     subprocess.run(command, env=environment, check=True, cwd=pathlib.Path(__file__).parents[2])
-    found.append(np.load(file))
-  assert [int(one["num"]) for one in found] == [1, 8]
-  np.testing.assert_array_equal(found[0]["noise"], found[1]["noise"])
-  np.testing.assert_allclose(found[0]["samples"], found[1]["samples"], rtol=1e-6)
+    results.append(np.load(file))
+  assert [int(result["num"]) for result in results] == [1, 8]
+  np.testing.assert_array_equal(results[0]["noise"], results[1]["noise"])
+  np.testing.assert_allclose(results[0]["samples"], results[1]["samples"], rtol=1e-6)
 
 
 def test_a_schedule_for_each_modality():
@@ -416,11 +416,11 @@ def test_errors_name_the_modality():
     solvers.prior(jax.random.key(0), {"a": SCHEDULE}, SHAPES, 2)
 
 
-# --- Values that are no floats, and other wrong arguments ---
+# --- Values that are not floats, and other wrong arguments ---
 
 
 @pytest.mark.parametrize("dtype", [int, bool, np.uint8])
-def test_known_integers_are_noised_like_floats(dtype):
+def test_given_integers_are_perturbed_like_floats(dtype):
   schedule, rows = schedules.VPCosine(), 20_000
   project = solvers.replace_known(schedule, {"x": jnp.ones((rows, 2), dtype)})
   t = jnp.float32(0.6)
@@ -435,7 +435,7 @@ def test_integers_that_move_are_floats_and_those_that_stand_still_stay():
   def network(x, t):
     del t
     types.add(x["b"].dtype)
-    # The label is what the other one is told to be.
+    # The label is the value that the other modality should take.
     return {"a": x["a"] - x["b"], "b": jnp.zeros(x["b"].shape)}
 
   denoiser = solvers.from_v(network, SCHEDULE)
@@ -463,7 +463,7 @@ def test_integers_on_a_traced_path_are_refused():
   path = multitime.conditional(("a", "b"), ("b",), 2)
   with pytest.raises(TypeError, match=r"x_init\['b'\] is int32 and the path is traced"):
     jax.jit(lambda path: run(x, path=path))(path)
-  # Made inside, what is given is a constant there.
+  # If the path is made inside, the times of given modalities are constants.
   jax.jit(lambda x: run(x, path=multitime.conditional(("a", "b"), ("b",), 2)))(x)
 
 
@@ -471,7 +471,7 @@ def test_likelihood_of_integers_is_that_of_floats():
   schedule = schedules.VPCosine()
 
   def network(x, t):
-    """Of N(b, 1) given b: eps = sigma (x - alpha b), x0 = b + alpha (x - alpha b), v = -sigma b."""
+    """N(b, 1) given b: x0 = b + alpha (x - alpha b), eps = sigma (x - alpha b), v = -sigma b."""
     assert jnp.issubdtype(x["b"].dtype, jnp.integer)
     return {"a": -schedule.sigma(t["a"]) * x["b"], "b": jnp.zeros(x["b"].shape)}
 
@@ -483,11 +483,11 @@ def test_likelihood_of_integers_is_that_of_floats():
   np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
-def test_names_that_do_not_exist_are_named_with_the_nearest():
+def test_unknown_names_are_reported_with_the_nearest():
   x = {"image": jnp.ones((2, 3))}
   with pytest.raises(ValueError, match="mask has 'imgae'.* nearest is 'image'"):
     solvers.replace_known(SCHEDULE, x, {"imgae": x["image"]})
-  with pytest.raises(ValueError, match="known has 'imgae'.* nearest is 'image'"):
+  with pytest.raises(ValueError, match="given has 'imgae'.* nearest is 'image'"):
     solvers.replace_known(SCHEDULE, {"imgae": x["image"]})(jax.random.key(0), x, {})
   with pytest.raises(ValueError, match="schedule has none for modality 'image'.* 'imgae'"):
     solvers.sample(
@@ -496,7 +496,7 @@ def test_names_that_do_not_exist_are_named_with_the_nearest():
     )  # fmt: skip
 
 
-def test_masks_of_images_want_their_channel():
+def test_masks_of_images_need_their_channel():
   images = {"x": jnp.ones((2, 4, 4, 1))}
   with pytest.raises(ValueError, match=r"mask\['x'\]\[\.\.\., None\]"):
     solvers.replace_known(SCHEDULE, images, {"x": jnp.ones((2, 4, 4))})
@@ -510,7 +510,7 @@ def test_masks_of_images_want_their_channel():
     (lambda x, t: {"a": x["a"], "b": x["b"][:1]}, r"returned shape \(1, 1\) for modality 'b'"),
   ],
 )
-def test_what_a_network_returns_is_checked(network, words):
+def test_the_output_of_a_network_is_checked(network, words):
   x = {"a": jnp.ones((2, 3)), "b": jnp.ones((2, 1))}
   path = multitime.conditional(("a", "b"), ("b",), 2)
   with pytest.raises((TypeError, ValueError), match=words):
@@ -533,8 +533,8 @@ class Net(nnx.Module):
     return self(x, t)
 
 
-def test_modules_that_change_in_place_are_seen():
-  """A flax NNX module, and a method of one, as they are passed to a sampler compiled once."""
+def test_changes_of_modules_in_place_take_effect():
+  """A flax NNX module, and a method of one, are passed to a sampler that is compiled once."""
 
   net, x = Net(), {"a": jnp.ones((2, 3))}
   jitted = jax.jit(lambda denoiser: run(x, denoiser=denoiser)["a"])
@@ -595,7 +595,7 @@ RISING = multitime.repaint(("a",), 4, jump=2, repeats=2)
   ],
 )
 def test_solver_of_the_ode_does_not_resample(solver):
-  """It encodes where times rise, and imposing what is given would not mix with the rest."""
+  """It encodes where times rise, and imposed given values would not mix with the rest."""
   with pytest.raises(ValueError, match=r"times of 'a' rise .* Use a solver of the SDE"):
     run(START, path=RISING, solver=solver, project=lambda key, x, s: x)
   run(START, path=RISING, solver=solver)
@@ -612,7 +612,7 @@ def test_solver_of_the_sde_resamples(solver):
   run(START, path=RISING, solver=solver, project=lambda key, x, s: x)
 
 
-def test_rises_of_a_traced_path_are_not_seen():
+def test_rises_of_a_traced_path_are_not_checked():
   @jax.jit
   def traced(path):
     return run(START, path=path, solver=solvers.heun, project=lambda key, x, s: x)
@@ -639,8 +639,8 @@ def test_integers_stay_integers_at_every_call_of_the_network(solver):
   run(x, denoiser=slope, path=path, solver=solver)
 
 
-def test_bound_modules_are_seen_to_change():
-  """Within `functools.partial` and JAX's `Partial`, as within the denoiser."""
+def test_changes_of_bound_modules_take_effect():
+  """They do within `functools.partial` and JAX's `Partial`, as within the denoiser."""
 
   net, x = Net(), {"a": jnp.ones((2, 3))}
   jitted = jax.jit(lambda denoiser: run(x, denoiser=denoiser)["a"])
@@ -657,17 +657,17 @@ def test_bound_modules_are_seen_to_change():
     assert not np.allclose(*ends)
 
 
-def test_a_share_for_each_row():
+def test_a_fraction_for_each_row():
   begin = {"a": jnp.array([[1.0, 0.0], [1.0, 0.0]])}
   end = {"a": jnp.array([[0.0, 1.0], [0.0, 1.0]])}
-  shares = jnp.array([0.0, 0.5])
+  fractions = jnp.array([0.0, 0.5])
   expected = [[1.0, 0.0], [0.5**0.5, 0.5**0.5]]
-  for share in (shares, shares[:, None]):
-    np.testing.assert_allclose(solvers.slerp(begin, end, share)["a"], expected, atol=1e-6)
+  for fraction in (fractions, fractions[:, None]):
+    np.testing.assert_allclose(solvers.slerp(begin, end, fraction)["a"], expected, atol=1e-6)
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_several_keys_want_vmap():
+def test_several_keys_need_vmap():
   x = solvers.prior(jax.random.key(0), SCHEDULE, SHAPES, 2)
   keys = jax.random.split(jax.random.key(0), 3)
   with pytest.raises(TypeError, match="sample: key must be a key .* use jax.vmap"):
