@@ -139,7 +139,10 @@ def number(
     bounds += [f"above {above:g}"] if above is not None else []
     bounds += [f"at least {least:g}"] if above is None and least > -math.inf else []
     bounds += [f"at most {most:g}"] if most < math.inf else []
-    raise ValueError(f"{where}: {argument}={value!r} must be {' and '.join(bounds)}.")
+    got = f"{argument}={value!r}"
+    if values.ndim:
+      got = f"{argument}, an array with values from {values.min():g} to {values.max():g},"
+    raise ValueError(f"{where}: {got} must be {' and '.join(bounds)}.")
   is_scalar = isinstance(numbers, np.ndarray | np.generic) and not numbers.ndim
   return float(numbers) if is_scalar else numbers
 

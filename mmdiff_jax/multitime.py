@@ -38,11 +38,15 @@ def make_key(seed: int | Int[Array, ""]) -> PRNGKeyArray:
   The programs draw only from such keys, so that their numbers do not depend on the environment.
 
   Args:
-    seed: an integer.
+    seed: an integer of 32 bits, from -2^31 to 2^32 - 1. JAX would drop any higher bits, so that
+      seeds 2^32 apart would be one.
 
   Raises:
     TypeError: `seed` is not an integer.
+    ValueError: it has more than 32 bits.
   """
+  if isinstance(seed, int) and not -(2**31) <= seed < 2**32:
+    raise ValueError(f"make_key: seed={seed} must be from -2^31 to 2^32 - 1.")
   arguments.index("make_key", "seed", seed)
   return jax.random.key(seed, impl=_THREEFRY)
 
@@ -309,12 +313,17 @@ def _check_draw(where, key, batch_size, names, draw_t, present):
   return names, {name: value.astype(bool) for name, value in present.items()}
 
 
-def _draw_times(draw_t, key, batch_size):
+def _draw_times(where, draw_t, key, batch_size):
   drawn = (draw_t or uniform_time())(key, batch_size)
   if not isinstance(drawn, tuple | list) or [jnp.shape(x) for x in drawn] != 2 * [(batch_size,)]:
+    shapes = jax.tree.map(jnp.shape, drawn)
     raise ValueError(
-      f"draw_t must return times and weights, of shape ({batch_size},) each, not {drawn!r}."
+      f"{where}: draw_t must return a pair of times and weights, of shape ({batch_size},) each, but"
+      f" what it returns has the shapes {shapes}."
     )
+  t, weight = drawn
+  arguments.number(where, "a time drawn by draw_t", t, 0, 1, rows=True)
+  arguments.number(where, "a weight drawn by draw_t", weight, 0, rows=True)
   return drawn
 
 
@@ -348,7 +357,9 @@ def draw_masked(
     The draw.
 
   Raises:
-    TypeError, ValueError: an argument has the wrong type or range, or `present` lacks a name.
+    TypeError, ValueError: an argument has the wrong type or range, `present` lacks a name, or
+      `draw_t` returns no pair of vectors, a time outside [0, 1] or a weight that is negative or not
+      finite.
   """
   names, present = _check_draw("draw_masked", key, batch_size, names, draw_t, present)
   arguments.number("draw_masked", "given_prob", given_prob, 0, 1)
@@ -375,7 +386,7 @@ def draw_masked(
   score = jnp.where(free, jax.random.uniform(absent_key, (batch_size, num)), -1.0)
   last = jnp.arange(num) == jnp.argmax(score, axis=1, keepdims=True)
   diffused = free & (last | (score >= absent_prob))
-  shared, weight = _draw_times(draw_t, t_key, batch_size)
+  shared, weight = _draw_times("draw_masked", draw_t, t_key, batch_size)
   t = jnp.where(given, 0.0, jnp.where(diffused, shared[:, None], 1.0))
   return Draw(
     t={name: t[:, i] for i, name in enumerate(names)},
@@ -394,7 +405,7 @@ def draw_joint(
 ) -> Draw:
   """All modalities at one shared time (MLD-inpaint's training); arguments as `draw_masked`."""
   names, there = _check_draw("draw_joint", key, batch_size, names, draw_t, present)
-  t, weight = _draw_times(draw_t, key, batch_size)
+  t, weight = _draw_times("draw_joint", draw_t, key, batch_size)
   there = {name: jnp.broadcast_to(some, t.shape) for name, some in there.items()}
   return Draw({name: jnp.where(there[name], t, 1.0) for name in names}, there, weight)
 
@@ -413,7 +424,10 @@ def draw_independent(
   `importance_time` leaves most examples almost no weight.
   """
   names, there = _check_draw("draw_independent", key, batch_size, names, draw_t, present)
-  draws = {name: _draw_times(draw_t, modality_key(key, name), batch_size) for name in names}
+  draws = {
+    name: _draw_times("draw_independent", draw_t, modality_key(key, name), batch_size)
+    for name in names
+  }
   there = {name: jnp.broadcast_to(some, (batch_size,)) for name, some in there.items()}
   t = {name: jnp.where(there[name], draw[0], 1.0) for name, draw in draws.items()}
   weights = [jnp.where(there[name], draw[1], 1.0) for name, draw in draws.items()]
@@ -512,10 +526,15 @@ def states(path: Path) -> frozenset[str]:
     The states that occur, out of "given", "absent", "shared" and "apart".
 
   Raises:
-    TypeError: `path` is not a path.
+    TypeError: `path` is not a path, or its times are traced.
   """
   if not isinstance(path, Path):
     raise TypeError(f"states: path={path!r} must be a Path.")
+  if any(isinstance(times, jax.core.Tracer) for times in path.times.values()):
+    raise TypeError(
+      "states: the times of path are traced by JAX, so they cannot be compared. Construct the path"
+      " within jax.ensure_compile_time_eval(), or outside the traced function."
+    )
   times = np.stack([np.asarray(times) for times in path.times.values()])
   t, s = times[:, :-1], times[:, 1:]
   t, s = (x[:, np.any(t != s, axis=0)] for x in (t, s))

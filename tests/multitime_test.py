@@ -471,6 +471,39 @@ def test_path_is_checked_where_concrete_only():
   jax.jit(lambda t: multitime.Path({"a": t}))(jnp.array([2.0, 0.0]))
 
 
+def test_states_of_a_traced_path_are_refused():
+  with pytest.raises(TypeError, match=r"states: .*traced.*ensure_compile_time_eval"):
+    jax.jit(lambda path: len(multitime.states(path)))(multitime.joint(NAMES, 3))
+
+
+@pytest.mark.parametrize("seed", [2**32, -(2**31) - 1, 2**70])
+def test_seeds_of_more_than_32_bits_are_refused(seed):
+  """JAX drops the higher bits: 2^32 would be the seed 0."""
+  with pytest.raises(ValueError, match=f"make_key: seed={seed} "):
+    multitime.make_key(seed)
+
+
+@pytest.mark.parametrize("draw_all", ["draw_masked", "draw_joint", "draw_independent"])
+@pytest.mark.parametrize(
+  "t, weight, words",
+  [
+    (np.nan, 1, "a time drawn by draw_t"),
+    (1.5, 1, "a time drawn by draw_t"),
+    (0.5, -1, "a weight drawn by draw_t"),
+    (0.5, np.inf, "a weight drawn by draw_t"),
+  ],
+)
+def test_invalid_drawn_times_are_refused(draw_all, t, weight, words):
+  draw_t = lambda key, num: (jnp.linspace(0.2, t, num), jnp.linspace(1, weight, num))  # noqa: E731
+  with pytest.raises(ValueError, match=f"{draw_all}: {words}"):
+    getattr(multitime, draw_all)(jax.random.key(0), 4, NAMES, draw_t=draw_t)
+
+
+def test_times_without_weights_are_refused():
+  with pytest.raises(ValueError, match=r"draw_joint: draw_t must .* shapes \(4,\)"):
+    multitime.draw_joint(jax.random.key(0), 4, NAMES, draw_t=lambda key, num: jnp.ones(num))
+
+
 def test_joint_and_independent_draws_diffuse_everything():
   def draw_t(key, batch_size):
     t = jax.random.uniform(key, (batch_size,), minval=0.2, maxval=0.8)
