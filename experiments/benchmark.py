@@ -33,7 +33,7 @@ import ml_collections
 import numpy as np
 
 from experiments import benchmark_solvers, benchmark_train, chosen, setup, timing
-from mmdiff_jax import multitime, schedules, solvers, storage
+from mmdiff_jax import multitime, noise, schedules, solvers, storage
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import mld
 from mmdiff_jax.frameworks.base import TrainConfig
@@ -151,7 +151,7 @@ def run(sizes: Sizes, *, against: str | None, rounds: int) -> dict[str, Any]:
   rng = np.random.default_rng(0)
   network = ScoreMLP(width=sizes.width)
   x = jax.tree.map(jnp.asarray, _normal(rng, sizes.latents, sizes.rows))
-  params = network.init(multitime.make_key(0), x, _shared_time(sizes))
+  params = network.init(noise.make_key(0), x, _shared_time(sizes))
   # Off its start, at which the output is 0 whatever the rest may be.
   params = jax.tree.map(lambda p: p + 0.03 * rng.standard_normal(p.shape, np.float32), params)
   data = _normal(rng, sizes.latents, 10 * sizes.burst * sizes.batch_size)
@@ -214,7 +214,7 @@ def _ours(sizes: Sizes, network: ScoreMLP, params, x, data) -> dict[str, timing.
     steps=10**6, batch_size=sizes.batch_size, learning_rate=1e-4, warmup=0, final=1.0, clip=0.0
   )
   tx = state_lib.optimizer(settings)
-  key = multitime.make_key(1)
+  key = noise.make_key(1)
 
   def one(state, batch):
     step_key = jax.random.fold_in(key, state.step)

@@ -27,11 +27,11 @@ import numpy as np
 
 from configs import mld as mld_config
 from experiments import setup, timing
-from mmdiff_jax import multitime
+from mmdiff_jax import noise, parallel
 from mmdiff_jax.data import pipeline, poly_mnist
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.frameworks.base import Stage
-from mmdiff_jax.training import parallel, state as state_lib, step as step_lib
+from mmdiff_jax.training import state as state_lib, step as step_lib
 
 TARGETS = {"score": 1.05, "image": 1.15, "view": 1.15}
 Examples = Mapping[str, np.ndarray | Column]
@@ -167,7 +167,7 @@ def _steps(
   )
   sample = {n: jnp.asarray(x[: settings.batch_size]) for n, x in examples.items()}
   tx = state_lib.optimizer(settings)
-  key = multitime.make_key(0)
+  key = noise.make_key(0)
   state = parallel.replicate(layout, state_lib.create(stage.init(key, {}, sample), tx))
   names, train_step = step_lib.make_train_step(stage, tx, layout, state.params, {}, sample)
   meter = step_lib.new_meter(layout, names)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from experiments import timing
-from mmdiff_jax import multitime, schedules, solvers
+from mmdiff_jax import multitime, noise, schedules, solvers
 from mmdiff_jax.errors import UserError
 
 SCHEDULE = schedules.VPLinear()
@@ -129,12 +129,12 @@ def contestants(sizes: Sizes, against: str | None) -> dict[str, timing.Contestan
 
 def start(sizes: Sizes) -> Float[Array, "rows dims"]:
   """Where all paths start, at t = 1."""
-  return jax.random.normal(multitime.make_key(0), (sizes.rows, sizes.dims))
+  return jax.random.normal(noise.make_key(0), (sizes.rows, sizes.dims))
 
 
 def _compiled(loop, sizes, burst):
   """The function `() -> x` that calls `loop`, `(key, x) -> (x, steps)`, so many times."""
-  key, x = multitime.make_key(1), start(sizes)
+  key, x = noise.make_key(1), start(sizes)
   program = jax.jit(loop).lower(key, x).compile()
 
   def call():
@@ -182,7 +182,7 @@ def _ours(sizes):
   def noise(key, x):
     def step(x, index):
       step_key, _ = jax.random.split(jax.random.fold_in(key, index))
-      return x + multitime.normal_like(step_key, "x", x), None
+      return x + noise.normal_like(step_key, "x", x), None
 
     return jax.lax.scan(step, x, jnp.arange(sizes.steps))[0], sizes.steps
 

@@ -21,13 +21,13 @@ import ml_collections
 import numpy as np
 
 from experiments import setup, timing
-from mmdiff_jax import multitime
+from mmdiff_jax import noise, parallel
 from mmdiff_jax.data import datasets
 from mmdiff_jax.frameworks import base
 from mmdiff_jax.frameworks.base import Batch, Framework, Params, Stage
 from mmdiff_jax.modalities import Modality
-from mmdiff_jax.training import parallel, state as state_lib, step as step_lib
-from mmdiff_jax.training.parallel import Layout
+from mmdiff_jax.parallel import Layout
+from mmdiff_jax.training import state as state_lib, step as step_lib
 
 # FLOP/s of a device in bfloat16 without sparsity, from the makers' data sheets, by a part of what
 # JAX calls it.
@@ -101,7 +101,7 @@ def each_stage(framework: Framework, data: Batch) -> Iterator[tuple[Stage, Param
     if stage is framework.stages[-1]:
       return
     batch = {name: jnp.asarray(x[: stage.settings.batch_size]) for name, x in examples.items()}
-    params = frozen | jax.jit(stage.init)(multitime.make_key(0), frozen, batch)
+    params = frozen | jax.jit(stage.init)(noise.make_key(0), frozen, batch)
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -174,7 +174,7 @@ def _measure(
   settings = stage.settings
   group, grouped = settings.steps_per_dispatch, settings.steps_per_dispatch > 1
   tx = state_lib.optimizer(settings)
-  key = multitime.make_key(0)
+  key = noise.make_key(0)
   one = {name: np.asarray(x[: settings.batch_size]) for name, x in examples.items()}
 
   _, create = step_lib.initial_state(stage, tx, layout, key, frozen, one)
@@ -229,7 +229,7 @@ def _flops(
   def gradient(params, frozen, key, batch):
     return jax.grad(lambda params: loss(params, frozen, key, batch)[0])(params)
 
-  lowered = jax.jit(gradient).lower(params, frozen, multitime.make_key(0), batch)
+  lowered = jax.jit(gradient).lower(params, frozen, noise.make_key(0), batch)
   return float(lowered.cost_analysis()["flops"])
 
 

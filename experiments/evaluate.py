@@ -44,7 +44,7 @@ import ml_collections
 import numpy as np
 
 from experiments import generation, setup
-from mmdiff_jax import multitime, storage
+from mmdiff_jax import noise, storage
 from mmdiff_jax.data import datasets, missing
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.evaluation import (
@@ -224,7 +224,7 @@ def _bound(trained: generation.Trained, data: Mapping[str, Data]) -> dict[str, f
   began = time.monotonic()
   names = [modality.name for modality in trained.framework.modalities]
   train, test = (missing.complete(data[split], names) for split in ("train", "test"))
-  found = trained.framework.bound(trained.params, multitime.make_key(0), train, test)
+  found = trained.framework.bound(trained.params, noise.make_key(0), train, test)
   shown = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
   _say(f"variational bound: {shown}; {time.monotonic() - began:.1f} s")
   return found
@@ -548,7 +548,7 @@ def _sample(test, given, key_name, num, draws, seeds, generator):
     size, wanted = len(next(iter(test.values()))), num // draws
     rows = np.concatenate([rng.permutation(size) for _ in range(-(-wanted // size))])[:wanted]
     rows = np.repeat(rows, draws)
-    key = multitime.modality_key(multitime.make_key(seed), key_name)
+    key = noise.modality_key(noise.make_key(seed), key_name)
     samples.append((rows, generator.generate(key, {name: test[name][rows] for name in given})))
   return samples, (time.monotonic() - began) / len(seeds)
 

@@ -12,11 +12,11 @@ import ml_collections
 import numpy as np
 
 from experiments import experts, setup
-from mmdiff_jax import storage
+from mmdiff_jax import parallel, storage
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import base
 from mmdiff_jax.frameworks.base import Framework, Params, SamplerConfig
-from mmdiff_jax.training import checkpoints, parallel, workdir as workdir_lib
+from mmdiff_jax.training import checkpoints, workdir as workdir_lib
 
 NUM = setup.define_integer("num", None, "How many samples.", 1, 10**7)
 SOLVER = flags.DEFINE_string("solver", None, "Solver; the config's if not given.")

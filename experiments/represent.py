@@ -15,7 +15,7 @@ from absl import flags
 import numpy as np
 
 from experiments import setup
-from mmdiff_jax import multitime, storage
+from mmdiff_jax import noise, storage
 from mmdiff_jax.data import datasets, readers
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.errors import UserError
@@ -78,7 +78,7 @@ def represent(
   Returns:
     Of each split float16 [n, 256], whose error of 0.05 % is nothing to a network, at half the size.
   """
-  key = multitime.modality_key(multitime.make_key(_SEED), modality.name)
+  key = noise.modality_key(noise.make_key(_SEED), modality.name)
   labels = {split: np.asarray(arrays["label"]) for split, arrays in data.items()}
   classifier = classifiers.fit(
     modality, data["train"][modality.name], labels["train"], key, say=_say

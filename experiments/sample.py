@@ -24,7 +24,7 @@ from etils import epath
 import numpy as np
 
 from experiments import experts, generation, setup
-from mmdiff_jax import multitime, storage
+from mmdiff_jax import noise, storage
 from mmdiff_jax.data import datasets, missing, readers
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.evaluation import pictures
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
   storage.check_writable(out, "--out")
   generator = generation.generator(trained, values, given, targets, num)
   began = time.monotonic()
-  samples = generator.generate(multitime.make_key(_SEED.value), values)
+  samples = generator.generate(noise.make_key(_SEED.value), values)
   print(
     f"{num:,} samples in {time.monotonic() - began:.2f} s, after {generator.seconds:.1f} s of"
     " compiling"

@@ -14,9 +14,33 @@ from jaxtyping import Array, Float, Shaped
 import numpy as np
 
 from mmdiff_jax import arguments, prediction, schedules
+from mmdiff_jax.diffusion import checked, Denoiser
 from mmdiff_jax.schedules import along
-from mmdiff_jax.solvers import Denoiser
-from mmdiff_jax.solvers.steps import checked, is_floating
+from mmdiff_jax.solvers.moves import is_floating
+
+
+def combine(conditional: Any, unconditional: Any, strength: Any) -> Any:
+  """Returns unconditional + strength (conditional - unconditional), for each array of two pytrees.
+
+  This is the step from a model's two predictions to the guided one (Ho and Salimans 2022, Eq. 6).
+
+  Raises:
+    TypeError, ValueError: an argument has the wrong type, or the two pytrees differ in structure or
+      in the shapes of their arrays.
+  """
+  strength = arguments.number("combine", "strength", strength, rows=True)
+  pytrees = {"conditional": conditional, "unconditional": unconditional}
+  for name, pytree in pytrees.items():
+    for leaf in jax.tree.leaves(pytree):
+      leaf = arguments.floating("combine", name, leaf)
+      arguments.broadcasts("combine", "strength", jnp.shape(strength), leaf.shape)
+  shapes = [jax.tree.map(jnp.shape, pytree) for pytree in pytrees.values()]
+  if shapes[0] != shapes[1]:
+    raise ValueError(
+      f"combine: conditional and unconditional have the shapes {shapes[0]} and {shapes[1]}; they"
+      " must be the same."
+    )
+  return jax.tree.map(lambda c, u: u + strength * (c - u), conditional, unconditional)
 
 
 def _guided(denoiser, strength, noise, interval, rescale, schedule, x, t):
@@ -41,7 +65,7 @@ def _guided(denoiser, strength, noise, interval, rescale, schedule, x, t):
       log_snr = schedules.schedule_of(schedule, name).log_snr(t[name])
       inside = (interval[0] <= log_snr) & (log_snr <= interval[1])
       weight = jnp.where(along(inside, x[name]), weight, 1.0)
-    x0[name], eps[name] = (b[1] + weight * (b[0] - b[1]) for b in (both_x0[name], both_eps[name]))
+    x0[name], eps[name] = (combine(*both, weight) for both in (both_x0[name], both_eps[name]))
     if rescale is not None:
       x0[name] = _rescaled(x0[name], both_x0[name][0], rescale)
       eps[name] = _eps_of(schedule, name, x[name], t[name], x0[name], eps[name])

@@ -41,7 +41,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
-from mmdiff_jax import multitime, prediction, schedules
+from mmdiff_jax import noise, prediction, schedules
 from mmdiff_jax.schedules import along
 from mmdiff_jax.solvers import Solver
 
@@ -200,7 +200,7 @@ def posterior_sampling(process: Process) -> Solver:
     moved = {}
     for name, z in x.items():
       mean, std = process.posterior(z, z0[name], aggregate[name], t[name], s[name])
-      moved[name] = mean + std * multitime.normal_like(key, name, z)
+      moved[name] = mean + std * noise.normal_like(key, name, z)
     return moved, state
 
   return Solver(lambda x: (), step, lambda num_steps: num_steps)

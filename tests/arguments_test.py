@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmdiff_jax import guidance, multitime, schedules, solvers
+from mmdiff_jax import diffusion, guidance, multitime, noise, parallel, schedules, solvers
 
 SCHEDULE = schedules.VPLinear()
 KEY = jax.random.key(0)
@@ -48,15 +48,16 @@ def call_draw(result):
 
 DRAW = {"key": KEY, "batch_size": 2, "names": ("a", "b"), "draw_t": draw_t}
 DRAW["present"] = {"a": jnp.ones(2, bool), "b": jnp.ones(2, bool)}
+FORWARD = {"schedule": SCHEDULE, "x0": X["a"], "eps": -X["a"], "t": jnp.full(2, 0.5)}
 GRID = jnp.array([1.0, 0.5, 0.0])
 # Valid arguments of each function, and a function that calls its result if that is a function.
 RIGHT = {
-  multitime.make_key: ({"seed": 0}, None),
+  noise.make_key: ({"seed": 0}, None),
   multitime.states: ({"path": PATH}, None),
-  multitime.modality_key: ({"key": KEY, "name": "a"}, None),
-  multitime.normal_like: ({"key": KEY, "name": "a", "x": X["a"]}, None),
-  multitime.all_rows: ({"x": X["a"]}, None),
-  multitime.key_of_rows: ({"key": KEY, "first": 0, "step": 1}, None),
+  noise.modality_key: ({"key": KEY, "name": "a"}, None),
+  noise.normal_like: ({"key": KEY, "name": "a", "x": X["a"]}, None),
+  parallel.all_rows: ({"x": X["a"]}, None),
+  noise.key_of_rows: ({"key": KEY, "first": 0, "step": 1}, None),
   multitime.uniform_time: ({"t_min": 1e-3}, call_draw),
   multitime.importance_time: ({"schedule": SCHEDULE, "t_min": 1e-3}, call_draw),
   multitime.draw_masked: ({**DRAW, "given_prob": 0.5, "absent_prob": 0.2}, None),
@@ -86,6 +87,9 @@ RIGHT = {
     {"names": ("a", "b"), "num_steps": 2, "jump": 1, "repeats": 1, "given": ("b",), "grid": GRID},
     None,
   ),
+  diffusion.perturb: (FORWARD, None),
+  diffusion.target: ({"kind": "v", **FORWARD}, None),
+  diffusion.denoiser: ({"kind": "v", "fn": network, "schedule": SCHEDULE}, call_denoiser),
   **{
     make: ({"fn": network, "schedule": SCHEDULE}, call_denoiser)
     for make in (
@@ -157,6 +161,10 @@ RIGHT = {
     },
     call_denoiser,
   ),  # fmt: skip
+  guidance.combine: (
+    {"conditional": {"a": X["a"]}, "unconditional": {"a": -X["a"]}, "strength": 2.0},
+    None,
+  ),
   guidance.mix: ({"branches": branches, "shares": (1.0,), "weights": (0.5,)}, call_denoiser),
   guidance.compose: (
     {
@@ -208,7 +216,10 @@ def public(module):
 
 
 def test_every_public_function_is_tried():
-  assert {f for module in (multitime, solvers, guidance) for f in public(module)} == set(RIGHT)
+  modules = (noise, diffusion, multitime, solvers, guidance)
+  functions = {function for module in modules for function in public(module)}
+  checks = {diffusion.check_kind, diffusion.check_shapes, diffusion.checked}
+  assert functions - checks | {parallel.all_rows} == set(RIGHT)
   for function, (arguments, _) in RIGHT.items():
     names = set(inspect.signature(function).parameters)
     assert set(arguments) >= names - {"trajectory", "remat"}, function

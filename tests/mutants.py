@@ -1,6 +1,6 @@
 """Checks by mutation that the tests prove the mathematics.
 
-  python tests/mutants.py [--modules=schedules,solvers/steps] [--limit=N] [--jobs=2] [--out=FILE]
+  python tests/mutants.py [--modules=schedules,solvers/ode] [--limit=N] [--jobs=2] [--out=FILE]
 
 Every operator, constant, pair of arguments and name with a counterpart (alpha and sigma, t and s,
 exp and expm1, ...) in the modules of mathematics is changed by rule, one at a time, and the tests
@@ -37,11 +37,21 @@ import time
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = ("schedules.py", "prediction.py", "multitime.py", "guidance.py", "solvers/*.py")
+MODULES = (
+  "schedules/*.py",
+  "prediction.py",
+  "noise.py",
+  "diffusion.py",
+  "multitime/*.py",
+  "guidance.py",
+  "solvers/*.py",
+)
 TESTS = (
   "laws/*_test.py",
   "schedules_test.py",
   "prediction_test.py",
+  "noise_test.py",
+  "diffusion_test.py",
   "multitime_test.py",
   "guidance_test.py",
   "solvers/*_test.py",

@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from scipy import special
 
-from mmdiff_jax import multitime, storage
+from mmdiff_jax import noise, storage
 from mmdiff_jax.data import readers
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.modalities import Modality
@@ -248,7 +248,7 @@ def load_or_fit(
     return Classifier(traverse_util.unflatten_dict(saved, sep="/"), _inference(network))
   # Before minutes of training.
   storage.check_writable(path.parent, "the folder of the classifiers")
-  key = multitime.modality_key(multitime.make_key(_SEED), modality.name)
+  key = noise.modality_key(noise.make_key(_SEED), modality.name)
   classifier = fit(modality, x, labels, key, num_steps=num_steps, say=say)
   flat = {
     name: np.asarray(value)

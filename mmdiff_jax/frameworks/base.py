@@ -109,10 +109,10 @@ class Stage:
       scalars, one a modality named `loss_<modality>` where the loss has such parts. It may be
       called with a part of a batch. The mean over the equal parts on several devices must be the
       loss of the whole batch: it is a mean over examples, or compares them through
-      `multitime.all_rows`. With `accumulate` above 1 the parts come one after the other, and a loss
+      `parallel.all_rows`. With `accumulate` above 1 the parts come one after the other, and a loss
       that compares examples, such as InfoNCE, compares those of one part: then the mean is not the
       loss of the whole. What it draws has examples along the first axis (see
-      `multitime.key_of_rows`).
+      `noise.key_of_rows`).
     report: `(params, key, data) -> {tag: {modality: array}}`, what to show a person of the current
       parameters: arrays in the model's view, of some rows of the test split `data`.
     needs: the stages without which this one cannot begin.

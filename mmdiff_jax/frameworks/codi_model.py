@@ -8,7 +8,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from mmdiff_jax import config_checks, multitime, prediction, schedules, solvers
+from mmdiff_jax import (
+  config_checks,
+  multitime,
+  noise as noise_lib,
+  parallel,
+  prediction,
+  schedules,
+  solvers,
+)
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import autoencoding
 from mmdiff_jax.frameworks.base import Batch, Params, SamplerConfig
@@ -150,7 +158,7 @@ def info_nce(
     b: the other's.
     log_scale: the logarithm of the inverse temperature.
   """
-  a, b = multitime.all_rows(a), multitime.all_rows(b)
+  a, b = parallel.all_rows(a), parallel.all_rows(b)
   logits = jnp.exp(log_scale) * a @ b.T
   right = jnp.diagonal(logits)
   return 0.5 * sum(jnp.mean(jax.nn.logsumexp(logits, axis=axis) - right) for axis in (0, 1))
@@ -180,7 +188,7 @@ def sample_prompt(
   which = jax.random.randint(which_key, (rows,), 0, len(prompts))
   # Not by index, for which devices would exchange their rows.
   chosen = jax.lax.select_n(jnp.broadcast_to(which[:, None], (rows, size)), *prompts)
-  noise = config.prompt_noise / size**0.5 * multitime.normal_like(noise_key, "prompt", chosen)
+  noise = config.prompt_noise / size**0.5 * noise_lib.normal_like(noise_key, "prompt", chosen)
   present = jax.random.bernoulli(absent_key, 1 - config.absent_prob, (rows, 1))
   return jnp.where(present, chosen + noise, 0.0)
 
@@ -191,7 +199,7 @@ def perturb(
   """Latents at one shared time, and the v of each."""
   noisy, target = {}, {}
   for name, value in z.items():
-    eps = multitime.normal_like(key, name, value)
+    eps = noise_lib.normal_like(key, name, value)
     alpha, sigma = (schedules.along(f(t), value) for f in (SCHEDULE.alpha, SCHEDULE.sigma))
     noisy[name] = alpha * value + sigma * eps
     target[name] = prediction.to_v(value, eps, alpha, sigma)

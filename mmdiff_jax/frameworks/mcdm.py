@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from mmdiff_jax import config_checks, guidance, multitime, prediction, schedules, solvers
+from mmdiff_jax import config_checks, guidance, multitime, noise, prediction, schedules, solvers
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks.base import (
   Batch,
@@ -351,7 +351,7 @@ def loss(
   rows, size = len(x0), len(expert.schedule.betas)
   t = jax.random.randint(t_key, (rows,), 1, size + 1) / size
   alpha, sigma = (schedules.along(f(t), x0) for f in (expert.schedule.alpha, expert.schedule.sigma))
-  eps = multitime.normal_like(noise_key, SPACE, x0)
+  eps = noise.normal_like(noise_key, SPACE, x0)
   known = {}
   for index, condition in enumerate(expert.conditions):
     own_key = jax.random.fold_in(absent_key, index)
@@ -513,7 +513,7 @@ def sample(
     known[name] = normalize(condition, x)
   denoiser = denoiser_of(experts, params, known, unconditional, terms, clip=sampling.clip)
   prior_key, loop_key = jax.random.split(key)
-  z = multitime.normal_like(prior_key, SPACE, jnp.zeros((num, *first.main.shape)))
+  z = noise.normal_like(prior_key, SPACE, jnp.zeros((num, *first.main.shape)))
   path = multitime.joint((SPACE,), sampling.steps)
   solver = sampling.solver
   z = solvers.sample(loop_key, denoiser, first.schedule, {SPACE: z}, path, solver=solver)[SPACE]

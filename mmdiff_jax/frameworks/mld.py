@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmdiff_jax import config_checks, guidance, multitime, schedules, solvers
+from mmdiff_jax import config_checks, guidance, multitime, noise, schedules, solvers
 from mmdiff_jax.data import missing
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks.autoencoding import (
@@ -231,7 +231,7 @@ def score_loss(
   noisy, target = {}, {}
   for name in names:
     z, t = latents[name], draw.t[name][:, None]
-    eps = multitime.normal_like(noise_key, name, z)
+    eps = noise.normal_like(noise_key, name, z)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     # What is absent must tell nothing: alpha(1) of VP linear is not quite 0.
     noisy[name] = jnp.where(t == 1.0, eps, alpha * z + sigma * eps)

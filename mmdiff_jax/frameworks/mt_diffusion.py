@@ -41,7 +41,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from mmdiff_jax import config_checks, multitime, shared_space, solvers
+from mmdiff_jax import config_checks, multitime, noise, shared_space, solvers
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import mt_diffusion_bound
 from mmdiff_jax.frameworks.base import (
@@ -260,7 +260,7 @@ def loss(
     z0, total = jax.lax.stop_gradient((z0, total))
   size = len(model.process.weights)
   t = jax.random.randint(t_key, (rows,), 1, size + 1) / size
-  eps = multitime.normal_like(noise_key, SPACE, z0)
+  eps = noise.normal_like(noise_key, SPACE, z0)
   mean, deviation = model.process.marginal(z0, total, t)
   predicted_eps, predicted = network(
     mean + deviation * eps, t, shown, train=True, rngs={"dropout": dropout_key}
@@ -434,9 +434,7 @@ def sample(
   else:
     solver, denoiser = shared_space.posterior_sampling(process), estimated
   prior_key, loop_key = jax.random.split(key)
-  z = multitime.normal_like(
-    prior_key, SPACE, jnp.zeros((num, *modalities[model.config.main].shape))
-  )
+  z = noise.normal_like(prior_key, SPACE, jnp.zeros((num, *modalities[model.config.main].shape)))
   # Runs from before there was a power took even steps.
   power = model.config.sampling.get("grid_power", 1.0)
   times = jnp.asarray(process.grid(sampling.steps, power), z.dtype)

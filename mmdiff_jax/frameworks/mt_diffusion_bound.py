@@ -9,7 +9,7 @@ from jax.scipy.stats import norm
 from jaxtyping import Array, Float, PRNGKeyArray
 import numpy as np
 
-from mmdiff_jax import multitime
+from mmdiff_jax import noise as noise_lib
 from mmdiff_jax.frameworks.base import Batch, Params
 from mmdiff_jax.frameworks.mt_diffusion_model import (
   aggregate,
@@ -125,7 +125,7 @@ def bound(
     """z at an entry of the table, and the time."""
     t = jnp.asarray(index / size, z0.dtype)
     mean, deviation = process.marginal(z0, total, t)
-    noise = multitime.normal_like(jax.random.fold_in(key, index), SPACE, z0)
+    noise = noise_lib.normal_like(jax.random.fold_in(key, index), SPACE, z0)
     return mean + deviation * noise, t
 
   def of_step(sum_, index):
@@ -164,7 +164,7 @@ def residuals(
   z0, total = aggregate(model, model.network.apply(params["network"], values, method="encode"))
   t = jnp.asarray(1 / len(model.process.weights), z0.dtype)
   mean, deviation = model.process.marginal(z0, total, t)
-  z = mean + deviation * multitime.normal_like(key, SPACE, z0)
+  z = mean + deviation * noise_lib.normal_like(key, SPACE, z0)
   found = _read_first(model, params, z, t)
   return {
     modality.name: jnp.sqrt(jnp.mean((found[modality.name] - values[modality.name]) ** 2))

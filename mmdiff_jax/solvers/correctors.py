@@ -23,16 +23,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from mmdiff_jax import arguments, multitime, schedules
-from mmdiff_jax.solvers.steps import (
-  check_solver,
-  checked,
-  Denoiser,
-  is_floating,
-  Sample,
-  Solver,
-  Times,
-)
+from mmdiff_jax import arguments, noise, schedules
+from mmdiff_jax.diffusion import checked, Denoiser
+from mmdiff_jax.solvers.moves import check_solver, is_floating, Sample, Solver, Times
 
 
 def hmc(
@@ -88,7 +81,7 @@ def hmc(
     }
     return x, momentum
 
-  momentum = {name: multitime.normal_like(key, name, value) for name, value in x.items()}
+  momentum = {name: noise.normal_like(key, name, value) for name, value in x.items()}
   return jax.lax.fori_loop(0, leapfrog, move, (dict(x), momentum))[0]
 
 

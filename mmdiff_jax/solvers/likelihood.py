@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from mmdiff_jax import arguments, multitime, schedules
+from mmdiff_jax import arguments, multitime, noise, schedules
+from mmdiff_jax.diffusion import checked, Denoiser
+from mmdiff_jax.solvers.moves import is_floating
 from mmdiff_jax.solvers.sampling import Modalities, start
-from mmdiff_jax.solvers.steps import checked, Denoiser, is_floating
 
 Trace = Literal["exact", "rademacher", "gaussian"]
 
@@ -192,7 +193,7 @@ def _tangents(key, x, trace, num_probes):
     return axes
   keys = jax.random.split(key, num_probes)
   draws = {
-    name: jax.vmap(lambda k, n=name, v=value: multitime.normal_like(k, n, v))(keys)
+    name: jax.vmap(lambda k, n=name, v=value: noise.normal_like(k, n, v))(keys)
     for name, value in x.items()
   }
   return draws if trace == "gaussian" else jax.tree.map(jnp.sign, draws)

@@ -1,163 +1,18 @@
-"""The loop along a path, and the constructors that make a denoiser of a network.
-
-A denoiser maps `(x, t)`, dicts of modalities and of their times, to the pair of dicts
-(E[x_0 | x], E[eps | x]). It is a `jax.tree_util.Partial` and so a pytree: new parameters, bound
-with `Partial(fn, params)`, do not recompile a jitted sampler.
-"""
+"""The loop along a path, its start, and what may be done after each step."""
 
 from collections.abc import Callable, Mapping, Sequence
-import functools
-import reprlib
 from typing import Any
-import warnings
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 import numpy as np
 
-from mmdiff_jax import arguments, multitime, prediction, schedules
-from mmdiff_jax.solvers.steps import (
-  check_shapes,
-  check_solver,
-  checked,
-  Denoiser,
-  is_floating,
-  Solver,
-)
+from mmdiff_jax import arguments, multitime, noise, prediction, schedules
+from mmdiff_jax.diffusion import check_shapes, checked, Denoiser, perturb
+from mmdiff_jax.solvers.moves import check_solver, is_floating, Solver
 
 Modalities = Mapping[str, Shaped[Array | np.ndarray, "batch ..."]]
-
-
-def _eps_pair(eps, x, alpha, sigma):
-  return prediction.eps_to_x0(x, eps, alpha, sigma), eps
-
-
-def _x0_pair(x0, x, alpha, sigma):
-  return x0, prediction.x0_to_eps(x, x0, alpha, sigma)
-
-
-def _v_pair(v, x, alpha, sigma):
-  return prediction.v_to_x0(x, v, alpha, sigma), prediction.v_to_eps(x, v, alpha, sigma)
-
-
-def _score_pair(score, x, alpha, sigma):
-  return _eps_pair(prediction.score_to_eps(score, sigma), x, alpha, sigma)
-
-
-def _velocity_pair(velocity, x, *levels):
-  return tuple(
-    convert(x, velocity, *levels)
-    for convert in (prediction.velocity_to_x0, prediction.velocity_to_eps)
-  )
-
-
-def _levels(schedule, t):
-  return schedule.alpha(t), schedule.sigma(t)
-
-
-def _levels_and_rates(schedule, t):
-  levels, rates = jax.jvp(lambda t: _levels(schedule, t), (t,), (jnp.ones_like(t),))
-  return *levels, *rates
-
-
-def _denoise(pair, levels, fn, schedule, x, t):
-  predicted = fn(x, t)
-  check_shapes("the network", predicted, x, branches=True)
-  x0, eps = {}, {}
-  for name, value in x.items():
-    modality_schedule = schedules.schedule_of(schedule, name)
-    time = schedules.along(jnp.asarray(t[name]), value)
-    value = arguments.floating("denoiser", f"x[{name!r}]", value)
-    x0[name], eps[name] = pair(
-      jnp.asarray(predicted[name]), value, *levels(modality_schedule, time)
-    )
-  return x0, eps
-
-
-def _denoiser(maker, pair, fn, schedule, levels=_levels):
-  fn = arguments.function(maker, "fn", fn)
-  schedule = schedules.check(maker, schedule)
-  return Partial(_denoise, Partial(pair), Partial(levels), fn, schedule)
-
-
-def _warn_where_alpha_vanishes(constructor, schedule):
-  """Warns once per schedule with alpha(1) = 0; one with traced parameters is not checked."""
-  for each in schedule.values() if isinstance(schedule, Mapping) else (schedule,):
-    try:
-      with jax.ensure_compile_time_eval():
-        vanishes = bool(each.alpha(jnp.ones(())) == 0)
-    except jax.errors.ConcretizationTypeError:
-      continue
-    if vanishes:
-      # A table's repr has a thousand numbers.
-      _warn_once(
-        f"{constructor}: the schedule {reprlib.repr(each)} has alpha(1) = 0, where eps does not"
-        " determine x0. x0 is taken as 0 on the first move from t = 1, which makes every solver"
-        " first order. Predict v, x0 or the velocity, or start the path at `schedule.t_max`."
-      )
-
-
-@functools.cache
-def _warn_once(message):
-  # Cached, since any `warnings.catch_warnings` makes Python forget which warnings it has issued.
-  warnings.warn(message, stacklevel=4)
-
-
-def from_eps(fn: Callable[..., Any], schedule: Any) -> Partial:
-  """The denoiser of a network that predicts eps.
-
-  Where alpha is 0, eps does not determine x0, which is taken as 0, the prior's mean. On a schedule
-  with alpha(1) = 0 (`VPCosine`, `RectifiedFlow`) this makes the first move from t = 1 wrong, and
-  every solver first order. Such a schedule warns, once: predict v, x0 or the velocity, or start the
-  path at the schedule's `t_max`.
-
-  Args:
-    fn: `(x, t) -> dict` shaped as `x`, with an array for each modality, also for one that is
-      given. Pass a function with parameters as a `Partial` with these as arguments, or as an object
-      that is itself a pytree, such as a flax NNX or equinox module: `jax.jit` then uses new
-      parameters without recompiling. Parameters that a function merely closes over are constants of
-      a compiled sampler, which does not notice when they change.
-    schedule: one schedule, or one for each modality.
-
-  Returns:
-    The denoiser.
-
-  Raises:
-    TypeError: `fn` is not a function, or `schedule` not a schedule; when the denoiser is called,
-      `fn` does not return a dict.
-    ValueError: when the denoiser is called, `fn` leaves out a modality or returns another shape.
-  """
-  denoiser = _denoiser("from_eps", _eps_pair, fn, schedule)
-  _warn_where_alpha_vanishes("from_eps", schedule)
-  return denoiser
-
-
-def from_x0(fn: Callable[..., Any], schedule: Any) -> Partial:
-  """The denoiser of a network that predicts x0; arguments as `from_eps`."""
-  return _denoiser("from_x0", _x0_pair, fn, schedule)
-
-
-def from_v(fn: Callable[..., Any], schedule: Any) -> Partial:
-  """The denoiser of a network that predicts v = alpha eps - sigma x0; arguments as `from_eps`."""
-  return _denoiser("from_v", _v_pair, fn, schedule)
-
-
-def from_score(fn: Callable[..., Any], schedule: Any) -> Partial:
-  """The denoiser of a network that predicts the score, -eps / sigma; it warns as `from_eps`."""
-  denoiser = _denoiser("from_score", _score_pair, fn, schedule)
-  _warn_where_alpha_vanishes("from_score", schedule)
-  return denoiser
-
-
-def from_velocity(fn: Callable[..., Any], schedule: Any) -> Partial:
-  """The denoiser of a network that predicts the velocity, d(alpha)/dt x0 + d(sigma)/dt eps.
-
-  Flow matching trains such networks. The two derivatives must be finite at both ends, as they are
-  for `RectifiedFlow` (where the velocity is eps - x0) and `VPCosine`. Arguments as `from_eps`.
-  """
-  return _denoiser("from_velocity", _velocity_pair, fn, schedule, _levels_and_rates)
 
 
 def prior(
@@ -184,7 +39,7 @@ def prior(
   zeros = {name: jnp.zeros((batch_size, *shape)) for name, shape in shapes.items()}
   return {
     name: schedules.schedule_of(schedule, name).sigma(jnp.ones(()))
-    * multitime.normal_like(key, name, zero)
+    * noise.normal_like(key, name, zero)
     for name, zero in zeros.items()
   }
 
@@ -376,10 +231,8 @@ def replace_known(
     for name, value in given.items():
       arguments.broadcasts("replace_known", f"given[{name!r}]", value.shape, x[name].shape)
       modality_schedule = schedules.schedule_of(schedule, name)
-      noise = multitime.normal_like(key, name, x[name])
-      perturbed = (
-        modality_schedule.alpha(s[name]) * value + modality_schedule.sigma(s[name]) * noise
-      )
+      eps = noise.normal_like(key, name, x[name])
+      perturbed = perturb(modality_schedule, value, eps, s[name])
       x[name] = _blend(mask[name], perturbed, x[name]) if name in mask else perturbed
     return x
 

@@ -12,10 +12,10 @@ from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 import optax
 
-from mmdiff_jax import multitime
+from mmdiff_jax import noise, parallel
 from mmdiff_jax.frameworks.base import Batch, Params, Stage
-from mmdiff_jax.training import parallel, state as state_lib
-from mmdiff_jax.training.parallel import Layout
+from mmdiff_jax.parallel import Layout
+from mmdiff_jax.training import state as state_lib
 from mmdiff_jax.training.state import TrainState
 
 
@@ -102,7 +102,7 @@ def make_train_step(
     value, metrics = stage.loss(params, frozen, key, batch)
     return value, {"loss": value, **metrics}
 
-  _, shapes = jax.eval_shape(measured, params, frozen, multitime.make_key(0), batch)
+  _, shapes = jax.eval_shape(measured, params, frozen, noise.make_key(0), batch)
   names = (*shapes, "grad_norm", "learning_rate")
 
   def gradients(
@@ -164,10 +164,10 @@ def _in_pieces(
   device, and what is drawn for a row is what it would be in one piece.
   """
   if pieces == 1:
-    return gradients(params, frozen, multitime.key_of_rows(key, first), batch)
+    return gradients(params, frozen, noise.key_of_rows(key, first), batch)
 
   def part(index: Array, rows: Batch) -> tuple[Params, list[Array]]:
-    own_key = multitime.key_of_rows(key, first + index, pieces)
+    own_key = noise.key_of_rows(key, first + index, pieces)
     return gradients(params, frozen, own_key, rows)
 
   def add(total: Any, piece: tuple[Array, Batch]) -> tuple[Any, None]:

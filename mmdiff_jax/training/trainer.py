@@ -15,22 +15,21 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from mmdiff_jax import __version__, multitime, storage
+from mmdiff_jax import __version__, noise, parallel, storage
 from mmdiff_jax.data import pipeline
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.errors import PreemptedError, UserError
 from mmdiff_jax.frameworks import base
 from mmdiff_jax.frameworks.base import Batch, Framework, Params, Stage
+from mmdiff_jax.parallel import Layout
 from mmdiff_jax.training import (
   checkpoints,
   lock,
   monitoring,
-  parallel,
   state as state_lib,
   step as step_lib,
   workdir as workdir_lib,
 )
-from mmdiff_jax.training.parallel import Layout
 
 
 class DivergedError(FloatingPointError):
@@ -168,7 +167,7 @@ def _train_stage(
   settings = stage.settings
   grouped = settings.steps_per_dispatch > 1
   # Keyed by name, so that a stage put before this one does not change it.
-  key = jax.random.fold_in(multitime.make_key(config.seed), zlib.crc32(stage.name.encode()))
+  key = jax.random.fold_in(noise.make_key(config.seed), zlib.crc32(stage.name.encode()))
   init_key, step_key, report_key = jax.random.split(key, 3)
 
   monitor.say(f"{stage.name}: preparing")

@@ -11,8 +11,9 @@ import pytest
 
 from configs import mt_diffusion
 from experiments import setup
+from mmdiff_jax import parallel
 from mmdiff_jax.errors import UserError
-from mmdiff_jax.training import parallel, state as state_lib, step as step_lib
+from mmdiff_jax.training import state as state_lib, step as step_lib
 
 
 @pytest.mark.parametrize("name", mt_diffusion._PRESETS)

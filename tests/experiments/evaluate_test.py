@@ -14,7 +14,7 @@ from PIL import Image
 import pytest
 
 from experiments import evaluate, generation
-from mmdiff_jax import multitime, solvers
+from mmdiff_jax import noise as noise_lib, solvers
 from mmdiff_jax.data import datasets, pairs_of_digits, rendering
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.evaluation import coherence, frechet
@@ -460,7 +460,7 @@ def test_tasks_of_modalities_that_a_run_lacks_are_left_out(oracle):
 
 def certain(name, key, num):
   """Probabilities of two classes, from noise of that name: one class, or both alike."""
-  noise = multitime.normal_like(key, name, jnp.zeros((num, 1)))
+  noise = noise_lib.normal_like(key, name, jnp.zeros((num, 1)))
   both = jnp.concatenate([jnp.ones((num, 1)), jnp.zeros((num, 1))], axis=1)
   return jnp.where(noise > 0, both, 0.5)
 

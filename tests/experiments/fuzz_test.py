@@ -15,9 +15,10 @@ import pytest
 
 from configs import mcdm, mld, mt_diffusion
 from experiments import benchmark_train, setup
+from mmdiff_jax import parallel
 from mmdiff_jax.data import datasets
 from mmdiff_jax.errors import UserError
-from mmdiff_jax.training import parallel, state as state_lib, step as step_lib
+from mmdiff_jax.training import state as state_lib, step as step_lib
 
 FACES = [f"faces_{name}" for name in mcdm._EXPERTS if name != "label"]
 PRESETS = [

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from experiments import represent
-from mmdiff_jax import multitime
+from mmdiff_jax import noise
 from mmdiff_jax.data import datasets, digits, readers, represented
 from mmdiff_jax.evaluation import classifiers
 
@@ -35,7 +35,7 @@ def test_writes_features_of_both_splits_and_the_same_again(command, quick, small
   first = (tmp_path / "a.npz").read_bytes()
   (name, examples, key) = quick[0]
   assert (name, examples) == ("digit", 1437)
-  judge = multitime.modality_key(jax.random.key(classifiers._SEED), "digit")
+  judge = noise.modality_key(jax.random.key(classifiers._SEED), "digit")
   assert not (jax.random.key_data(key) == jax.random.key_data(judge)).all()
   with np.load(tmp_path / "a.npz", allow_pickle=False) as file:
     features = dict(file)

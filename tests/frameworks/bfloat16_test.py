@@ -12,7 +12,8 @@ import pytest
 
 from configs import codi, mcdm, mld, mt_diffusion
 from experiments import benchmark_train, setup
-from mmdiff_jax.training import parallel, state as state_lib, step as step_lib
+from mmdiff_jax import parallel
+from mmdiff_jax.training import state as state_lib, step as step_lib
 
 
 def of_mld(dtype, kind="towers"):

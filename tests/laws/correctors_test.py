@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmdiff_jax import guidance, multitime, schedules, solvers
+from mmdiff_jax import guidance, multitime, noise as noise_lib, schedules, solvers
 from tests.laws import gaussian
 from tests.laws.gaussian import join, NAMES, split
 
@@ -35,7 +35,7 @@ def after_one_step(t, snr, covariance, leapfrog=1):
   linear = (moved(jnp.eye(3), keys[0]) - moved(zeros, keys[0])).T
   # B from three draws of the momentum, in which the end is linear, too.
   noise = jnp.stack(
-    [join({n: multitime.normal_like(k, n, x) for n, x in split(zeros).items()})[0] for k in keys]
+    [join({n: noise_lib.normal_like(k, n, x) for n, x in split(zeros).items()})[0] for k in keys]
   )
   spread = jnp.linalg.solve(noise, jnp.stack([moved(zeros, k)[0] for k in keys])).T
   return linear @ covariance @ linear.T + spread @ spread.T
@@ -136,7 +136,7 @@ def composed_law(solver, stds, num_steps, weights=None):
     # Rows: the mean, and the mean plus 1, each with noise of its own.
     x = {"z": jnp.stack([mean, mean + 1.0])[:, None]}
     moved, _ = solver.step(step_key, denoise, SCHEDULE, x, {"z": t}, {"z": s}, ())
-    noise = multitime.normal_like(step_key, "z", x["z"])
+    noise = noise_lib.normal_like(step_key, "z", x["z"])
     move = 1 - jnp.exp(SCHEDULE.log_snr(t) - SCHEDULE.log_snr(s))
     scale = SCHEDULE.sigma(s) * jnp.sqrt(move) if solver is solvers.ancestral else 0.0
     ends = (moved["z"] - scale * noise)[:, 0]

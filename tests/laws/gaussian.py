@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmdiff_jax import multitime, schedules, solvers
+from mmdiff_jax import multitime, noise as noise_lib, schedules, solvers
 
 SIZES = {"a": 2, "b": 1}
 NAMES = tuple(SIZES)
@@ -120,7 +120,7 @@ def _propagated(solver, schedule, path, start, covariance):
     (of_basis, kept), (of_zero, _) = move(jnp.eye(size)), move(zeros)
     linear = (of_basis - of_zero).T
     # At x = 0 the mean is 0, so the output is the noise times its scale.
-    noise = {name: multitime.normal_like(key, name, x) for name, x in split(zeros[:, :DIM]).items()}
+    noise = {name: noise_lib.normal_like(key, name, x) for name, x in split(zeros[:, :DIM]).items()}
     scale = jnp.pad((of_zero[:, :DIM] / join(noise))[0], (0, size - DIM))
     return (linear @ p @ linear.T + jnp.diag(scale**2), kept), None
 

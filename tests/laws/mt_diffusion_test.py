@@ -11,7 +11,14 @@ import optax
 import pytest
 
 from configs import mt_diffusion as config_lib
-from mmdiff_jax import modalities as modalities_lib, multitime, schedules, shared_space, solvers
+from mmdiff_jax import (
+  modalities as modalities_lib,
+  multitime,
+  noise as noise_lib,
+  schedules,
+  shared_space,
+  solvers,
+)
 from mmdiff_jax.frameworks import base, mt_diffusion, mt_diffusion_bound
 from mmdiff_jax.networks.multitask import Multitask, Part
 
@@ -569,7 +576,7 @@ def test_single_task_is_ddpm_to_the_last_point():
     model, {"network": None}, key, {}, ("a",), 64, base.SamplerConfig(solvers.ancestral, 12)
   )
   prior_key, loop_key = jax.random.split(key)
-  z = multitime.normal_like(prior_key, "z", jnp.zeros((64, *ONE)))
+  z = noise_lib.normal_like(prior_key, "z", jnp.zeros((64, *ONE)))
 
   def clipped(x, t):
     a, sigma = TABLE.alpha(t["z"]), TABLE.sigma(t["z"])

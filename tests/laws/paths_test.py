@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmdiff_jax import multitime, prediction, schedules, solvers
+from mmdiff_jax import multitime, noise as noise_lib, prediction, schedules, solvers
 from tests.laws import gaussian
 from tests.laws.gaussian import COVARIANCE, join, NAMES, SCHEDULES, SOLVERS, split
 
@@ -229,7 +229,7 @@ def test_large_variance_is_that_of_the_forward_process():
   zeros = split(jnp.zeros((4, 3)))
   key = jax.random.key(1)
   moved, _ = solvers.ancestral_large.step(key, lambda x, t: (x, x), schedule, zeros, t, s, ())
-  noise = multitime.normal_like(key, "a", zeros["a"])
+  noise = noise_lib.normal_like(key, "a", zeros["a"])
   ratio = jnp.exp(schedule.log_snr(t["a"]) - schedule.log_snr(s["a"]))
   beta = schedule.sigma(t["a"]) ** 2 * (1 - ratio)
   np.testing.assert_allclose((moved["a"] / noise) ** 2, beta, rtol=1e-9)
@@ -352,7 +352,7 @@ def test_ddim_in_between():
   x0, eps = denoise(x, t)
   abar_t, abar_s = (schedule.alpha(time["a"]) ** 2 for time in (t, s))
   c = 0.5 * jnp.sqrt((1 - abar_s) / (1 - abar_t)) * jnp.sqrt(1 - abar_t / abar_s)
-  noise = multitime.normal_like(key, "a", x["a"])
+  noise = noise_lib.normal_like(key, "a", x["a"])
   expected = jnp.sqrt(abar_s) * x0["a"] + jnp.sqrt(1 - abar_s - c**2) * eps["a"] + c * noise
   np.testing.assert_allclose(got["a"], expected, atol=1e-12)
   assert solvers.ddim() is solvers.ddim()

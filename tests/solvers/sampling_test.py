@@ -370,7 +370,7 @@ rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
 def run(key):
   x = solvers.prior(key, schedule, {"a": (3,)}, 16)
   x = jax.lax.with_sharding_constraint(x, rows)
-  noise = multitime.normal_like(key, "a", x["a"])
+  noise = noise_lib.normal_like(key, "a", x["a"])
   denoiser = solvers.from_eps(lambda x, t: {"a": 0.5 * x["a"]}, schedule)
   path = multitime.joint(("a",), 8)
   return noise, solvers.sample(key, denoiser, schedule, x, path, solver=solvers.ancestral)["a"]

@@ -9,9 +9,10 @@ import orbax.checkpoint as ocp
 import pytest
 
 import mmdiff_jax
+from mmdiff_jax import parallel
 from mmdiff_jax.data import pipeline
 from mmdiff_jax.errors import UserError
-from mmdiff_jax.training import checkpoints, checksums, parallel, trainer, workdir as workdir_lib
+from mmdiff_jax.training import checkpoints, checksums, trainer, workdir as workdir_lib
 from mmdiff_jax.training.state import TrainState
 
 

@@ -17,16 +17,10 @@ import optax
 import pytest
 
 from experiments import generation
-from mmdiff_jax import multitime, solvers
+from mmdiff_jax import noise as noise_lib, parallel, solvers
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import base, codi, mcdm, mld, mt_diffusion
-from mmdiff_jax.training import (
-  checkpoints,
-  parallel,
-  state as state_lib,
-  step as step_lib,
-  trainer,
-)
+from mmdiff_jax.training import checkpoints, state as state_lib, step as step_lib, trainer
 
 STEPS, ROWS = 20, 16
 LAYOUTS = {
@@ -219,7 +213,7 @@ def test_rows_are_compared_with_those_of_other_devices(toy):
   def loss(trained, frozen, key, batch):
     del frozen, key
     x = batch["image"].reshape(-1, 16) @ trained["first"]["w"] + trained["first"]["b"]
-    x = multitime.all_rows(x)
+    x = parallel.all_rows(x)
     return jnp.mean(jax.nn.logsumexp(x @ x.T, axis=1)), {}
 
   check_alike(*toy_stage(toy, loss), ("data", "pmap"))
@@ -401,7 +395,7 @@ def test_sampling_uses_all_devices_and_makes_what_one_makes(toy, monkeypatch, ki
 
   def sample(params, key, given, targets, num, sampling):
     del targets, sampling
-    noise = multitime.normal_like(key, "sound", jnp.zeros((num, 2, 4)))
+    noise = noise_lib.normal_like(key, "sound", jnp.zeros((num, 2, 4)))
     x = given["image"].reshape(num, 16) @ params["w"]
     if kind == "jit":
       jax.debug.inspect_array_sharding(

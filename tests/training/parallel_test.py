@@ -11,9 +11,10 @@ from jax.sharding import AbstractMesh, AxisType
 import numpy as np
 import pytest
 
+from mmdiff_jax import parallel
 from mmdiff_jax.data import pipeline
 from mmdiff_jax.errors import UserError
-from mmdiff_jax.training import checkpoints, parallel, trainer
+from mmdiff_jax.training import checkpoints, trainer
 
 
 def test_uneven_batch_is_refused():
@@ -238,3 +239,10 @@ def test_two_processes_make_the_batches_of_one_train_as_one_and_resume(toy, tmp_
   for x, y in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
     np.testing.assert_array_equal(x, y)
   check_as_one(toy, framework, tmp_path / "whole", tmp_path / "one")
+
+
+def test_all_rows_gathers_the_rows_of_all_parts():
+  x = jax.numpy.arange(6.0).reshape(3, 2)
+  np.testing.assert_array_equal(parallel.all_rows(x), x)
+  parts = jax.vmap(parallel.all_rows, axis_name=parallel.PARTS)(x.reshape(3, 1, 2))
+  np.testing.assert_array_equal(parts, np.broadcast_to(x, (3, 3, 2)))

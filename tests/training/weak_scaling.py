@@ -12,7 +12,8 @@ import numpy as np
 
 from configs import mcdm
 from experiments import setup
-from mmdiff_jax.training import parallel, state as state_lib, step as step_lib
+from mmdiff_jax import parallel
+from mmdiff_jax.training import state as state_lib, step as step_lib
 
 
 def eight_devices():

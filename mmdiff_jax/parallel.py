@@ -19,13 +19,29 @@ from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 import numpy as np
 
-from mmdiff_jax import multitime
+from mmdiff_jax import noise
 from mmdiff_jax.errors import UserError
 
 _AXES = ("data", "shard")
+
+# The mapped axis under which a function receives one device's part of a batch.
+PARTS = "parts"
+
+
+def all_rows(x: Float[Array, "part ..."]) -> Float[Array, "batch ..."]:
+  """Returns all rows of a batch, for a loss that compares rows.
+
+  Under the mapped axis `PARTS` these are the rows of all devices, elsewhere `x` itself. A loss that
+  is then the same on all devices has the right gradient in the mean over them.
+  """
+  try:
+    jax.lax.axis_size(PARTS)
+  except NameError:
+    return x
+  return jax.lax.all_gather(x, PARTS, tiled=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,12 +215,12 @@ def _constrained(layout, tree, to):
 
 def mean(layout: Layout, tree: Any) -> Any:
   """Inside a step: the mean over devices of what each made of its part of the batch."""
-  return jax.lax.pmean(tree, multitime.PARTS) if layout.kind == "pmap" else tree
+  return jax.lax.pmean(tree, PARTS) if layout.kind == "pmap" else tree
 
 
 def first_row(layout: Layout, rows: int) -> int | Int[Array, ""]:
   """Inside a step that sees `rows` examples: the place of the first of them in the whole batch."""
-  return jax.lax.axis_index(multitime.PARTS) * rows if layout.kind == "pmap" else 0
+  return jax.lax.axis_index(PARTS) * rows if layout.kind == "pmap" else 0
 
 
 def compile_step(
@@ -224,7 +240,7 @@ def compile_step(
   if layout.kind == "pmap":
     return jax.pmap(
       step,
-      multitime.PARTS,
+      PARTS,
       in_axes=(None, None, None, None, 1 if grouped else 0),
       out_axes=None,
       devices=layout.mesh.devices.ravel().tolist(),
@@ -259,7 +275,7 @@ def compile_sampler(
     given: the shapes of what will be given, [rows, ...].
     rows: how many are made at once, a multiple of the number of devices.
   """
-  copied, key = replicated(layout), multitime.make_key(0)
+  copied, key = replicated(layout), noise.make_key(0)
   params = jax.device_put(params, copied)
   if layout.kind == "jit":
     split_rows = batch_sharding(layout)
@@ -274,14 +290,14 @@ def compile_sampler(
   each = rows // layout.mesh.size
 
   def part(params, key, first, given):
-    return sample(params, multitime.key_of_rows(key, first), given, each)
+    return sample(params, noise.key_of_rows(key, first), given, each)
 
   def parts(given):
     return {n: x.reshape(layout.mesh.size, each, *x.shape[1:]) for n, x in given.items()}
 
   program = jax.pmap(
     part,
-    multitime.PARTS,
+    PARTS,
     in_axes=(None, None, 0, 0),
     devices=layout.mesh.devices.ravel().tolist(),
   )
