@@ -95,3 +95,20 @@ def test_seeds_of_more_than_32_bits_are_refused(seed):
   """JAX drops the higher bits: 2^32 would be the seed 0."""
   with pytest.raises(ValueError, match=f"make_key: seed={seed} "):
     noise_lib.make_key(seed)
+
+
+@pytest.mark.parametrize(("word", "sign"), [(0, -1), (2**32 - 1, 1)])
+def test_the_ends_of_the_noise_are_finite_and_alike(monkeypatch, word, sign):
+  words = lambda key, count: (jnp.full_like(count[0], word), jnp.zeros_like(count[0]))  # noqa: E731
+  monkeypatch.setattr(noise_lib, "_threefry", words)
+  noise = noise_lib.normal_like(jax.random.key(0), "a", jnp.zeros((1, 1)))
+  # The quantile of half of one part in 2^24.
+  np.testing.assert_allclose(noise, sign * -stats.norm.ppf(2.0**-25), rtol=1e-2)
+
+
+def test_noise_has_the_type_and_shape_asked_for():
+  for dtype in (jnp.float32, jnp.bfloat16):
+    x = jnp.zeros((4, 2, 3), dtype)
+    noise = noise_lib.normal_like(jax.random.key(0), "a", x)
+    assert noise.shape == x.shape and noise.dtype == dtype
+  assert noise_lib.normal_like(jax.random.key(0), "a", jnp.zeros(4)).shape == (4,)

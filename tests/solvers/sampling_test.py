@@ -362,7 +362,7 @@ def test_noise_is_the_same_on_eight_devices(tmp_path):
   program = """
 import sys
 import jax, numpy as np
-from mmdiff_jax import multitime, schedules, solvers
+from mmdiff_jax import multitime, noise as noise_lib, schedules, solvers
 schedule = schedules.VPLinear()
 num = len(jax.devices())
 mesh = jax.make_mesh((num,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
