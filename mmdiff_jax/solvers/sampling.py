@@ -104,7 +104,7 @@ def sample(
     _check_rises(path, solver)
   # Samples keep their type, whatever that of the times; bfloat16 is too coarse for times.
   precision = jnp.promote_types(jnp.result_type(*x_init.values()), jnp.float32)
-  times = {name: value.astype(precision) for name, value in path.times.items()}
+  times = {name: jnp.asarray(value, precision) for name, value in path.times.items()}
 
   def step(carry, inputs):
     x, state = carry
