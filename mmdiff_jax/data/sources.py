@@ -336,7 +336,9 @@ def prepare(
   folder = builder.data_path
   if not folder.exists():
     for left in folder.parent.glob(f"incomplete.*_{folder.name}"):
-      _LOG.info("Of a run that is preparing it, or that was interrupted (then delete it): %s", left)
+      _LOG.info(
+        "Left by an interrupted run (you can delete it) or by one that is preparing: %s", left
+      )
     _LOG.info("Preparing %s in %s", builder.name, folder)
     failures = (OSError, RuntimeError)
     if builder.url_infos:
