@@ -15,6 +15,9 @@ from mmdiff_jax.data import datasets
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import mcdm
 from mmdiff_jax.frameworks.base import Framework, Params
+from mmdiff_jax.frameworks.mcdm.composing import compose
+from mmdiff_jax.frameworks.mcdm.model import make_expert, SPACE
+from mmdiff_jax.frameworks.mcdm.sampling import Term
 from mmdiff_jax.training import checkpoints, workdir as workdir_lib
 
 _EXPERTS = flags.DEFINE_list(
@@ -79,9 +82,9 @@ def load(ema: bool) -> tuple[ml_collections.ConfigDict, Framework, Params]:
         f"The run {run} is of the framework {config.framework!r}. Only experts of MCDM compose;"
         " train one with --config=configs/mcdm.py:EXPERT."
       )
-    experts[run] = mcdm.expert_of(config, setup.modalities(config))
+    experts[run] = make_expert(config, setup.modalities(config))
   terms = [
-    mcdm.Term(run, shown or tuple(c.name for c in experts[run].conditions), _weight(weight))
+    Term(run, shown or tuple(c.name for c in experts[run].conditions), _weight(weight))
     for (run, shown), weight in zip(chosen, weights, strict=True)
   ]
   for term in terms:
@@ -90,7 +93,7 @@ def load(ema: bool) -> tuple[ml_collections.ConfigDict, Framework, Params]:
         f"The expert {term.run} has no conditions; name it with --unconditional, not --experts."
       )
   shares = [number("shares", share) for share in shares]
-  framework = mcdm.compose(experts, dict(zip(unconditional, shares, strict=True)), terms)
+  framework = compose(experts, dict(zip(unconditional, shares, strict=True)), terms)
   params = {
     run: checkpoints.load_params(mcdm.alone(expert), run, ema=ema)
     for run, expert in experts.items()
@@ -124,8 +127,7 @@ def check_corrector(config: ml_collections.ConfigDict) -> None:
   weights = [_weight(text) for text in composition.weights]
   # Of a weight that changes with t the ends, between which the bound has no lower value.
   ends = [
-    [weight({mcdm.SPACE: t}) if callable(weight) else weight for weight in weights]
-    for t in (1.0, 0.0)
+    [weight({SPACE: t}) if callable(weight) else weight for weight in weights] for t in (1.0, 0.0)
   ]
   largest = min(solvers.largest_snr(weights) for weights in ends)
   if corrector and corrector.num and corrector.snr >= largest:
@@ -179,7 +181,7 @@ def _weight(text: str) -> Any:
 
 
 def _between(begin, end, t):
-  return end + (begin - end) * t[mcdm.SPACE]
+  return end + (begin - end) * t[SPACE]
 
 
 def number(flag: str, text: str | float) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdiff_jax import config_checks, modalities as modalities_lib, schedules, solvers
+from mmdiff_jax import config_checks, modalities as modalities_lib, solvers
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.solvers import Solver
 
@@ -243,34 +243,3 @@ def make_sampler_config(config: Any) -> SamplerConfig:
   return SamplerConfig(
     solver, config.sampling.steps, config.sampling.guidance, order, not corrected
   )
-
-
-# Of `config.network`, where it is that of a U-Net.
-UNET = {
-  "width": config_checks.SIZE,
-  "multipliers": config_checks.tuple_of(config_checks.integer(most=1000), 1),
-  "blocks": config_checks.integer(1, 1000),
-  "attention": config_checks.tuple_of(config_checks.SIZE),
-  "head_channels": config_checks.SIZE,
-  "text_width": config_checks.SIZE,
-  "dropout": config_checks.FRACTION,
-  "patch": config_checks.SIZE,
-  "remat": config_checks.FLAG,
-  "dtype": config_checks.DTYPE,
-}
-
-
-def table_of(process: Any) -> schedules.Table:
-  """The table of DDPM that `process.betas`, linear or cosine, and `process.num` describe.
-
-  Raises:
-    UserError: no such betas, or none that can be.
-  """
-  known = {"linear": schedules.betas_linear, "cosine": schedules.betas_cosine}
-  if process.betas not in known:
-    raise UserError(f"config.process.betas is {process.betas!r}; it can be {', '.join(known)}.")
-  config_checks.check(process, {"num": config_checks.integer(most=100_000)}, "process.")
-  try:
-    return schedules.Table(known[process.betas](process.num))
-  except ValueError as error:
-    raise UserError(f"config.process: {error}") from error

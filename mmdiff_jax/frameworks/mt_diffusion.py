@@ -52,9 +52,8 @@ from mmdiff_jax.frameworks.base import (
   Params,
   SamplerConfig,
   Stage,
-  table_of,
-  UNET,
 )
+from mmdiff_jax.frameworks.ddpm import make_table, UNET
 from mmdiff_jax.frameworks.mt_diffusion_model import (
   aggregate,
   cross_entropy,
@@ -204,7 +203,7 @@ def _process(config, names: Sequence[str]) -> shared_space.Process:
     "linear": shared_space.linear_weights,
     "constant": shared_space.constant_weights,
   }
-  table = table_of(settings)
+  table = make_table(settings)
   omega = {name: abs(config.parts[name].omega) for name in names}
   try:
     if settings.aggregation == "start" or len(names) == 1:

@@ -10,6 +10,11 @@ from configs import mcdm as config_lib
 from mmdiff_jax import modalities as modalities_lib, solvers
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import base, mcdm
+from mmdiff_jax.frameworks.mcdm import losses
+from mmdiff_jax.frameworks.mcdm.composing import compose
+from mmdiff_jax.frameworks.mcdm.model import make_expert, SPACE
+from mmdiff_jax.frameworks.mcdm.sampling import make_denoiser, Term
+from mmdiff_jax.frameworks.normalize import normalize
 
 KEY = jax.random.key(0)
 
@@ -64,7 +69,7 @@ def made(*conditions, **changes):
   leaves, tree = jax.tree.flatten(params)
   rng = np.random.default_rng(1)
   leaves = [x + 0.3 * rng.normal(size=x.shape).astype(np.float32) for x in leaves]
-  return mcdm.expert_of(config, modalities), framework, jax.tree.unflatten(tree, leaves)
+  return make_expert(config, modalities), framework, jax.tree.unflatten(tree, leaves)
 
 
 def sampling(steps=3, solver=solvers.ancestral, **changes):
@@ -108,8 +113,8 @@ def exact(deviations, **changes):
     modalities_lib.Modality(name, "image", pixel, show) for name in ("digit", *deviations)
   ]
   config = config_of(*deviations, process__num=1000, prediction="eps", **changes)
-  expert = mcdm.expert_of(config, modalities)
-  return expert._replace(network=Exact(expert.schedule, deviations))
+  expert = make_expert(config, modalities)
+  return dataclasses.replace(expert, network=Exact(expert.schedule, deviations))
 
 
 def make_sampler_config(**changes):
@@ -128,7 +133,7 @@ def test_corrected_composition_has_the_law_of_the_posterior(deviations, toleranc
   """As far as 120 steps go, where the variance without corrections is a half or a third of it."""
   names = [f"x{i}" for i in range(len(deviations))]
   experts = {"all": exact({})} | {n: exact({n: d}) for n, d in zip(names, deviations, strict=True)}
-  framework = mcdm.compose(experts, {"all": 1.0}, [mcdm.Term(n, (n,)) for n in names])
+  framework = compose(experts, {"all": 1.0}, [Term(n, (n,)) for n in names])
   rows = 40_000
   # x_i = 0.1 in the value's units, half a deviation of z.
   given = {name: jnp.full((rows, 1, 1, 1), 0.55) for name in names}
@@ -149,17 +154,17 @@ def test_corrected_composition_has_the_law_of_the_posterior(deviations, toleranc
 def test_shares_and_weights_add_up_as_by_hand():
   """eps = (1 - w) (b_1 eps_1 + b_2 eps_2) + w eps_x."""
   wide = exact({})
-  narrow = wide._replace(network=Exact(wide.schedule, {}, 0.1))
+  narrow = dataclasses.replace(wide, network=Exact(wide.schedule, {}, 0.1))
   experts = {"a": wide, "b": narrow, "x": exact({"x": 1.0})}
   params = dict.fromkeys(experts, {"network": {}})
   known = {"x": jnp.full((1, 1, 1, 1), 0.1)}
-  x, t = {mcdm.SPACE: jnp.full((1, 1, 1, 1), 0.3)}, {mcdm.SPACE: jnp.float32(0.4)}
+  x, t = {SPACE: jnp.full((1, 1, 1, 1), 0.3)}, {SPACE: jnp.float32(0.4)}
 
   def eps(unconditional, *terms):
-    denoiser = mcdm.denoiser_of(experts, params, known, unconditional, terms, clip=False)
-    return float(denoiser(x, t)[1][mcdm.SPACE].squeeze())
+    denoiser = make_denoiser(experts, params, known, unconditional, terms, clip=False)
+    return float(denoiser(x, t)[1][SPACE].squeeze())
 
-  term = mcdm.Term("x", ("x",), 1.5)
+  term = Term("x", ("x",), 1.5)
   shares = {"a": 0.25, "b": 0.75}
   base_eps = 0.25 * eps({"a": 1.0}) + 0.75 * eps({"b": 1.0})
   assert eps(shares) == pytest.approx(base_eps, rel=1e-5)
@@ -172,11 +177,11 @@ def test_x0_is_kept_in_its_range_unless_that_would_change_a_law():
   experts = {"all": exact({}), "x": exact({"x": 0.1})}
   params = dict.fromkeys(experts, {"network": {}})
   known = {"x": jnp.full((1, 1, 1, 1), 0.9)}
-  x, t = {mcdm.SPACE: jnp.full((1, 1, 1, 1), 1.2)}, {mcdm.SPACE: jnp.float32(0.5)}
+  x, t = {SPACE: jnp.full((1, 1, 1, 1), 1.2)}, {SPACE: jnp.float32(0.5)}
   schedule = experts["all"].schedule
   for clip in (True, False):
-    terms = [mcdm.Term("x", ("x",), 3.0)]
-    x0, eps = mcdm.denoiser_of(experts, params, known, {"all": 1.0}, terms, clip=clip)(x, t)
+    terms = [Term("x", ("x",), 3.0)]
+    x0, eps = make_denoiser(experts, params, known, {"all": 1.0}, terms, clip=clip)(x, t)
     whole = schedule.alpha(t["z"]) * x0["z"] + schedule.sigma(t["z"]) * eps["z"]
     np.testing.assert_allclose(whole, x["z"], rtol=1e-4)
     assert (float(x0["z"].squeeze()) == 1.0) == clip
@@ -194,14 +199,14 @@ def test_experts_of_one_network_are_one_call():
 
   deviations = {"x": 1.0, "y": 0.5}
   expert = exact(deviations, absent_prob=0.5)
-  expert = expert._replace(network=Counting(expert.schedule, deviations))
+  expert = dataclasses.replace(expert, network=Counting(expert.schedule, deviations))
   known = {name: jnp.full((1, 1, 1, 1), 0.1) for name in deviations}
-  x, t = {mcdm.SPACE: jnp.zeros((1, 1, 1, 1))}, {mcdm.SPACE: jnp.float32(0.5)}
+  x, t = {SPACE: jnp.zeros((1, 1, 1, 1))}, {SPACE: jnp.float32(0.5)}
   for runs, expected in ((("a", "a", "a"), 1), (("a", "b", "a"), 2), (("a", "b", "c"), 3)):
     experts = dict.fromkeys(runs, expert)
-    terms = [mcdm.Term(runs[1], ("x",)), mcdm.Term(runs[2], ("y",))]
+    terms = [Term(runs[1], ("x",)), Term(runs[2], ("y",))]
     params = dict.fromkeys(experts, {"network": {}})
-    mcdm.denoiser_of(experts, params, known, {runs[0]: 1.0}, terms, clip=True)(x, t)
+    make_denoiser(experts, params, known, {runs[0]: 1.0}, terms, clip=True)(x, t)
     assert len(calls) == expected
     calls.clear()
 
@@ -229,10 +234,10 @@ def test_separable_mixture_ends_in_the_right_cell():
   experts = {}
   for pixel, shown in enumerate([(conditions[0],), (conditions[1],), ()]):
     config = config_of(*(c.name for c in shown), prediction="eps")
-    expert = mcdm.expert_of(config, (digit, *shown))
-    experts[str(pixel)] = expert._replace(network=Corners(expert.schedule, pixel))
-  terms = [mcdm.Term("0", ("first",)), mcdm.Term("1", ("second",))]
-  framework = mcdm.compose(experts, {"2": 1.0}, terms)
+    expert = make_expert(config, (digit, *shown))
+    experts[str(pixel)] = dataclasses.replace(expert, network=Corners(expert.schedule, pixel))
+  terms = [Term("0", ("first",)), Term("1", ("second",))]
+  framework = compose(experts, {"2": 1.0}, terms)
   rows = 1000
   sign = np.random.default_rng(0).choice([0.25, 0.75], (rows, 1, 2, 1)).astype(np.float32)
   given = {"first": sign, "second": sign}
@@ -243,7 +248,7 @@ def test_separable_mixture_ends_in_the_right_cell():
   x = run(framework, params, {"first": sign}, rows, sampling(20))
   np.testing.assert_allclose(x[:, :, 0], sign[:, :, 0], atol=1e-3)
   assert np.mean(np.abs(x - sign)[:, :, 1] < 0.1) == pytest.approx(0.5, abs=0.06)
-  away = mcdm.compose(experts, {"2": 1.0}, [terms[0], terms[1]._replace(weight=-2.0)])
+  away = compose(experts, {"2": 1.0}, [terms[0], terms[1]._replace(weight=-2.0)])
   x = run(away, params, given, rows, sampling(20))
   assert np.mean((x > 0.5)[:, :, 1] != (sign > 0.5)[:, :, 1]) > 0.9
 
@@ -253,14 +258,14 @@ def test_weight_may_change_on_the_way():
   experts = {"all": exact({}), "x": exact(deviations)}
   params = dict.fromkeys(experts, {"network": {}})
   known = {"x": jnp.full((1, 1, 1, 1), 0.1)}
-  x = {mcdm.SPACE: jnp.full((1, 1, 1, 1), 0.05)}
+  x = {SPACE: jnp.full((1, 1, 1, 1), 0.05)}
 
   def eps(weight, time):
-    terms = [mcdm.Term("x", ("x",), weight)]
-    denoiser = mcdm.denoiser_of(experts, params, known, {"all": 1.0}, terms, clip=False)
-    return float(denoiser(x, {mcdm.SPACE: jnp.float32(time)})[1][mcdm.SPACE].squeeze())
+    terms = [Term("x", ("x",), weight)]
+    denoiser = make_denoiser(experts, params, known, {"all": 1.0}, terms, clip=False)
+    return float(denoiser(x, {SPACE: jnp.float32(time)})[1][SPACE].squeeze())
 
-  changing = jax.tree_util.Partial(lambda t: 3 * t[mcdm.SPACE])
+  changing = jax.tree_util.Partial(lambda t: 3 * t[SPACE])
   for time in (0.2, 0.6):
     assert eps(changing, time) == pytest.approx(eps(3 * time, time), rel=1e-4)
 
@@ -275,8 +280,7 @@ def test_every_condition_is_seen_and_its_flag_hides_it():
   expert, _, params = made(*CONDITIONS)
   z, t = jax.random.normal(KEY, (ROWS, *SHAPE)), jnp.full(ROWS, 0.5)
   values = {
-    c.name: mcdm.normalize(c, x)
-    for c, x in zip(CONDITIONS, data(*CONDITIONS).values(), strict=True)
+    c.name: normalize(c, x) for c, x in zip(CONDITIONS, data(*CONDITIONS).values(), strict=True)
   }
   apply = jax.jit(functools.partial(expert.network.apply, params["network"], z, t))
   none = apply({})
@@ -291,7 +295,7 @@ def test_every_condition_is_seen_and_its_flag_hides_it():
 def test_alone_an_expert_is_its_composition():
   expert, framework, params = made(SKETCH, LABEL)
   given = data(SKETCH, LABEL)
-  composed = mcdm.compose({"run": expert}, {}, [mcdm.Term("run", ("sketch", "label"))])
+  composed = compose({"run": expert}, {}, [Term("run", ("sketch", "label"))])
   np.testing.assert_array_equal(
     run(framework, params, given), run(composed, {"run": params}, given)
   )
@@ -304,13 +308,11 @@ def test_one_network_for_several_conditions_is_as_several_networks():
     (), ("sketch",), ("caption",), ("sketch", "caption"),
   ]  # fmt: skip
   given = data(SKETCH, TEXT)
-  one = mcdm.compose(
-    {"a": expert}, {"a": 1.0}, [mcdm.Term("a", ("sketch",)), mcdm.Term("a", ("caption",))]
-  )
-  several = mcdm.compose(
+  one = compose({"a": expert}, {"a": 1.0}, [Term("a", ("sketch",)), Term("a", ("caption",))])
+  several = compose(
     dict.fromkeys("abc", expert),
     {"a": 1.0},
-    [mcdm.Term("b", ("sketch",)), mcdm.Term("c", ("caption",))],
+    [Term("b", ("sketch",)), Term("c", ("caption",))],
   )
   np.testing.assert_allclose(
     run(one, {"a": params}, given),
@@ -325,7 +327,7 @@ def test_one_network_for_several_conditions_is_as_several_networks():
 def test_guidance_of_one_expert_is_its_weight():
   expert, framework, params = made(SKETCH, absent_prob=0.5)
   given = data(SKETCH)
-  composed = mcdm.compose({"a": expert}, {"a": 1.0}, [mcdm.Term("a", ("sketch",), 2.0)])
+  composed = compose({"a": expert}, {"a": 1.0}, [Term("a", ("sketch",), 2.0)])
   np.testing.assert_array_equal(
     run(framework, params, given, how=sampling(guidance=2.0)), run(composed, {"a": params}, given)
   )
@@ -341,12 +343,12 @@ def test_evaluations_count_every_branch():
   assert framework.evaluations(both, ("digit",), how) == 10
   guided = dataclasses.replace(how, guidance=2.0)
   assert framework.evaluations(both, ("digit",), guided) == 20
-  terms = [mcdm.Term("a", ("sketch",)), mcdm.Term("a", ("caption",))]
-  composed = mcdm.compose({"a": expert}, {"a": 1.0}, terms)
+  terms = [Term("a", ("sketch",)), Term("a", ("caption",))]
+  composed = compose({"a": expert}, {"a": 1.0}, terms)
   assert composed.evaluations(both, ("digit",), how) == 30
   assert composed.evaluations(("sketch",), ("digit",), how) == 10
   # Weights that sum to 1 leave nothing to the unconditional model.
-  halves = mcdm.compose({"a": expert}, {}, [t._replace(weight=0.5) for t in terms])
+  halves = compose({"a": expert}, {}, [t._replace(weight=0.5) for t in terms])
   assert halves.evaluations(both, ("digit",), how) == 20
 
 
@@ -374,11 +376,13 @@ def test_loss_of_the_exact_expert_is_the_variance_of_the_noise():
   variance = 0.2**2 * 0.2
   expected = np.mean(alpha**2 * variance / (alpha**2 * variance + sigma**2))
   params = {"network": {}}
-  loss = float(mcdm.loss(expert, params, KEY, batch)[0])
+  loss = float(losses.loss(expert, params, KEY, batch)[0])
   assert loss == pytest.approx(expected, rel=0.01)
   for wrong in (0.9, 1.1):
     network = Exact(expert.schedule, {"x": 0.5 * wrong})
-    assert float(mcdm.loss(expert._replace(network=network), params, KEY, batch)[0]) > loss
+    assert (
+      float(losses.loss(dataclasses.replace(expert, network=network), params, KEY, batch)[0]) > loss
+    )
 
 
 def test_absent_conditions_are_shown_in_their_share():
@@ -390,9 +394,9 @@ def test_absent_conditions_are_shown_in_their_share():
       return z
 
   for prob in (0.0, 0.3):
-    expert = mcdm.expert_of(config_of("sketch", "label", absent_prob=prob), (IMAGE, SKETCH, LABEL))
+    expert = make_expert(config_of("sketch", "label", absent_prob=prob), (IMAGE, SKETCH, LABEL))
     batch = {n: np.repeat(x, 4000, 0) for n, x in data(IMAGE, SKETCH, LABEL).items()}
-    mcdm.loss(expert._replace(network=Spy()), {"network": {}}, KEY, batch)
+    losses.loss(dataclasses.replace(expert, network=Spy()), {"network": {}}, KEY, batch)
     both = seen[-1]["sketch"] * seen[-1]["label"]
     assert both.mean() == pytest.approx((1 - prob) ** 2, abs=0.01)
     assert seen[-1]["label"].mean() == pytest.approx(1 - prob, abs=0.01)
@@ -401,7 +405,7 @@ def test_absent_conditions_are_shown_in_their_share():
 def test_v_is_what_its_denoiser_reads():
   """A network that says the true v of known data: whatever the time, x0 is the data."""
   config = config_of(prediction="v")
-  expert = mcdm.expert_of(config, (IMAGE,))
+  expert = make_expert(config, (IMAGE,))
   x0 = 2 * jnp.asarray(data(IMAGE)["digit"]) - 1
 
   class Oracle:
@@ -410,10 +414,10 @@ def test_v_is_what_its_denoiser_reads():
       alpha, sigma = expert.schedule.alpha(t), expert.schedule.sigma(t)
       return alpha * (z - alpha * x0) / sigma - sigma * x0
 
-  expert = expert._replace(network=Oracle())
+  expert = dataclasses.replace(expert, network=Oracle())
   batch = {"digit": data(IMAGE)["digit"]}
-  assert float(mcdm.loss(expert, {"network": {}}, KEY, batch)[0]) < 1e-6
-  composed = mcdm.compose({"a": expert}, {"a": 1.0}, [])
+  assert float(losses.loss(expert, {"network": {}}, KEY, batch)[0]) < 1e-6
+  composed = compose({"a": expert}, {"a": 1.0}, [])
   out = run(composed, {"a": {"network": {}}}, {})
   np.testing.assert_allclose(out, data(IMAGE)["digit"], atol=1e-4)
 
@@ -449,7 +453,7 @@ def test_condition_of_another_size_is_refused():
 def test_experts_that_do_not_fit_are_named():
   def expert(*conditions, image=IMAGE, **changes):
     config = config_of(*(c.name for c in conditions), **changes)
-    return mcdm.expert_of(config, (image, *conditions))
+    return make_expert(config, (image, *conditions))
 
   plain = expert()
   other_image = modalities_lib.Modality("other", "image", IMAGE.shape, show)
@@ -463,27 +467,27 @@ def test_experts_that_do_not_fit_are_named():
     (expert(image=wide), r"runs/b does not fit runs/a: the image's shape is \(4, 8, 1\)"),
   ):
     with pytest.raises(UserError, match=message):
-      mcdm.compose({"runs/a": plain, "runs/b": other}, {"runs/a": 1.0}, [])
+      compose({"runs/a": plain, "runs/b": other}, {"runs/a": 1.0}, [])
   for other, message in ((longer, r"text of shape \(9,\)"), (richer, "of 6 classes")):
     with pytest.raises(UserError, match=f"runs/b reads 'caption' as .*{message}.*runs/a as text"):
-      mcdm.compose({"runs/a": expert(TEXT), "runs/b": expert(other)}, {}, [])
+      compose({"runs/a": expert(TEXT), "runs/b": expert(other)}, {}, [])
 
 
 def test_compositions_that_cannot_be_are_refused():
   expert, _, _ = made(SKETCH, LABEL)
-  always = mcdm.expert_of(config_of(), (IMAGE,))
+  always = make_expert(config_of(), (IMAGE,))
   experts = {"a": expert, "b": always}
   for unconditional, terms, message in (
     ({"a": 1.0}, [], "expert a cannot do without sketch, label"),
-    ({"b": 1.0}, [mcdm.Term("a", ("sketch",))], "expert a cannot do without label"),
-    ({"b": 1.0}, [mcdm.Term("a", ("mask",))], "expert a has no condition 'mask'"),
+    ({"b": 1.0}, [Term("a", ("sketch",))], "expert a cannot do without label"),
+    ({"b": 1.0}, [Term("a", ("mask",))], "expert a has no condition 'mask'"),
     ({"b": 0.7}, [], "sum to 0.7"),
   ):
     with pytest.raises(UserError, match=message):
-      mcdm.compose(experts, unconditional, terms)
-  term = mcdm.Term("a", ("sketch", "label"), 2.0)
+      compose(experts, unconditional, terms)
+  term = Term("a", ("sketch", "label"), 2.0)
   with pytest.raises(UserError, match="The experts a need an unconditional model"):
-    mcdm.compose(experts, {}, [term])
+    compose(experts, {}, [term])
 
 
 def test_what_is_given_is_checked():
@@ -491,13 +495,11 @@ def test_what_is_given_is_checked():
   other_shape = {"sketch": np.zeros((ROWS, 4, 5, 1), np.float32)}
   with pytest.raises(UserError, match=r"'sketch' of what is given to .*\(4, 5, 1\)"):
     run(framework, params, other_shape)
-  always = mcdm.expert_of(config_of(), (IMAGE,))
-  composed = mcdm.compose({"a": expert, "b": always}, {"b": 1.0}, [mcdm.Term("a", ("sketch",))])
+  always = make_expert(config_of(), (IMAGE,))
+  composed = compose({"a": expert, "b": always}, {"b": 1.0}, [Term("a", ("sketch",))])
   with pytest.raises(UserError, match="'sketch' of what is given to the expert a"):
     composed.sample({}, KEY, other_shape, ("digit",), ROWS, sampling())
-  with pytest.raises(
-    UserError, match="No expert that can be used is shown 'label'.*a \\(sketch\\)"
-  ):
+  with pytest.raises(UserError, match="No expert that can be used takes 'label'.*a \\(sketch\\)"):
     composed.sample({}, KEY, data(SKETCH, LABEL), ("digit",), ROWS, sampling())
   with pytest.raises(UserError, match="--weights"):
     composed.sample({}, KEY, data(SKETCH), ("digit",), ROWS, sampling(guidance=2.0))

@@ -15,7 +15,8 @@ from configs import (
   mt_diffusion as mt_diffusion_config,
 )
 from mmdiff_jax import modalities as modalities_lib, multitime, shared_space, solvers
-from mmdiff_jax.frameworks import base, codi_model, mcdm, mt_diffusion
+from mmdiff_jax.frameworks import base, codi_model, ddpm, mt_diffusion
+from mmdiff_jax.frameworks.mcdm import model as mcdm_model, sampling as mcdm_sampling
 from mmdiff_jax.frameworks.mld import model as mld_model, sampling as mld_sampling
 from tests.laws import gaussian
 
@@ -109,7 +110,7 @@ def sample_codi(config, sampling, monkeypatch):
 def sample_mt_diffusion(config, sampling, monkeypatch):
   del monkeypatch
   config.main, config.modalities, config.heads = "image", ("image",), False
-  table = base.table_of(config.process)
+  table = ddpm.make_table(config.process)
   process = shared_space.Process(table, shared_space.no_weights(table))
   network = types.SimpleNamespace(
     apply=lambda params, z, *args, method=None: z if method else (z, {})
@@ -120,9 +121,10 @@ def sample_mt_diffusion(config, sampling, monkeypatch):
 
 def sample_mcdm(config, sampling, monkeypatch):
   del monkeypatch
-  expert = mcdm.Expert(config, IMAGE, (), base.table_of(config.process), None)
+  config.main, config.modalities = "image", ("image",)
+  expert = mcdm_model.make_expert(config, (IMAGE,))
   params = {"run": {"network": None}}
-  return mcdm.sample({"run": expert}, params, KEY, {}, {"run": 1.0}, (), 2, sampling)
+  return mcdm_sampling.sample({"run": expert}, params, KEY, {}, {"run": 1.0}, (), 2, sampling)
 
 
 FRAMEWORKS = {

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from mmdiff_jax import config_checks, diffusion, multitime, schedules
 from mmdiff_jax.errors import UserError
-from mmdiff_jax.frameworks.autoencoding import Autoencoder, autoencoder
+from mmdiff_jax.frameworks.autoencoding import autoencoder
 from mmdiff_jax.frameworks.base import (
   make_sampler_config,
   make_train_config,
@@ -64,9 +64,9 @@ class MLD:
   """
 
   modalities: tuple[Modality, ...]
-  codecs: Mapping[str, Autoencoder]
+  codecs: Mapping[str, Any]
   schedule: schedules.Schedule
-  network: LatentDenoiser | ScoreMLP
+  network: Any
   prediction: str
   variant: str
   given_prob: float
