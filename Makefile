@@ -1,6 +1,6 @@
 # make demo: train on the embedded data set `digits` and evaluate, about ten minutes on two cores
 # make mnist_svhn: the MLD paper's table; downloads the data (1.6 GB), wants an accelerator
-# make test: the quick tests        make lint: style and the one-way imports
+# make test: the quick tests        make lint: style, types of the mathematics and the one-way imports
 # Each makes the virtual environment .venv on first use.
 
 PYTHON := .venv/bin/python
@@ -21,6 +21,7 @@ test: .venv/installed
 
 lint: .venv/installed
 	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
 	.venv/bin/lint-imports
 
 .venv/installed: Makefile pyproject.toml requirements.txt

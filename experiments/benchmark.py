@@ -7,7 +7,7 @@ python -m experiments.benchmark train --config=FILE[:NAME] [--stages=NAME,NAME -
 
 `network` times the training step, the network and the sampler at the published MNIST-SVHN sizes:
 latents of 16 and 64, `ScoreMLP` of width 256 (2.35 M parameters), batch 128, Adam, EMA. It runs
-the code that training and sampling run: `mld.score_loss` (the draw of times, noise, loss),
+the code that training and sampling run: `mld.losses.score_loss` (the draw of times, noise, loss),
 `state.apply_gradients` (optimiser and EMA) with several steps a dispatch, `solvers.sample`. Data
 are random latents in memory. `--against=torch` measures `torch_counterpart` beside it with the same
 weights and as many threads: its step does the same, as public code writes it and again tuned, its
@@ -29,14 +29,14 @@ from typing import Any
 from absl import flags
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from experiments import benchmark_solvers, benchmark_train, chosen, setup, timing
 from mmdiff_jax import multitime, noise, schedules, solvers, storage
 from mmdiff_jax.errors import UserError
-from mmdiff_jax.frameworks import mld
-from mmdiff_jax.frameworks.base import TrainConfig
+from mmdiff_jax.frameworks.base import SamplerConfig, TrainConfig
+from mmdiff_jax.frameworks.mld import losses
+from mmdiff_jax.frameworks.mld.model import MLD
 from mmdiff_jax.networks.mlp import ScoreMLP
 from mmdiff_jax.training import state as state_lib
 
@@ -47,20 +47,6 @@ _ROUNDS = setup.define_integer("rounds", 5, "Rounds, of which the median is told
 _OUT = flags.DEFINE_string("out", None, "JSON file for the results.")
 
 SCHEDULE = schedules.VPLinear()
-# What `mld.score_loss` reads of a config.
-CONFIG = ml_collections.ConfigDict(
-  {
-    "variant": "masked",
-    "score": {
-      "schedule": "vp_linear",
-      "prediction": "eps",
-      "importance": False,
-      "t_min": 1e-3,
-      "given_prob": 0.5,
-      "absent_prob": 0.0,
-    },
-  }
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,10 +201,26 @@ def _ours(sizes: Sizes, network: ScoreMLP, params, x, data) -> dict[str, timing.
   )
   tx = state_lib.optimizer(settings)
   key = noise.make_key(1)
+  model = MLD(
+    modalities=(),
+    codecs={},
+    schedule=SCHEDULE,
+    network=network,
+    prediction="eps",
+    variant="masked",
+    given_prob=0.5,
+    absent_prob=0.0,
+    draw_t=multitime.uniform_time(),
+    training=settings,
+    sampler=SamplerConfig(solvers.euler_maruyama, steps=1),
+    grid_power=1.0,
+    jump=1,
+    repeats=1,
+  )
 
   def one(state, batch):
     step_key = jax.random.fold_in(key, state.step)
-    loss = functools.partial(mld.score_loss, CONFIG, network, key=step_key, latents=batch)
+    loss = functools.partial(losses.score_loss, model, key=step_key, latents=batch)
     grads, _ = jax.grad(loss, has_aux=True)(state.params)
     return state_lib.apply_gradients(state, grads, tx, settings.ema), None
 

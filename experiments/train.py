@@ -18,7 +18,7 @@ from experiments import chosen, processes, setup
 from mmdiff_jax import storage
 from mmdiff_jax.data import datasets, missing
 from mmdiff_jax.errors import PreemptedError
-from mmdiff_jax.training import trainer
+from mmdiff_jax.training import lock, trainer
 
 
 def main(argv: Sequence[str]) -> None:
@@ -32,6 +32,8 @@ def main(argv: Sequence[str]) -> None:
     trainer.check(framework, config, workdir, stages)
     if jax.process_index() == 0:
       storage.check_writable(workdir, "--workdir")
+    with lock.training(workdir):
+      pass  # Reading the data takes a while: another training is reported before.
     data = {s: datasets.load(**config.data.to_dict(), split=s) for s in ("train", "test")}
     data["train"] = missing.drop(
       data["train"], config.modalities, config.get("drop_prob", 0.0), config.seed

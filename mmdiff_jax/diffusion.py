@@ -202,6 +202,14 @@ def _levels_and_rates(schedule, t):
 
 
 def _denoise(pair, levels, fn, schedule, x, t):
+  x, t = arguments.modalities("denoiser", "x", x), dict(t)
+  arguments.subset("denoiser", "x", x, "t", t)
+  for name, value in x.items():
+    if jnp.shape(t[name]) not in ((), value.shape[:1]):
+      raise ValueError(
+        f"denoiser: t[{name!r}] has shape {jnp.shape(t[name])}; it must be one time, or one for"
+        f" each row of x[{name!r}], which has shape {value.shape}."
+      )
   predicted = fn(x, t)
   check_shapes("the network", predicted, x, branches=True)
   x0, eps = {}, {}

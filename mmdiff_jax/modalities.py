@@ -40,6 +40,7 @@ class Modality:
     sample_rate: sample rate of the waveform that `show` returns, in hertz; 0 if it is not audio.
 
   Raises:
+    TypeError: `shape` is not a tuple of integers.
     ValueError: `kind` is unknown, or `num_classes` or `sample_rate` is set for a kind without it,
       or not set for a kind that needs it.
   """
@@ -52,6 +53,11 @@ class Modality:
   sample_rate: int = 0
 
   def __post_init__(self):
+    if not isinstance(self.shape, tuple) or not all(type(size) is int for size in self.shape):
+      raise TypeError(
+        f"modality {self.name!r}: shape={self.shape!r} must be a tuple of integers, such as"
+        " (28, 28, 1)."
+      )
     if self.kind not in KINDS:
       raise ValueError(f"modality {self.name!r}: kind {self.kind!r} must be one of {KINDS}")
     if (self.kind in ("text", "label", "mask")) != (self.num_classes > 0):

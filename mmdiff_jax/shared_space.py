@@ -41,7 +41,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
-from mmdiff_jax import noise, prediction, schedules
+from mmdiff_jax import arguments, noise, prediction, schedules
 from mmdiff_jax.schedules import along
 from mmdiff_jax.solvers import Solver
 
@@ -62,6 +62,7 @@ class Process:
     weights: w_1, ..., w_T; `no_weights`, `linear_weights` and `constant_weights` make some.
 
   Raises:
+    TypeError: `table` is not a `Table`, or `weights` not a sequence of numbers.
     ValueError: the numbers of weights and of the table's entries differ.
   """
 
@@ -69,6 +70,12 @@ class Process:
   weights: tuple[float, ...]
 
   def __post_init__(self):
+    if not isinstance(self.table, schedules.Table):
+      raise TypeError(f"Process: table={self.table!r} must be a schedules.Table.")
+    weights = arguments.array("Process", "weights", self.weights)
+    object.__setattr__(
+      self, "weights", tuple(map(float, arguments.sequence("Process", "weights", weights)))
+    )
     if len(self.weights) != len(self.table.betas):
       raise ValueError(
         f"Process: {len(self.weights)} weights for a table of {len(self.table.betas)} entries;"

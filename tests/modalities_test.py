@@ -14,6 +14,12 @@ _PEN = Modality("pen", "trajectory", (8, 2), modalities.trajectory_picture)
 _LABEL = Modality("label", "label", (), str, num_classes=10)
 
 
+@pytest.mark.parametrize("shape", ["ab", [2, 3, 1], (2.0, 3, 1), None])
+def test_a_shape_is_a_tuple_of_integers(shape, unchecked):
+  with pytest.raises(TypeError, match="modality 'page': shape=.*tuple of integers"):
+    Modality("page", "image", shape, modalities.image_picture)
+
+
 def test_grey_and_colour_images_become_pictures():
   grey = np.array([[0.0, 0.5, 1.0], [-1.0, 2.0, 0.2]], np.float32)[..., None]
   picture = modalities.picture(_IMAGE, grey)

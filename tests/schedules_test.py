@@ -1,6 +1,7 @@
 """Tests of the schedules against automatic differentiation and against float64."""
 
 import dataclasses
+import inspect
 
 from hypothesis import given, settings, strategies as st
 import jax
@@ -108,6 +109,20 @@ def test_a_table_says_what_is_wrong_with_it():
       schedules.Table(betas)
   with pytest.raises(ValueError, match="empty.*betas_linear"):
     schedules.Table(())
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+  "make", [schedules.betas_linear, schedules.betas_scaled_linear, schedules.betas_cosine]
+)
+def test_arguments_of_betas_are_checked(make):
+  for num in (0, -3, "10", 2.5, None):
+    with pytest.raises((TypeError, ValueError), match=f"{make.__name__}: num"):
+      make(num)
+  for name in set(inspect.signature(make).parameters) - {"num"}:
+    for wrong in (-1.0, np.nan, "0.1", None):
+      with pytest.raises((TypeError, ValueError), match=f"{make.__name__}: {name}"):
+        make(10, **{name: wrong})
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -1,9 +1,9 @@
-"""Arrays that take seconds to make, kept on disk for the next start.
+"""A cache on disk of arrays that take seconds to compute.
 
-Decoded records, spectrograms and drawn pages lie in `~/.cache/mmdiff_jax/data`, one file a name. A
-file is read while everything that determines its arrays is as it was: the inputs, the code of
-`mmdiff_jax.data` and the versions of the packages that it calls. Otherwise, or if it is damaged, it
-is replaced. The folder may be deleted at any time.
+Decoded records, spectrograms and drawn pages are in `~/.cache/mmdiff_jax/data`, one file per name.
+A file is used as long as everything that determines its arrays is unchanged: the inputs, the code
+of `mmdiff_jax.data` and the versions of the packages that it calls. Otherwise, or if it is damaged,
+it is replaced. The folder may be deleted at any time.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,29 +21,29 @@ from mmdiff_jax.data import readers
 
 _PACKAGES = ("numpy", "scipy", "pillow", "tensorflow-datasets", "array_record", "tensorflow-cpu")
 
-_LOG = logging.getLogger(__name__)  # Silent unless somebody asks.
+_LOG = logging.getLogger(__name__)  # Silent unless it is enabled.
 
 
 def arrays(
   name: str, inputs: Sequence[Any], make: Callable[[], Mapping[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-  """The arrays that `make` returns, from disk if they were made of the same inputs before.
+  """Returns the arrays of `make`, from disk if they were computed from the same inputs before.
 
-  Where nothing can be written they are made each time. Processes that make the same arrays at once
-  each write a whole file, of which the last one stays.
+  If nothing can be written they are computed each time. Processes that compute the same arrays at
+  once each write a complete file, of which the last one stays.
 
   Args:
-    name: of the file; it holds the arrays of the latest inputs.
-    inputs: what the arrays depend on, beyond the code: arrays, and values that `repr` describes.
-    make: makes the arrays.
+    name: the name of the file, which holds the arrays of the latest inputs.
+    inputs: all that the arrays depend on beyond the code: arrays, and values that `repr` describes.
+    make: computes the arrays.
 
   Returns:
-    {name: array}, bit for bit what `make` returns.
+    {name: array}, bit for bit the result of `make`.
   """
   path = storage.cache_dir() / "data" / f"{name}.npz"
   stamp = _stamp(inputs)
   stored = readers.kept_npz(path) or {}
-  # With the names, for a damaged ZIP file may lack some of its parts.
+  # The stamp includes the names, since a damaged ZIP file may lack some of its members.
   if str(stored.pop("stamp", "")) == " ".join([stamp, *stored]):
     return stored
   fresh = dict(make())
@@ -51,7 +51,7 @@ def arrays(
     path.parent.mkdir(parents=True, exist_ok=True)
     readers.write_npz(path, stamp=np.array(" ".join([stamp, *fresh])), **fresh)
   except OSError as error:
-    _LOG.info("%s is not kept, and is made again at each start: %s", path, error)
+    _LOG.info("%s cannot be kept and is computed again at each start: %s", path, error)
   return fresh
 
 
@@ -68,7 +68,7 @@ def _stamp(inputs: Sequence[Any]) -> str:
 
 @functools.cache
 def _code() -> str:
-  """Changes with the code of `mmdiff_jax.data` and the versions of what it calls."""
+  """Returns a digest of the code of `mmdiff_jax.data` and of the versions of what it calls."""
   digest = hashlib.blake2b(digest_size=16)
   for path in sorted(pathlib.Path(__file__).parent.glob("*.py")):
     digest.update(path.read_bytes())

@@ -157,13 +157,13 @@ def _drawn(
   ink = np.concatenate(
     [
       draw(digits[index[i : i + _CHUNK], ..., 0], rng)
-      for i in progress.shown(f"Drawing captioned_digits ({split})", starts)
+      for i in progress.report(f"Drawing captioned_digits ({split})", starts)
     ]
   )
   colour = _colours(len(index), rng)
   measured = [
     measure(paint(ink[i : i + _CHUNK], colour[i : i + _CHUNK]))
-    for i in progress.shown(f"Measuring captioned_digits ({split})", starts)
+    for i in progress.report(f"Measuring captioned_digits ({split})", starts)
   ]
   seen = Attributes(*(np.concatenate(parts) for parts in zip(*measured, strict=True)))
   tokens = rendering.tokens_of(captions(labels[index], seen, rng), CAPTION_LENGTH)

@@ -1,10 +1,10 @@
-"""Finds a data set by its name: the module of that name beside this one.
+"""Finds a data set by its name: the module of that name in this package.
 
 Such a module has `MODALITIES`, the modalities that a model may use, in order, and
-`load(split, data_dir, manual_dir)`, which returns a whole split in the model's view, and takes
-`validation` if a part can be held out of training. Where they depend on options, which then are
-further arguments of `load`, it has `modalities(**options)`. Where one can measure how true a
-modality is to others it has `ADHERENCE`, and where captions have a grammar `VALID`, both
+`load(split, data_dir, manual_dir)`, which returns a whole split as model inputs, and takes
+`validation` if a part can be held out of training. If the modalities depend on options, which are
+then further arguments of `load`, it has `modalities(**options)`. If the adherence of a
+modality to others can be measured it has `ADHERENCE`, and if captions have a grammar `VALID`, both
 {modality: function}.
 """
 
@@ -29,12 +29,12 @@ _PREPARED = "The folder for prepared data (data_dir, or TFDS_DATA_DIR)"
 
 
 def prepared(data_dir: str | None) -> pathlib.Path:
-  """The folder of prepared data sets: that one, else tfds's own.
+  """Returns the folder of prepared data sets: `data_dir`, by default that of tfds.
 
-  Tfds's own is what the environment's TFDS_DATA_DIR says, else `~/tensorflow_datasets`.
+  The default is the environment variable TFDS_DATA_DIR, or `~/tensorflow_datasets` if it is unset.
   """
-  own = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-  return pathlib.Path(storage.expanded(data_dir or own, _PREPARED))
+  default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+  return pathlib.Path(storage.expanded(data_dir or default, _PREPARED))
 
 
 def _find(name: str) -> types.ModuleType | None:
@@ -48,9 +48,9 @@ def _find(name: str) -> types.ModuleType | None:
 def _module(name: str) -> types.ModuleType:
   module = _find(name) if name.isidentifier() else None
   if module is None:
-    beside = [info.name for info in pkgutil.iter_modules(data.__path__)]
-    known = ", ".join(filter(_find, beside))
-    raise UserError(f"There is no data set named {name!r}. The known ones are: {known}.")
+    modules = [info.name for info in pkgutil.iter_modules(data.__path__)]
+    names = ", ".join(filter(_find, modules))
+    raise UserError(f"There is no data set named {name!r}. The data sets are: {names}.")
   return module
 
 
@@ -59,12 +59,12 @@ def _check_options(name: str, module: types.ModuleType, options: Mapping[str, An
     inspect.signature(module.load).bind("train", None, None, **options)
   except TypeError as error:
     raise UserError(
-      f"The data set {name!r} cannot have these options (config.data): {error}."
+      f"The data set {name!r} does not take these options (config.data): {error}."
     ) from error
 
 
 def _validation(name: str, module: types.ModuleType, fraction: float | None) -> dict[str, float]:
-  """The argument of a module's `load`; none where nothing is held out."""
+  """Returns the argument `validation` of a module's `load`; none if nothing is held out."""
   if not fraction:
     return {}
   config_checks.check({"validation": fraction}, {"validation": config_checks.DECAY}, "data.")
@@ -83,10 +83,10 @@ def modalities(
   validation: float | None = None,
   **options: Any,
 ) -> tuple[Modality, ...]:
-  """The modalities of a data set, in order; arguments as `load` but for the split.
+  """Returns the modalities of a data set, in order; arguments as for `load`, without the split.
 
   Raises:
-    UserError: there is no such data set, or it has no such options.
+    UserError: there is no such data set, or it does not take these options.
   """
   del data_dir, manual_dir
   module = _module(name)
@@ -103,24 +103,24 @@ def adherence(
   validation: float | None = None,
   **options: Any,
 ) -> Callable[..., dict[str, np.ndarray]] | None:
-  """How a data set measures whether what was generated is true to what was given.
+  """Returns a data set's measure of the adherence of generated examples to what was given.
 
   Args:
     main: the modality generated.
-    name: the data set; it and all others as for `load`.
-    data_dir: not needed.
-    manual_dir: not needed.
-    validation: not needed.
-    **options: of the data set, where it has any.
+    name: the data set; this and all other arguments as for `load`.
+    data_dir: not used.
+    manual_dir: not used.
+    validation: not used.
+    **options: the options of the data set, if it has any.
 
   Returns:
-    The function `(given, generated, predicted) -> {measure: float [n]}`: `given` is a dict of
-    arrays in the model's view, `generated` one, and `predicted` the classes, int [n], that a
-    classifier finds in it. A measure is in [0, 1], NaN for examples that do not say what it is
-    about. None if the data set has no such function for that modality.
+    The function `(given, generated, predicted) -> {measure: float [n]}`: `given` is a dict of model
+    inputs, `generated` one model input, and `predicted` the classes, int [n], that a classifier
+    predicts for it. A measure is in [0, 1], NaN for examples in which what it measures is not
+    given. None if the data set has no such function for that modality.
 
   Raises:
-    UserError: there is no such data set, or it has no such options.
+    UserError: there is no such data set, or it does not take these options.
   """
   del data_dir, manual_dir, validation
   module = _module(name)
@@ -136,13 +136,13 @@ def valid(
   validation: float | None = None,
   **options: Any,
 ) -> Callable[[np.ndarray], np.ndarray] | None:
-  """How a data set tells whether a caption is a sentence of its grammar, letter for letter.
+  """Returns a data set's check that a caption is a sentence of its grammar, letter for letter.
 
   Arguments and errors as for `adherence`.
 
   Returns:
-    The function `tokens -> bool [n]` of captions in the model's view, int [n, length]. None if the
-    data set has no grammar for that modality.
+    The function `tokens -> bool [n]` of captions as model inputs, int [n, length]. None if the data
+    set has no grammar for that modality.
   """
   del data_dir, manual_dir, validation
   module = _module(name)
@@ -158,23 +158,23 @@ def load(
   validation: float | None = None,
   **options: Any,
 ) -> dict[str, np.ndarray | Column]:
-  """A whole split in the model's view, prepared on disk first where it is not there yet.
+  """Loads a whole split as model inputs, which is prepared on disk first if necessary.
 
   Args:
     name: the data set.
     split: "train", "test", or "validation", which is held out of "train".
-    data_dir: folder of prepared data sets; None is tfds's own, see `prepared`.
-    manual_dir: folder of files that you bring yourself, for sets that need such; None is tfds's
-      own, `<data_dir>/downloads/manual`.
+    data_dir: folder of prepared data sets; None is that of tfds, see `prepared`.
+    manual_dir: folder of your own files, for sets that need them; None is that of tfds,
+      `<data_dir>/downloads/manual`.
     validation: fraction of the training split's digit images, recordings, ... that is held out. No
       example of "train" has any of these, and no example of "validation" has any other. None or 0
       holds nothing out.
-    **options: of the data set, where it has any.
+    **options: the options of the data set, if it has any.
 
   Returns:
-    One array a modality, or one that is made when its rows are read; the first axis is the example,
-    and row i of each is the same example. Where a modality NAME may lack in examples there is a
-    `NAME_present`, bool [n]. Where several examples may be made from one digit image, recording,
+    One array per modality, or a column that is computed when its rows are read; the first axis is
+    the example, and row i of each is the same example. If examples may lack a modality NAME there
+    is a `NAME_present`, bool [n]. If several examples may be made from one digit image, recording,
     ... there may be a `source_NAME`, its number, int [n].
 
   Raises:
@@ -184,19 +184,19 @@ def load(
   module = _module(name)
   _check_options(name, module, options)
   data_dir, manual_dir = (
-    path if path is None else os.fspath(storage.on_disk(path, what))
-    for path, what in (
+    path if path is None else os.fspath(storage.on_disk(path, description))
+    for path, description in (
       (data_dir, _PREPARED),
       (manual_dir, "The folder of your own files (manual_dir)"),
     )
   )
-  if own := os.environ.get("TFDS_DATA_DIR"):
-    storage.on_disk(own, _PREPARED)
+  if default := os.environ.get("TFDS_DATA_DIR"):
+    storage.on_disk(default, _PREPARED)
   held_out = _validation(name, module, validation)
   if split == "validation" and not held_out:
     raise UserError(
-      f"The data set {name!r} has no split 'validation' unless config.data.validation says which"
-      " fraction of the training split is held out for it, such as 0.1."
+      f"The data set {name!r} has no split 'validation' unless config.data.validation sets the"
+      " fraction of the training split that is held out for it, such as 0.1."
     )
   if data_dir is not None and not os.path.isdir(data_dir):
     raise UserError(

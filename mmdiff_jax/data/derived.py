@@ -1,10 +1,10 @@
-"""Modalities that are made of another one: sketches of images and partial masks, in NumPy."""
+"""Modalities that are derived from another one: sketches and partial masks, in NumPy."""
 
 from jaxtyping import Float, Int
 import numpy as np
 from scipy import ndimage
 
-# Luma of ITU-R BT.601, as JPEG's.
+# The luma of ITU-R BT.601, as in JPEG.
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 # The weakest edge, as a step of grey, that is drawn in full; noise in a flat image stays faint.
 _FAINTEST = 0.05
@@ -16,14 +16,14 @@ def sketch(
   *,
   sigma: float = 1.0,
 ) -> Float[np.ndarray, "*batch height width 1"]:
-  """An image's edges: the magnitude of Sobel's gradient of the smoothed grey image.
+  """Returns an image's edges: the magnitude of the Sobel gradient of the smoothed grey image.
 
   The strongest edge is 1, whatever the contrast.
 
   Args:
     image: [..., height, width, 1 or 3] in [0, 1].
-    rng: not used; all that derives takes one.
-    sigma: deviation of the Gaussian that smooths, in pixels.
+    rng: not used; all functions that derive a modality take one.
+    sigma: standard deviation of the Gaussian that smooths, in pixels.
 
   Returns:
     float32 [..., height, width, 1] in [0, 1]; 1 is ink.
@@ -38,23 +38,23 @@ def sketch(
 
 
 def _sobel(grey: np.ndarray, along: int, across: int) -> np.ndarray:
-  """As SciPy's, which would smooth over a batch's axis, too."""
+  """Like SciPy's `sobel`, which would also smooth over the axes of a batch."""
   return ndimage.correlate1d(ndimage.correlate1d(grey, [-1, 0, 1], along), [1, 2, 1], across)
 
 
 def partial_mask(
   labels: Int[np.ndarray, "height width"], rng: np.random.Generator, *, keep: float = 0.5
 ) -> Int[np.ndarray, "height width"]:
-  """A mask without some of its classes; where they were is class 0.
+  """Returns a mask without some of its classes, which become class 0.
 
   Args:
     labels: [height, width] classes.
-    rng: the source of the choice.
-    keep: probability, for each class that is there, that it stays.
+    rng: generator of the choice.
+    keep: probability with which each class of the mask stays.
 
   Returns:
     [height, width], like `labels`.
   """
-  # One draw for each class up to the highest: a class's fate depends on no other class.
+  # One draw for each class up to the highest: each class stays independently of the others.
   stays = rng.random(labels.max() + 1) < keep
   return np.where(stays[labels], labels, 0).astype(labels.dtype)

@@ -99,7 +99,7 @@ def prepared(data_dir: str | None) -> Any:
   # It needs tfds, which is not needed to know the modalities.
   from mmdiff_jax.data import digits_builder
 
-  builder = sources.opened(digits_builder.Digits, "digits", data_dir)
+  builder = sources.open_builder(digits_builder.Digits, "digits", data_dir)
   sources.prepare(builder, "Check that files can be written there, or give another data_dir.")
   return builder
 

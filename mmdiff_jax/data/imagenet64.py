@@ -1,11 +1,11 @@
 """The data set `imagenet64`: ImageNet at 64 x 64 pixels, and its classes (Chrabaszcz et al. 2017).
 
-Tfds's `imagenet_resized/64x64`, in ArrayRecord files. Decoded the training split would take 15.7 GB
-as bytes, so images are read and decoded when they are asked for, by whichever threads ask. Labels
-are an array: they are taken out of the records once, and kept beside these.
+The source is tfds's `imagenet_resized/64x64`, in ArrayRecord files. The decoded training split
+would take 15.7 GB as bytes, so images are read and decoded on demand, by the threads that index
+them. Labels are an array: they are read from the records once, and kept beside these.
 
 Classes are numbered as the authors of the small images number them, less 1, which is not the order
-of other ImageNets.
+of other versions of ImageNet.
 """
 
 import functools
@@ -33,17 +33,17 @@ def load(
   *,
   validation: float = 0.0,
 ) -> dict[str, Column | np.ndarray]:
-  """A whole split, in its own order.
+  """Loads a whole split, in the order of its records.
 
-  Preparing it where it is not in `data_dir` yet needs TensorFlow, reading it does not. The first
-  reading goes through all records for the labels.
+  If it is not in `data_dir` yet, preparing it needs TensorFlow; reading it does not. The first call
+  reads all records for the labels.
 
   Args:
     split: "train" (1,281,167 examples), "test" (the 50,000 that are published for validation) or
       "validation", a part of the published training split.
-    data_dir: folder of prepared data sets; None is tfds's own, `~/tensorflow_datasets`.
-    manual_dir: folder in which the published files `Imagenet64_*_npz.zip` may lie; None is tfds's
-      `<data_dir>/downloads/manual`.
+    data_dir: folder of prepared data sets; None is that of tfds, `~/tensorflow_datasets`.
+    manual_dir: folder that may contain the published files `Imagenet64_*_npz.zip`; None is that of
+      tfds, `<data_dir>/downloads/manual`.
     validation: fraction of the examples that is held out of "train" for "validation".
 
   Returns:
@@ -51,8 +51,8 @@ def load(
     label: int32 [n].
 
   Raises:
-    UserError: the set is neither prepared nor to be had, or is damaged. A file that is damaged in
-      an image says so when that is read.
+    UserError: the set is not prepared and cannot be, or is damaged. Damage in an image is reported
+      when that image is read.
   """
   builder = sources.prepared(_SOURCE, data_dir, manual_dir, files="Imagenet64_*")
   public = _SPLITS[split]
@@ -69,6 +69,6 @@ def _images(read: sources.Reader, labels: np.ndarray, folder: str, index: np.nda
   if any(record["label"] != label for record, label in zip(records, labels[index], strict=True)):
     raise UserError(
       f"The labels kept in {folder} are not those of the images beside them. Delete its files "
-      "labels_*.npz; they are made anew."
+      "labels_*.npz; they are then made again."
     )
   return np.stack([record["image"] for record in records]) / np.float32(255)

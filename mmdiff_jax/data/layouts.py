@@ -1,8 +1,7 @@
-"""Public data sets as they unpack, as specs of `folder`; nothing is downloaded.
+"""Specs of `folder` for public data sets, in the layout in which they unpack; without downloads.
 
-Each function returns what a config has in `data.columns`. `size` is that of images and masks,
-`length` that of captions in bytes. Where a folder has no splits of its own, `folder.open_folder`
-makes them.
+Each function returns a config's `data.columns`. `size` is the size of images and masks, `length`
+the length of captions in bytes. If a folder has no splits, `folder.open_folder` makes them.
 """
 
 from collections.abc import Sequence
@@ -32,7 +31,8 @@ def celebamask_hq(*, size: Size, length: int) -> Columns:
   """CelebAMask-HQ with captions.
 
   The files are `CelebA-HQ-img/7.jpg`, `CelebAMask-HQ-mask-anno/0/00007_nose.png` and so on for each
-  part, `text/7.txt`, and `sketch/7.png`; without a folder `sketch` they are made of the images.
+  part, `text/7.txt`, and `sketch/7.png`; without a folder `sketch`, sketches are made from the
+  images.
   """
   parts = {
     "names": FACE,
@@ -58,25 +58,25 @@ def paired_images(
 
   Args:
     size: height and width of either.
-    places: the folders of the two, or the one of the files that hold both.
-    patterns: of the files in them, as `folder.files` takes them.
+    places: the two folders, or the one folder of files that contain both images.
+    patterns: patterns of the files in them, as `folder.files` takes them.
   """
   halves = ("left", "right") if len(places) == 1 else ("", "")
   return {
-    name: {"read": "image", "size": size, "place": place, "pattern": pattern, "half": half}
-    for name, place, pattern, half in zip(
+    name: {"read": "image", "size": size, "place": path, "pattern": pattern, "half": half}
+    for name, path, pattern, half in zip(
       ("source", "target"), (*places, *places)[:2], patterns, halves, strict=True
     )
   }
 
 
 def night2day(*, size: Size) -> Columns:
-  """The pairs of night2day, `train/PLACE/TIME.jpg` and so on, each with night and day in it."""
+  """The pairs of night2day, `train/PLACE/TIME.jpg` and so on, with night and day in one file."""
   return paired_images(size=size, places=["{split}"])
 
 
 def cityscapes(*, size: Size) -> Columns:
-  """Street and painted classes: `leftImg8bit/SPLIT/CITY/...`, `gtFine/SPLIT/CITY/...`.
+  """Street photos and painted classes: `leftImg8bit/SPLIT/CITY/...`, `gtFine/SPLIT/CITY/...`.
 
   The classes of its split "test" are not public; test on "val".
   """
@@ -92,10 +92,10 @@ CAMVID_DRIVE = "[^_]+"
 
 
 def camvid(*, size: Size) -> Columns:
-  """Street and painted classes: `701_StillsRaw_full/X.png`, `LabeledApproved_full/X_L.png`.
+  """Street photos and painted classes: `701_StillsRaw_full/X.png`, `LabeledApproved_full/X_L.png`.
 
-  The frames of a drive are alike: part them by `CAMVID_DRIVE`, of which the test share 0.2 makes
-  the drive Seq05VD the test.
+  The frames of a drive are alike: keep them together by `CAMVID_DRIVE`, with which `test_share=0.2`
+  makes the drive Seq05VD the test split.
   """
   return paired_images(
     size=size,
@@ -105,9 +105,9 @@ def camvid(*, size: Size) -> Columns:
 
 
 def camvid_classes(*, size: Size) -> Columns:
-  """Street and label map of CamVid in twelve classes: `SPLIT/X.png`, `SPLITannot/X.png`.
+  """Street photos and label maps of CamVid in twelve classes: `SPLIT/X.png`, `SPLITannot/X.png`.
 
-  Its splits are train, val and test, which part the drives; class 11 is what has no class.
+  Its splits are train, val and test, which separate the drives; class 11 is pixels without a class.
   """
   return {
     "image": {"read": "image", "size": size, "place": "{split}"},
@@ -118,7 +118,7 @@ def camvid_classes(*, size: Size) -> Columns:
 def audiocaps(*, view: audio.LogMel, length: int, key: str = "youtube_id") -> Columns:
   """AudioCaps: `SPLIT.csv` with a column `caption`, and `SPLIT/ID.wav` by its column `key`.
 
-  Many sounds are no longer to be had; `incomplete="drop"` goes without.
+  Many sounds are no longer available; `incomplete="drop"` leaves out their examples.
   """
   table = {"place": "{split}.csv", "key": key, "column": "caption"}
   return {

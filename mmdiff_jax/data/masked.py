@@ -1,7 +1,7 @@
-"""The data set `masked`: another data set, and one of its images of which a part is hidden.
+"""The data set `masked`: another data set, and one of its images with a part of it hidden.
 
-What is hidden is mid-grey, 0.5, which is 0 to a network that reads images in [-1, 1]. Which part
-that is is a property of the example: it depends on the split and the example's row alone.
+Hidden pixels are mid-grey, 0.5, which is 0 for a network that reads images in [-1, 1]. The hidden
+part is a property of the example: it depends only on the split and the example's row.
 """
 
 from collections.abc import Sequence
@@ -15,29 +15,29 @@ from mmdiff_jax.errors import UserError
 from mmdiff_jax.modalities import image_picture, Modality
 
 KINDS = ("random", "half", "complete")
-GREY = 0.5  # What is hidden.
+GREY = 0.5  # The value of hidden pixels.
 
 # Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014.
 _GAMMA = 0x9E3779B97F4A7C15
 _MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))  # Shift and factor of each round.
-# Far apart in the one sequence of states.
+# Far apart in the single sequence of states.
 _SEEDS = {"train": 0, "test": 2**63, "validation": 2**62}
 
 
 def modalities(
   *, of: str, modality: str, kinds: Sequence[str], hidden: float
 ) -> tuple[Modality, ...]:
-  """Those of the other data set, and `masked`; arguments and errors as `load`."""
-  known = datasets.modalities(of)
-  images = {m.name: m for m in known if m.kind == "image"}
+  """Returns the modalities of the other data set, and `masked`; arguments and errors as `load`."""
+  others = datasets.modalities(of)
+  images = {m.name: m for m in others if m.kind == "image"}
   if modality not in images:
     raise UserError(
-      f"config.data.modality is {modality!r}, which is no image of the data set {of!r}. It has the"
-      f" images: {', '.join(images)}."
+      f"config.data.modality is {modality!r}, which is not an image of the data set {of!r}. Its"
+      f" images are: {', '.join(images)}."
     )
   if isinstance(kinds, str) or not kinds or not set(kinds) <= set(KINDS):
     raise UserError(
-      f"config.data.kinds is {kinds!r}; it names one or more of {', '.join(KINDS)}, such as"
+      f"config.data.kinds is {kinds!r}; it must name one or more of {', '.join(KINDS)}, such as"
       " ('random', 'half')."
     )
   height, width, _ = shape = images[modality].shape
@@ -45,10 +45,10 @@ def modalities(
   if "random" in kinds and not (0 < hidden < 1 and 0 < round(hidden * pixels) < pixels):
     raise UserError(
       f"config.data.hidden is {hidden}: of the {pixels} pixels of {modality!r} the random"
-      f" masks would hide {'all' if hidden > 0.5 else 'nothing'}. Take a share between 0 and 1; the"
-      " kind 'complete' hides all."
+      f" masks would hide {'all' if hidden > 0.5 else 'nothing'}. Set a fraction between 0 and 1;"
+      " the kind 'complete' hides all."
     )
-  return *known, Modality("masked", "image", shape, image_picture)
+  return *others, Modality("masked", "image", shape, image_picture)
 
 
 def load(
@@ -62,21 +62,22 @@ def load(
   hidden: float,
   validation: float = 0.0,
 ) -> dict[str, np.ndarray | Column]:
-  """A whole split of the other data set, in its order, with masked images made as they are read.
+  """Loads a split of the other data set, in its order, with images that are masked when read.
 
   Args:
     split: "train", "test" or "validation".
     data_dir: folder of prepared data sets, for the other one.
-    manual_dir: folder of files that you bring, for the other one.
-    of: the other data set, of no options.
-    modality: the one of its images that is masked.
-    kinds: how, each as likely: "random" hides that many pixels anywhere, "half" the upper, lower,
-      left or right half, "complete" all.
-    hidden: share of pixels that random masks hide, to the nearest pixel.
+    manual_dir: folder of your own files, for the other one.
+    of: the other data set, which must not need options.
+    modality: which of its images is masked.
+    kinds: the kinds of masks, equally likely: "random" hides that many pixels anywhere, "half" the
+      upper, lower, left or right half, "complete" all.
+    hidden: fraction of pixels that random masks hide, to the nearest pixel.
     validation: fraction of the other data set that is held out of "train" for "validation".
 
   Returns:
-    What the other data set has, and masked: float32 [n, height, width, channels] in [0, 1].
+    The model inputs of the other data set, and masked: float32 [n, height, width, channels] in
+    [0, 1].
 
   Raises:
     UserError: there is no such data set, image or kind, or random masks would hide nothing or all.
@@ -99,47 +100,48 @@ def masks(
   hidden: float,
   size: tuple[int, int],
 ) -> Bool[np.ndarray, "n height width"]:
-  """What of images is visible.
+  """Returns which pixels of images are visible.
 
   Args:
-    rows: numbers of the examples in their split.
-    split: "train", "test" or "validation"; they have masks of their own.
-    kinds: as `load`.
-    hidden: as `load`.
+    rows: indices of the examples in their split.
+    split: "train", "test" or "validation", each of which has different masks.
+    kinds: as for `load`.
+    hidden: as for `load`.
     size: height and width.
   """
   height, width = size
   pixels = height * width
-  # Of each row's numbers the first is the kind's, the second the half's and the others the pixels'.
+  # Of the random numbers of each row, the first draws the kind, the second the half and the others
+  # the pixels.
   start = rows.astype(np.uint64)[:, None] * np.uint64(pixels + 2)
   kind, half = splitmix64(start + np.arange(2, dtype=np.uint64), _SEEDS[split]).T
   kind = np.array(kinds)[kind % np.uint64(len(kinds))]
   visible = np.zeros((len(rows), height, width), bool)
 
   if "random" in kinds:
-    drawn = kind == "random"
-    scores = splitmix64(start[drawn] + np.arange(2, pixels + 2, dtype=np.uint64), _SEEDS[split])
-    # No two are equal: SplitMix64 has other numbers for other places.
+    is_random = kind == "random"
+    scores = splitmix64(start[is_random] + np.arange(2, pixels + 2, dtype=np.uint64), _SEEDS[split])
+    # No two scores are equal: SplitMix64 has different numbers at different indices.
     count = round(hidden * pixels)
     least = np.partition(scores, count, axis=1)[:, count, None]
-    visible[drawn] = (scores >= least).reshape(-1, height, width)
+    visible[is_random] = (scores >= least).reshape(-1, height, width)
 
   upper = np.broadcast_to(np.arange(height)[:, None] < height // 2, size)
   left = np.broadcast_to(np.arange(width) < width // 2, size)
   halves = np.stack([upper, ~upper, left, ~left])
-  halved = kind == "half"
-  visible[halved] = halves[half[halved] % np.uint64(4)]
+  is_half = kind == "half"
+  visible[is_half] = halves[half[is_half] % np.uint64(4)]
   return visible
 
 
-def splitmix64(places: UInt64[np.ndarray, "..."], seed: int) -> UInt64[np.ndarray, "..."]:
-  """Random numbers by their places in the sequence of SplitMix64, in any order, uniform in 64 bits.
+def splitmix64(indices: UInt64[np.ndarray, "..."], seed: int) -> UInt64[np.ndarray, "..."]:
+  """Returns the numbers at given indices of the sequence of SplitMix64, uniform in 64 bits.
 
   Args:
-    places: from 0.
-    seed: the generator's state before the first.
+    indices: indices from 0, in any order.
+    seed: the state of the generator before the first number.
   """
-  state = np.uint64(seed) + (places + np.uint64(1)) * np.uint64(_GAMMA)
+  state = np.uint64(seed) + (indices + np.uint64(1)) * np.uint64(_GAMMA)
   for shift, factor in _MIX:
     state = (state ^ (state >> np.uint64(shift))) * np.uint64(factor)
   return state ^ (state >> np.uint64(31))

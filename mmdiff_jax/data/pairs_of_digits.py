@@ -252,7 +252,7 @@ def _digit(pages, index, rng) -> dict[str, Column | np.ndarray]:
   size = DIGIT.shape[0]
   drawn = [
     draw(pages[index[chunk]], rng, size=size, reach=0.0)
-    for chunk in progress.shown("Drawing pairs_of_digits", chunks)
+    for chunk in progress.report("Drawing pairs_of_digits", chunks)
   ]
   forms = [form_of(ink / np.float32(255)) for ink in drawn]
   place = np.full(len(index), -1)

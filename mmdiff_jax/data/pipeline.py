@@ -1,10 +1,10 @@
-"""Batches without end out of arrays, in memory or on disk, and columns made when read, with Grain.
+"""Endless batches of arrays, in memory or on disk, and of columns computed when read, with Grain.
 
-The examples of all epochs stand in one line: one permutation of them after the other. Batch i is
-the i-th piece of that line, so every example is seen once an epoch, no remainder is dropped, and
-the place in the line is all the state there is. Several processes share each batch by rows: within
-an epoch every example is made by one of them, once, however uneven the sizes are, and the place in
-the line is the same for all and for any number of them.
+The examples of all epochs form one sequence: one permutation of them after the other. Batch i is
+the i-th piece of that sequence, so every example is seen once per epoch, no remainder is dropped,
+and the position in the sequence is the whole state. Several processes share each batch by rows:
+within an epoch every example is read by exactly one of them, once, however uneven the sizes are,
+and the position in the sequence is the same for all of them and for any number of them.
 """
 
 from collections.abc import Mapping
@@ -28,20 +28,20 @@ def batches(
   rows: Int[np.ndarray, " local"] | None = None,
   threads: int | None = None,
 ) -> grain.DatasetIterator:
-  """Batches of a deterministic shuffle, without end.
+  """Returns an endless iterator over the batches of a deterministic shuffle.
 
-  Each batch is gathered with one fancy index an array, by threads that run ahead of the caller. The
-  iterator's `get_state` and `set_state` resume at the very next batch, whatever `rows` and
-  `threads` are; `grain.checkpoint` saves it.
+  Each batch is gathered with one fancy index per array, by threads that run ahead of the caller.
+  The iterator's `get_state` and `set_state` resume at the very next batch, for any `rows` and
+  `threads`; `grain.checkpoint` saves its state.
 
   Args:
-    arrays: dict of arrays, or of columns made when read, whose first axis is the example.
+    arrays: dict of arrays, or of columns computed when read, whose first axis is the example.
     batch_size: examples in a batch, over all processes.
-    seed: of the shuffle.
-    group: batches that come at once.
-    rows: which rows of each batch to make, in the order in which they come: one process's part, as
-      `parallel.local_rows` says. None: all.
-    threads: batches that are made at the same time; None is `reading_threads`.
+    seed: the seed of the shuffle.
+    group: the number of batches that are returned at once.
+    rows: the rows of each batch to read, in order: the part of one process, as returned by
+      `parallel.local_rows`. None reads all.
+    threads: the number of batches that are read at the same time; None is `reading_threads`.
 
   Returns:
     An iterator over dicts of arrays [rows, ...], or [group, rows, ...] when group > 1.
@@ -62,34 +62,34 @@ def batches(
   rows = np.arange(batch_size) if rows is None else rows
   lead = (group, batch_size) if group > 1 else (batch_size,)
 
-  # A batch can straddle epochs, so the neighbours of the current one are wanted, too.
+  # A batch can straddle epochs, so the neighbours of the current one are needed, too.
   @functools.lru_cache(maxsize=4)
   def shuffled(epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(size)
 
   def gather(index: int) -> dict[str, np.ndarray]:
-    place = index * group * batch_size
-    epoch, start = divmod(place, size)
-    line = shuffled(epoch)[start:]
-    while len(line) < group * batch_size:
+    position = index * group * batch_size
+    epoch, start = divmod(position, size)
+    sequence = shuffled(epoch)[start:]
+    while len(sequence) < group * batch_size:
       epoch += 1
-      line = np.concatenate([line, shuffled(epoch)])
-    examples = line[: group * batch_size].reshape(lead)[..., rows]
+      sequence = np.concatenate([sequence, shuffled(epoch)])
+    examples = sequence[: group * batch_size].reshape(lead)[..., rows]
     return {name: array[examples] for name, array in arrays.items()}
 
-  # One batch more than is being made, so that no thread waits for the caller.
+  # The buffer holds one batch more than there are threads, so that none waits for the caller.
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
   return iter(grain.MapDataset.range(sys.maxsize).map(gather).to_iter_dataset(options))
 
 
 def reading_threads(arrays: Mapping[str, np.ndarray | Column]) -> int:
-  """How many threads should make batches on this machine.
+  """Returns the number of threads that should read batches on this machine.
 
   Arrays in memory are gathered at the speed of memory, in a small part of any training step: one
-  thread is enough, and more would only take cores from the step. Columns compute what they return,
-  and memory maps may wait for the disk; for them it is half of the cores that this process may use.
+  thread is enough, and more would only take cores from the step. Columns compute their rows, and
+  memory maps may wait for the disk; for them it is half of the cores that this process may use.
 
-  Worker processes are not used. Columns and memory maps are read by NumPy, which lets go of the
+  Worker processes are not used. Columns and memory maps are read by NumPy, which releases the
   interpreter's lock, so threads use many cores as well; a process would need its own copy of the
   sources, seconds to start and a copy of every batch on its way back; and the state of Grain's
   `mp_prefetch` depends on how many there are. `experiments.benchmark data` measures both.
@@ -100,7 +100,7 @@ def reading_threads(arrays: Mapping[str, np.ndarray | Column]) -> int:
 
 
 def cores() -> int:
-  """How many cores this process may use; not all of the machine need be its own."""
+  """Returns the number of cores that this process may use, perhaps not all of the machine's."""
   if hasattr(os, "sched_getaffinity"):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Lines on screen that tell how far a long loop over parts of a data set is."""
+"""Printed progress of a long loop over parts of a data set."""
 
 from collections.abc import Iterator, Sequence
 import time
@@ -9,8 +9,8 @@ _LINE_EVERY = 5.0  # Seconds between two lines.
 _Part = TypeVar("_Part")
 
 
-def shown(title: str, parts: Sequence[_Part]) -> Iterator[_Part]:
-  """Yields equally long parts of a task; prints how many are done, and the time left."""
+def report(title: str, parts: Sequence[_Part]) -> Iterator[_Part]:
+  """Yields equally long parts of a task; prints the fraction that is done, and the time left."""
   began = last = time.monotonic()
   for done, part in enumerate(parts):
     if (now := time.monotonic()) - last > _LINE_EVERY:

@@ -1,7 +1,7 @@
-"""Reads a user's files into the model's view: a pure function a kind.
+"""Reads a user's files as model inputs: one pure function per kind.
 
-All but those of NPZ take the files of one example in one modality, a generator (only texts draw
-from it) and settings. Where a file cannot be read as asked they raise a UserError that names it.
+All but those for NPZ take the files of one example in one modality, a generator (only texts draw
+from it) and settings. If a file cannot be read as requested they raise a UserError that names it.
 PNG, WAV and GIF are checked for truncation, PNG also for alteration; a JPEG has no checksum, so one
 that was altered may pass.
 """
@@ -29,15 +29,15 @@ from mmdiff_jax.modalities import Modality
 
 Paths = Sequence[pathlib.Path]
 Size = tuple[int, int]  # height, width
-_ORIENTATION = 0x0112  # Exif's tag; from 5 on the image lies on its side.
-# What the decoders raise on damaged files.
+_ORIENTATION = 0x0112  # Exif's tag; for values from 5 on, height and width are swapped.
+# The errors that decoders raise on damaged files.
 _DAMAGE = (OSError, EOFError, SyntaxError, ValueError, IndexError, RuntimeError, MemoryError)
 _DAMAGE += (struct.error, zlib.error, zipfile.BadZipFile, Image.DecompressionBombError)
 
 
 @contextlib.contextmanager
 def reading(path: str | os.PathLike[str]) -> Iterator[None]:
-  """Within, what goes wrong because of a damaged file is a UserError that names it."""
+  """A context in which errors caused by a damaged file become a UserError that names it."""
   try:
     yield
   except _DAMAGE as error:
@@ -48,33 +48,33 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _open(path: pathlib.Path) -> Image.Image:
-  """The decoded image, upright."""
+  """Returns the decoded image, upright."""
   with reading(path):
     with Image.open(path) as file:
-      file.verify()  # Decoding alone does not look at the checksums of a PNG.
+      file.verify()  # Decoding alone does not check the checksums of a PNG.
     with Image.open(path) as file:
       return ImageOps.exif_transpose(file)
 
 
 def _plain(still: Image.Image, path: pathlib.Path) -> Image.Image:
-  """In mode L, RGB, or F from 0 to 255 if it has 16 bits; refuses what would lose something."""
+  """Converts to mode L, RGB, or F from 0 to 255 for 16 bits; refuses conversions that lose data."""
   if still.mode.startswith("I;16"):
     return Image.fromarray(np.asarray(still).astype(np.float32) / 257)
   if still.has_transparency_data:
     still = still.convert("RGBA")
     if still.getchannel("A").getextrema()[0] < 255:
-      raise UserError(f"The image {path} is transparent in places. Put it on a background.")
+      raise UserError(f"The image {path} has transparent pixels. Put it on a background.")
   if still.mode not in ("1", "L", "P", "RGB", "RGBA"):
     raise UserError(f"The image {path} has mode {still.mode}. Save it as 8-bit grey or RGB.")
   return still.convert("L" if still.mode in ("1", "L") else "RGB")
 
 
 def _labels(still: Image.Image, size: Size) -> Image.Image:
-  """Fitted as an image is, but without mixing values."""
+  """Scales and crops as for an image, but without mixing values."""
   return ImageOps.fit(still, size[::-1], Image.Resampling.NEAREST)
 
 
-def _view(still: Image.Image, path: pathlib.Path, size: Size, channels: int) -> np.ndarray:
+def _pixels(still: Image.Image, path: pathlib.Path, size: Size, channels: int) -> np.ndarray:
   still = _plain(still, path)
   if channels == 1 and still.mode == "RGB":
     still = still.convert("L")
@@ -84,7 +84,7 @@ def _view(still: Image.Image, path: pathlib.Path, size: Size, channels: int) -> 
 
 
 def extent(paths: Paths, *, half: Literal["", "left", "right"] = "") -> tuple[int, int]:
-  """Height and width of an image on disk, upright; of its half where it holds two."""
+  """Returns height and width of the upright image on disk, or of its half if it contains two."""
   with reading(paths[0]), Image.open(paths[0]) as file:
     width, height = file.size
     if file.getexif().get(_ORIENTATION, 1) >= 5:
@@ -100,11 +100,11 @@ def image(
   channels: int,
   half: Literal["", "left", "right"] = "",
 ) -> Float[np.ndarray, "height width channels"]:
-  """A PNG or JPEG, scaled to cover `size` and cut at its centre.
+  """Reads a PNG or JPEG, scaled to cover `size` and cropped at its centre.
 
-  Of an image that holds two side by side, `half` is the one to take. Colours become grey (luma)
-  where one channel is asked for. Palettes, 1 and 16 bits, flags of rotation and opaque alpha
-  channels are converted; transparency, CMYK and 32 bits are refused.
+  If the image contains two side by side, `half` selects one. Colours become grey (luma) if one
+  channel is requested. Palettes, 1 and 16 bits, rotation flags and opaque alpha channels are
+  converted; transparency, CMYK and 32 bits are refused.
 
   Returns:
     float32 [height, width, channels] in [0, 1].
@@ -114,14 +114,16 @@ def image(
   if half:
     middle, odd = divmod(still.width, 2)
     if odd:
-      raise UserError(f"The image {paths[0]} is {still.width} pixels wide: no two halves in it.")
+      raise UserError(
+        f"The image {paths[0]} is {still.width} pixels wide, so it cannot be split into two halves."
+      )
     left = 0 if half == "left" else middle
     still = still.crop((left, 0, left + middle, still.height))
-  return _view(still, paths[0], size, channels)
+  return _pixels(still, paths[0], size, channels)
 
 
 def photo(path: pathlib.Path) -> UInt8[np.ndarray, "height width 3"]:
-  """A whole PNG or JPEG in its own size, in colour, converted and refused as `image` does."""
+  """Reads a PNG or JPEG in colour and in its original size; converts and refuses as `image`."""
   values = np.round(np.asarray(_plain(_open(path), path))).astype(np.uint8)
   return values if values.ndim == 3 else values[..., None].repeat(3, -1)
 
@@ -129,11 +131,11 @@ def photo(path: pathlib.Path) -> UInt8[np.ndarray, "height width 3"]:
 def mask(
   paths: Paths, rng: np.random.Generator, *, size: Size, num_classes: int
 ) -> Int[np.ndarray, "height width"]:
-  """A label map: the grey values or palette indices of a PNG are the classes.
+  """Reads a label map: the grey values or palette indices of a PNG are the classes.
 
-  Scaled by the nearest neighbour and cut as `image` is. With two classes, 255 is the class 1, too,
-  and a JPEG will do if it is black and white: values below 64 are the class 0, from 192 on 1. Other
-  files than PNG are refused, for what smears makes classes that nobody drew.
+  It is scaled by the nearest neighbour and cropped as in `image`. With two classes, 255 is class 1,
+  too, and a JPEG is accepted if it is black and white: values below 64 are class 0, from 192 on 1.
+  Files other than PNG are refused, because lossy compression makes classes that nobody drew.
 
   Returns:
     int32 [height, width] below `num_classes`.
@@ -141,7 +143,7 @@ def mask(
   del rng
   path, still = paths[0], _open(paths[0])
   with reading(path), Image.open(path) as file:
-    lossy = file.format != "PNG"  # Whatever the suffix says.
+    lossy = file.format != "PNG"  # The suffix may be wrong.
   if still.mode == "RGB" and not np.ptp(np.asarray(still), axis=-1).any():
     still = still.getchannel(0)
   if still.mode not in ("1", "L", "P", "I;16"):
@@ -151,12 +153,13 @@ def mask(
     )
   if lossy:
     values = np.asarray(still.convert("L"))
-    # One that has no white must be black altogether, or it may hold the values 0 and 1.
+    # Without white it must be all black; otherwise its values may be the classes 0 and 1.
     plain = ((values < 64) | (values >= 192)).all() and values.max() not in range(1, 192)
     if num_classes > 2 or not plain:
       raise UserError(
-        f"The mask {path} is no PNG, and other formats smear classes into each other. Save it as "
-        "PNG, from the original, not from this file. JPEG is for two classes, black and white."
+        f"The mask {path} is not a PNG, and other formats blur classes into each other. Save it as "
+        "PNG from the original, not from this file. A JPEG can only have two classes, black and "
+        "white."
       )
     still = still.convert("L")
   labels = np.asarray(_labels(still, size)).astype(np.int32)
@@ -165,7 +168,7 @@ def mask(
   if labels.max() >= num_classes:
     raise UserError(
       f"The mask {path} has the value {labels.max()}, but its {num_classes} classes are 0 to "
-      f"{num_classes - 1}. Mend the mask or num_classes."
+      f"{num_classes - 1}. Correct the mask or num_classes."
     )
   return labels
 
@@ -173,9 +176,9 @@ def mask(
 def parts(
   paths: Paths, rng: np.random.Generator, *, size: Size, names: tuple[str, ...]
 ) -> Int[np.ndarray, "height width"]:
-  """A label map out of black-and-white images `NUMBER_PART.png`, of the parts that there are.
+  """Reads a label map from black-and-white images `NUMBER_PART.png`, one for each part that exists.
 
-  The first of `names` is the class 1; later ones cover earlier ones; the rest is the class 0.
+  The first of `names` is class 1; later parts cover earlier ones; the rest is class 0.
 
   Returns:
     int32 [height, width], at most `len(names)`.
@@ -184,7 +187,9 @@ def parts(
   labels = np.zeros(size, np.int32)
   files = {path.stem.partition("_")[2]: path for path in paths}
   for name in files.keys() - set(names):
-    raise UserError(f"The file {files[name]} is of no known part; they are: {', '.join(names)}.")
+    raise UserError(
+      f"The file {files[name]} belongs to no valid part. The parts are: {', '.join(names)}."
+    )
   for name in sorted(files, key=names.index):
     part = _plain(_labels(_open(files[name]), size), files[name]).convert("L")
     labels[np.asarray(part) > 127] = names.index(name) + 1
@@ -194,12 +199,12 @@ def parts(
 def video(
   paths: Paths, rng: np.random.Generator, *, frames: int, size: Size, channels: int
 ) -> Float[np.ndarray, "frames height width channels"]:
-  """A GIF, or the PNGs or JPEGs of its frames, at even distances from the first to the last.
+  """Reads frames of a GIF, or of PNGs or JPEGs, evenly spaced from the first to the last.
 
-  Where there are fewer frames than asked for, some are repeated.
+  If there are fewer frames than requested, some are repeated.
 
   Returns:
-    float32 [frames, height, width, channels] in [0, 1], each frame as `image` makes it.
+    float32 [frames, height, width, channels] in [0, 1], each frame as `image` returns it.
   """
   del rng
   stills = []
@@ -209,30 +214,33 @@ def video(
         raise ValueError("it stops before the end mark of a GIF")
       stills = [still.copy() for still in ImageSequence.Iterator(file)]
     paths = [paths[0]] * len(stills)
-  chosen = np.round(np.linspace(0, len(paths) - 1, frames)).astype(int)
+  indices = np.round(np.linspace(0, len(paths) - 1, frames)).astype(int)
   return np.stack(
-    [_view(stills[i] if stills else _open(paths[i]), paths[i], size, channels) for i in chosen]
+    [_pixels(stills[i] if stills else _open(paths[i]), paths[i], size, channels) for i in indices]
   )
 
 
 def _is_ended(gif: bytes) -> bool:
-  """Whether a GIF's blocks lead to its end mark, which Pillow does without; more may follow."""
+  """Returns whether a GIF's blocks lead to its end mark, which Pillow does not need.
+
+  Bytes after the end mark are allowed.
+  """
 
   def table(flags: int) -> int:
     return 6 << (flags & 7) if flags & 0x80 else 0
 
-  place = 13 + table(gif[10])
+  offset = 13 + table(gif[10])
   try:
-    while (block := gif[place : place + 1]) != b";":
-      if block == b"!":  # An extension: its kind, then pieces.
-        place += 2
-      elif block == b",":  # A frame: where it is, its colours, the bits of a code, then pieces.
-        place += 11 + table(gif[place + 9])
+    while (block := gif[offset : offset + 1]) != b";":
+      if block == b"!":  # An extension: its kind, then sub-blocks.
+        offset += 2
+      elif block == b",":  # A frame: position, colour table, bits of a code, then sub-blocks.
+        offset += 11 + table(gif[offset + 9])
       else:
         return False
-      while gif[place]:
-        place += 1 + gif[place]
-      place += 1
+      while gif[offset]:
+        offset += 1 + gif[offset]
+      offset += 1
   except IndexError:
     return False
   return True
@@ -241,14 +249,14 @@ def _is_ended(gif: bytes) -> bool:
 def sound(
   paths: Paths, rng: np.random.Generator, *, view: audio.LogMel
 ) -> Float[np.ndarray, "frames bands"]:
-  """The log-mel spectrogram of the start of a WAV or FLAC, all channels mixed.
+  """Reads the log-mel spectrogram of the start of a WAV or FLAC, with all channels averaged.
 
-  Other sample rates are resampled; shorter sounds end in silence.
+  Other sample rates are resampled; shorter sounds are padded with silence.
 
   Returns:
     float32 [frames, bands] in [0, 1].
   """
-  # They take a while to import, and only sounds need them.
+  # They are slow to import, and only sounds need them.
   from scipy import signal
   import soundfile
 
@@ -256,23 +264,23 @@ def sound(
   with reading(paths[0]), soundfile.SoundFile(paths[0]) as file:
     rate, wave = file.samplerate, file.read(dtype="float32", always_2d=True).mean(1)
     if _is_cut(paths[0]):
-      raise ValueError("it stops before the end that its header says")
+      raise ValueError("it is shorter than its header says")
     if not len(wave):
       raise ValueError("it has no samples")
     if not 1000 <= rate <= 1_000_000:
-      raise ValueError(f"it has {rate} samples a second")
+      raise ValueError(f"it has {rate} samples per second")
     if not np.isfinite(wave).all():
-      raise ValueError("it has samples that are no numbers")
+      raise ValueError("it has samples that are not finite numbers")
   common = math.gcd(rate, view.sample_rate)
   wave = signal.resample_poly(wave, view.sample_rate // common, rate // common)[: view.samples]
   return audio.log_mel(np.pad(wave, (0, view.samples - len(wave))), view)
 
 
 def _is_cut(path: pathlib.Path) -> bool:
-  """Whether it is a WAV file shorter than it says, which libsndfile forgives."""
+  """Returns whether a WAV file is shorter than its header says, which libsndfile accepts."""
   with path.open("rb") as file:
     name, length = struct.unpack("<4sI", file.read(8))
-  # Programs that write into a pipe leave the length at its limit.
+  # Programs that write into a pipe leave the length at its maximum.
   return name == b"RIFF" and length < 2**32 - 1 and path.stat().st_size < length + 8
 
 
@@ -283,10 +291,10 @@ def text(
   length: int,
   alphabet: str = "",
 ) -> Int[np.ndarray, " length"]:
-  """One of the captions, drawn at random, as tokens: those given, or the lines of a UTF-8 file.
+  """Draws one caption of `lines`, or of the lines of a UTF-8 file, and returns its tokens.
 
-  The tokens are places in `alphabet`, filled up by its first character, or, without one, the bytes
-  of UTF-8, filled up by 0. What is over `length` is cut off.
+  The tokens are indices in `alphabet`, padded with its first character, or, without an alphabet,
+  the bytes of UTF-8, padded with 0. Longer captions are cut off at `length`.
 
   Returns:
     int32 [length].
@@ -298,43 +306,43 @@ def text(
       captions = source.read_text("utf-8-sig").splitlines()
   captions = [caption.strip() for caption in captions if caption.strip()]
   if not captions:
-    raise UserError(f"There is no caption in {source}. Write one a line, or remove the file.")
+    raise UserError(f"There is no caption in {source}. Write one per line, or remove the file.")
   caption = captions[rng.integers(len(captions))]
   if alphabet:
     if unknown := sorted(set(caption) - set(alphabet)):
       raise UserError(
-        f"The caption {caption!r} in {source} has characters that the alphabet lacks: {unknown}. "
-        "Add them, or leave the alphabet out to use bytes."
+        f"The caption {caption!r} in {source} has characters that are not in the alphabet: "
+        f"{unknown}. Add them, or leave the alphabet out to use bytes."
       )
     tokens = [alphabet.index(character) for character in caption[:length]]
   else:
-    # A character that the cut would split goes whole.
+    # A character that the cut would split is dropped entirely.
     tokens = list(caption.encode()[:length].decode(errors="ignore").encode())
   return np.pad(np.array(tokens, np.int32), (0, length - len(tokens)))
 
 
 def table(path: pathlib.Path, *, key: str, column: str) -> dict[str, list[str]]:
-  """The captions in one column of a CSV file, by the stems in another.
+  """Returns the captions in one column of a CSV file, by the stems in another.
 
   Raises:
-    UserError: there is no such file or column, it is no CSV, or a cell is empty.
+    UserError: there is no such file or column, it is not a CSV file, or a cell is empty.
   """
-  found = {}
+  captions = {}
   try:
     with path.open(encoding="utf-8-sig", newline="") as file:
       for row in (rows := csv.DictReader(file, strict=True)):
         if not row[key] or not (row[column] or "").strip():
           raise csv.Error(f"line {rows.line_num} has no {key} or no {column}")
-        found.setdefault(row[key], []).append(row[column])
+        captions.setdefault(row[key], []).append(row[column])
   except (OSError, UnicodeError, csv.Error) as error:
     raise UserError(f"The file {path} cannot be read as CSV: {error}. Get it again.") from error
   except KeyError as error:
-    raise UserError(f"The file {path} has no column {error}. Name it in its first line.") from error
-  return found
+    raise UserError(f"The file {path} has no column {error}. Name it in the first line.") from error
+  return captions
 
 
 def text_of(tokens: Int[np.ndarray, " length"], alphabet: str = "") -> str:
-  """The caption that [length] tokens of `text` spell; what is no character of a line is U+FFFD."""
+  """Returns the caption of [length] tokens of `text`; unprintable characters become U+FFFD."""
   if alphabet:
     return "".join(alphabet[token] for token in tokens).strip()
   caption = bytes(token for token in tokens.tolist() if token).decode(errors="replace")
@@ -344,38 +352,38 @@ def text_of(tokens: Int[np.ndarray, " length"], alphabet: str = "") -> str:
 def npz(
   path: str | os.PathLike[str], modalities: Sequence[Modality], *, prefix: str = ""
 ) -> dict[str, np.ndarray]:
-  """A whole split out of an NPZ file, which has an array `prefix + name` for each modality.
+  """Reads a whole split from an NPZ file, which has an array `prefix + name` for each modality.
 
-  Images and videos may be uint8, which is divided by 255. No pickle is read.
+  Images and videos may be uint8, which is divided by 255. Pickled objects are not read.
 
   Returns:
-    The model's views, float32 or int32 [n, *shape].
+    The model inputs, float32 or int32 [n, *shape].
 
   Raises:
-    UserError: the file is damaged or needs pickle, or an array is missing or not what it must be.
+    UserError: the file is damaged or needs pickle, or an array is missing or invalid.
   """
-  views = {}
+  inputs = {}
   for modality in modalities:
     key = prefix + modality.name
-    views[modality.name] = checked(array(path, key), key, modality, path)
-  lengths = {name: len(view) for name, view in views.items()}
+    inputs[modality.name] = checked(array(path, key), key, modality, path)
+  lengths = {name: len(values) for name, values in inputs.items()}
   if len(set(lengths.values())) != 1 or 0 in lengths.values():
     raise UserError(f"The arrays of {path} must have the same examples, at least one: {lengths}.")
-  return views
+  return inputs
 
 
 def write_npz(path: str | os.PathLike[str], **arrays: np.ndarray) -> None:
-  """Writes an NPZ file so that nobody ever sees a part of it; raises OSError and leaves nothing.
+  """Writes an NPZ file atomically; if that raises OSError, no part of the file is left.
 
   It may lie in a bucket, see `storage.path`.
   """
   path = storage.path(path)
   if storage.in_bucket(path):
-    whole = io.BytesIO()
-    np.savez(whole, **arrays)
-    path.write_bytes(whole.getvalue())
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    path.write_bytes(buffer.getvalue())
     return
-  # A name of its own, since several processes may write the same.
+  # A name unique to this process, since several processes may write the same file.
   part = path.with_name(f"{path.name}.{os.getpid()}.part")
   try:
     with part.open("wb") as file:
@@ -389,29 +397,29 @@ def write_npz(path: str | os.PathLike[str], **arrays: np.ndarray) -> None:
 
 
 def kept_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray] | None:
-  """The arrays of an NPZ file, or None when it is not there or cannot be read.
+  """Returns the arrays of an NPZ file, or None if it does not exist or cannot be read.
 
   It may lie in a bucket, see `storage.path`.
   """
   try:
     path = storage.path(path)
-    whole = io.BytesIO(path.read_bytes()) if storage.in_bucket(path) else path
-    with np.load(whole, allow_pickle=False) as file:  # What is in a ZIP has a checksum.
+    source = io.BytesIO(path.read_bytes()) if storage.in_bucket(path) else path
+    with np.load(source, allow_pickle=False) as file:  # A ZIP has a checksum of each array.
       return dict(file)
   except (*_DAMAGE, KeyError):
     return None
 
 
 def array(path: str | os.PathLike[str], key: str) -> np.ndarray:
-  """One array of an NPZ file as it is; no pickle is read.
+  """Reads one array of an NPZ file unchanged; pickled objects are not read.
 
   Raises:
-    UserError: the file is not there, is damaged or needs pickle, or has no such array.
+    UserError: the file does not exist, is damaged or needs pickle, or has no such array.
   """
   path = storage.expanded(path)
   with reading(path):
     if not zipfile.is_zipfile(path):
-      raise ValueError("it is not there, or no NPZ file")
+      raise ValueError("it does not exist, or is not an NPZ file")
     with np.load(path, allow_pickle=False) as file:
       if key in file:
         return file[key]
@@ -421,29 +429,29 @@ def array(path: str | os.PathLike[str], key: str) -> np.ndarray:
 def checked(
   array: np.ndarray, key: str, modality: Modality, path: str | os.PathLike[str]
 ) -> np.ndarray:
-  """An array of an NPZ file as a modality's view, float32 or int32 [n, *shape].
+  """Checks an array of an NPZ file and returns it as a model input, float32 or int32 [n, *shape].
 
   Args:
-    array: the array; of an image or a video it may be uint8, which is divided by 255.
+    array: the array; for an image or a video it may be uint8, which is divided by 255.
     key: its name in the file, for the message.
-    modality: what it must be.
+    modality: the modality that it must be.
     path: the file, for the message.
 
   Raises:
-    UserError: it has another shape, type or range.
+    UserError: it has the wrong shape, type or range.
   """
-  pixels, whole = modality.kind in ("image", "video"), modality.num_classes > 0
-  kind, dtype = ("iu", np.int32) if whole else ("f", np.float32)
+  pixels, discrete = modality.kind in ("image", "video"), modality.num_classes > 0
+  kind, dtype = ("iu", np.int32) if discrete else ("f", np.float32)
   low, high = modality.bounds
-  view = array / np.float32(255) if pixels and array.dtype == np.uint8 else array
-  if view.dtype.kind == "f":
-    with np.errstate(over="ignore"):  # What is too large becomes infinite and is refused.
-      view = view.astype(np.float32)
-  fits = view.dtype.kind in kind and view.shape[1:] == modality.shape and view.ndim > 0
-  if not fits or not (np.isfinite(view) & (view >= low) & (view <= high)).all():
+  values = array / np.float32(255) if pixels and array.dtype == np.uint8 else array
+  if values.dtype.kind == "f":
+    with np.errstate(over="ignore"):  # Numbers that are too large become infinite and are refused.
+      values = values.astype(np.float32)
+  fits = values.dtype.kind in kind and values.shape[1:] == modality.shape and values.ndim > 0
+  if not fits or not (np.isfinite(values) & (values >= low) & (values <= high)).all():
     raise UserError(
       f"The array {key!r} of {path} is {array.dtype} of shape {array.shape}; a modality of kind "
       f"{modality.kind} must be {dtype.__name__} of shape [n, *{modality.shape}], finite numbers "
       f"from {low:g} to {high:g}. Convert it and save it again."
     )
-  return view.astype(dtype)
+  return values.astype(dtype)

@@ -162,7 +162,7 @@ def load(
 def _drawn(items: np.ndarray, labels: np.ndarray, split: str) -> dict[str, np.ndarray]:
   """Ink on pages, uint8 [n, 28, 28], what can be seen of them as in `Form`, and captions."""
   rng = np.random.default_rng((_SEED, split == "test"))
-  chunks = progress.shown(f"Drawing sketched_digits ({split})", _chunks(len(items)))
+  chunks = progress.report(f"Drawing sketched_digits ({split})", _chunks(len(items)))
   ink, measured = [], []
   for chunk in chunks:
     ink.append(_place(draw(items[chunk], rng, size=SIZE, reach=0.0), rng))

@@ -132,17 +132,37 @@ class Table:
     return jnp.sqrt(-2.0 * self.drift(t))
 
 
+def _check_ends(where, num, beta_min, beta_max):
+  arguments.integer(where, "num", num, 1)
+  for name, beta in (("beta_min", beta_min), ("beta_max", beta_max)):
+    arguments.scalar(where, name, beta, 0, 1, above=0)
+
+
 def betas_linear(
   num: int = 1000, *, beta_min: float = 1e-4, beta_max: float = 0.02
 ) -> tuple[float, ...]:
-  """Returns betas in equal steps (Ho et al. 2020), for `Table`."""
+  """Returns betas in equal steps (Ho et al. 2020), for `Table`.
+
+  Args:
+    num: N, at least 1.
+    beta_min: beta_1, inside (0, 1).
+    beta_max: beta_N, inside (0, 1).
+
+  Raises:
+    TypeError, ValueError: an argument has the wrong type or range.
+  """
+  _check_ends("betas_linear", num, beta_min, beta_max)
   return tuple(np.linspace(beta_min, beta_max, num).tolist())
 
 
 def betas_scaled_linear(
   num: int = 1000, *, beta_min: float = 0.00085, beta_max: float = 0.012
 ) -> tuple[float, ...]:
-  """Returns betas whose square roots are in equal steps (Rombach et al. 2022), for `Table`."""
+  """Returns betas whose square roots are in equal steps (Rombach et al. 2022), for `Table`.
+
+  Arguments and errors as for `betas_linear`.
+  """
+  _check_ends("betas_scaled_linear", num, beta_min, beta_max)
   return tuple((np.linspace(beta_min**0.5, beta_max**0.5, num) ** 2).tolist())
 
 
@@ -152,13 +172,19 @@ def betas_cosine(
   """Returns betas of alpha^2 = cos^2 of an angle linear in t (Nichol and Dhariwal 2021, Eq. 17).
 
   Args:
-    num: N.
-    offset: s of the paper, which keeps the first betas from vanishing.
-    largest: upper bound of each beta; without it the last one would be 1.
+    num: N, at least 1.
+    offset: s of the paper, at least 0, which keeps the first betas from vanishing.
+    largest: upper bound of each beta, in (0, 1]; without it the last one would be 1.
 
   Returns:
     beta_1, ..., beta_N, for `Table`.
+
+  Raises:
+    TypeError, ValueError: an argument has the wrong type or range.
   """
+  arguments.integer("betas_cosine", "num", num, 1)
+  arguments.scalar("betas_cosine", "offset", offset, 0)
+  arguments.scalar("betas_cosine", "largest", largest, 0, 1, above=0)
   angle = (np.arange(num + 1) / num + offset) / (1 + offset) * math.pi / 2
   alpha_bar = np.cos(angle) ** 2
   return tuple(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], largest).tolist())

@@ -62,7 +62,7 @@ def hmc(
   denoiser = checked("hmc", denoiser)
   arguments.same_modalities("hmc", "t", t, "x", x)
   arguments.same_modalities("hmc", "moving", moving, "x", x)
-  moving = {name: arguments.array("hmc", f"moving[{name!r}]", m) for name, m in moving.items()}
+  moves = {name: arguments.array("hmc", f"moving[{name!r}]", m) for name, m in moving.items()}
   schedules.check("hmc", schedule, x)
   snr = arguments.number("hmc", "snr", snr, above=0)
   arguments.integer("hmc", "leapfrog", leapfrog, 1)
@@ -76,7 +76,7 @@ def hmc(
     momentum = {name: p - kick * jnp.sqrt(2.0) * snr * eps[name] for name, p in momentum.items()}
     moved = {name: x[name] + jnp.sqrt(2.0) * scale[name] * p for name, p in momentum.items()}
     x = {
-      name: jnp.where(moving[name], moved[name], value) if is_floating(value) else value
+      name: jnp.where(moves[name], moved[name], value) if is_floating(value) else value
       for name, value in x.items()
     }
     return x, momentum

@@ -104,7 +104,7 @@ def sample(
     _check_rises(path, solver)
   # Samples keep their type, whatever that of the times; bfloat16 is too coarse for times.
   precision = jnp.promote_types(jnp.result_type(*x_init.values()), jnp.float32)
-  times = {name: value.astype(precision) for name, value in path.times.items()}
+  times = {name: jnp.asarray(value, precision) for name, value in path.times.items()}
 
   def step(carry, inputs):
     x, state = carry
@@ -186,6 +186,8 @@ def _masks(given, mask):
   for name, value in mask.items():
     arrays[name] = arguments.array("replace_known", f"mask[{name!r}]", value)
     arguments.broadcasts("replace_known", f"mask[{name!r}]", arrays[name].shape, given[name].shape)
+    if arrays[name].dtype != bool:
+      arguments.number("replace_known", f"mask[{name!r}]", arrays[name], 0, 1, rows=True)
   return arrays
 
 
@@ -210,16 +212,18 @@ def replace_known(
   Args:
     schedule: one schedule, or one for each modality.
     given: clean values, [batch, ...] each.
-    mask: 1 where a value is given and 0 where it is not, broadcast against the values; in between
-      the two are blended in that proportion. A modality without an entry is given everywhere.
+    mask: in [0, 1], broadcast against the values: 1 where a value is given and 0 where it is not;
+      in between the two are blended in that proportion. A modality without an entry is given
+      everywhere.
 
   Returns:
     `(key, x, s) -> x`.
 
   Raises:
     TypeError: `given` or `mask` is not a dict of arrays.
-    ValueError: a mask is for a modality that is not in `given`, or has a shape that does not
-      broadcast to its values; when the hook is called, `x` lacks a modality or has another shape.
+    ValueError: a mask is for a modality that is not in `given`, has values outside [0, 1], or has a
+      shape that does not broadcast to its values; when the hook is called, `x` lacks a modality or
+      has another shape.
   """
   given = arguments.modalities("replace_known", "given", given, floats=True)
   schedules.check("replace_known", schedule, given)

@@ -17,12 +17,12 @@ def _lines(*columns, size=24):
   return sketch
 
 
-def test_images_agree_with_their_own_sketches():
+def test_images_adhere_to_their_own_sketches():
   images = np.random.default_rng(0).random((5, 20, 28, 3), np.float32)
   np.testing.assert_array_equal(adherence.edges(derived.sketch(images), images), np.ones(5))
 
 
-# Of the two columns of the edge and the two given, those within one column of another.
+# The score counts columns of the edge and given columns that are within one column of each other.
 @pytest.mark.parametrize("away, score", [(0, 1.0), (1, 1.0), (-1, 1.0), (2, 0.5), (3, 0.0)])
 def test_edges_may_be_one_pixel_away(away, score):
   assert adherence.edges(_lines(11 + away, 12 + away), _step()) == pytest.approx([score])
@@ -33,7 +33,8 @@ def test_edges_may_be_one_pixel_away(away, score):
 def test_one_pixel_away_is_along_the_diagonal_too():
   given = _lines()
   given[0, 5, 13] = given[0, 20, 14] = 1.0
-  # Of the image's 48 the three next to the first are near; of those given only the first is.
+  # Of the image's 48 edge pixels, the three next to the first given one count; of the given ones
+  # only the first does.
   precision, recall = 3 / 48, 1 / 2
   expected = 2 * precision * recall / (precision + recall)
   assert adherence.edges(given, _step()) == pytest.approx([expected])
@@ -45,22 +46,22 @@ def test_score_is_the_harmonic_mean_of_precision_and_recall():
   assert adherence.edges(_lines(5, 6), both) == pytest.approx([2 / 3])  # 1/2 and 1.
 
 
-def test_faint_lines_are_no_edges():
+def test_faint_lines_are_not_edges():
   assert adherence.edges(_lines(11, 12) * 0.5, _step()) == [0.0]
 
 
-def test_no_edges_agree_with_none_alone():
+def test_image_without_edges_adheres_only_to_a_sketch_without_edges():
   nothing = np.zeros((1, 24, 24, 1), np.float32)
   given = np.concatenate([nothing, nothing, _lines(11, 12), _lines(11, 12)])
   images = np.concatenate([nothing, _step(), nothing, _step()])
   np.testing.assert_array_equal(adherence.edges(given, images), [1, 0, 0, 1])
 
 
-def test_overlap_counts_where_it_is_asked_to():
-  given, found, where = np.zeros((3, 4, 6, 6), bool)
+def test_overlap_counts_only_the_pixels_of_where():
+  given, generated, where = np.zeros((3, 4, 6, 6), bool)
   where[:, :3] = True
-  given[0, :, 0:2] = found[0, :, 1:4] = True  # One column of four.
-  found[1, :, 2] = True
-  given[3, 4:] = found[2, 5] = True  # Elsewhere.
-  found[3, 0, 0] = given[3, 0, :2] = True
-  np.testing.assert_allclose(adherence.overlap(given, found, where), [1 / 4, 0, 1, 1 / 2])
+  given[0, :, 0:2] = generated[0, :, 1:4] = True  # One column of four.
+  generated[1, :, 2] = True
+  given[3, 4:] = generated[2, 5] = True  # Outside of `where`.
+  generated[3, 0, 0] = given[3, 0, :2] = True
+  np.testing.assert_allclose(adherence.overlap(given, generated, where), [1 / 4, 0, 1, 1 / 2])

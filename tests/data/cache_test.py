@@ -24,7 +24,7 @@ def folder(tmp_path, monkeypatch):
 
 
 class Maker:
-  """Makes arrays of one seed and counts how often."""
+  """Computes arrays from one seed and counts its calls."""
 
   def __init__(self, seed=0):
     self.calls, self._rng_seed = 0, seed
@@ -40,14 +40,14 @@ class Maker:
     }
 
 
-def check_equal(found, expected):
-  assert list(found) == list(expected)
+def check_equal(actual, expected):
+  assert list(actual) == list(expected)
   for name, x in expected.items():
-    y = found[name]
+    y = actual[name]
     assert (x.dtype, x.shape, x.tobytes("A")) == (y.dtype, y.shape, y.tobytes("A")), name
 
 
-def test_made_once_and_the_same_bit_for_bit(folder):
+def test_arrays_are_computed_once_and_are_the_same_bit_for_bit(folder):
   make = Maker()
   inputs = [np.arange(6), "train", ("mnist", 3)]
   for _ in range(3):
@@ -66,7 +66,7 @@ def test_made_once_and_the_same_bit_for_bit(folder):
     [np.arange(6)],
   ],
 )
-def test_other_inputs_replace_what_is_kept(folder, other):
+def test_other_inputs_replace_the_file(folder, other):
   cache.arrays("name", [np.arange(6), "train"], Maker())
   check_equal(cache.arrays("name", other, Maker(1)), Maker(1)())
   assert len(list(folder.iterdir())) == 1
@@ -75,7 +75,7 @@ def test_other_inputs_replace_what_is_kept(folder, other):
   assert make.calls == 1
 
 
-def test_other_code_or_packages_replace_what_is_kept(monkeypatch):
+def test_other_code_or_packages_replace_the_file(monkeypatch):
   cache.arrays("name", [], Maker())
   cache._code.cache_clear()
   cache.arrays("name", [], make := Maker())
@@ -87,19 +87,19 @@ def test_other_code_or_packages_replace_what_is_kept(monkeypatch):
   cache._code.cache_clear()
 
 
-def test_damaged_file_is_made_again(folder):
+def test_damaged_file_is_replaced(folder):
   cache.arrays("name", [], Maker())
   path = folder / "name.npz"
   intact, truth = path.read_bytes(), Maker()()
   for i in range(0, len(intact), 3):
     path.write_bytes(intact[:i] + bytes([intact[i] ^ 1]) + intact[i + 1 :])
-    stored = readers.kept_npz(path)  # None, or what is not damaged.
+    stored = readers.kept_npz(path)  # None, or the arrays that are not damaged.
     if stored and str(stored.pop("stamp", "")):
       check_equal(stored, {name: truth[name] for name in stored})
-  end = intact.rfind(b"PK\x05\x06")  # It says how many parts there are.
-  lost = [intact[:i] + bytes([intact[i] ^ 1]) + intact[i + 1 :] for i in range(end, end + 22)]
+  end = intact.rfind(b"PK\x05\x06")  # The record that holds the number of members.
+  altered = [intact[:i] + bytes([intact[i] ^ 1]) + intact[i + 1 :] for i in range(end, end + 22)]
   cut = [intact[:keep] for keep in (0, 1, 100, len(intact) // 2, len(intact) - 1)]
-  for content in lost + cut:
+  for content in altered + cut:
     path.write_bytes(content)
     make = Maker()
     for _ in range(2):
@@ -107,9 +107,9 @@ def test_damaged_file_is_made_again(folder):
     assert make.calls <= 1
 
 
-def test_what_cannot_be_kept_is_made_each_time(folder, capsys):
+def test_arrays_that_cannot_be_kept_are_computed_each_time(folder, capsys):
   folder.parent.mkdir()
-  folder.touch()  # No folder.
+  folder.touch()  # A file in place of the folder.
   make = Maker()
   for _ in range(2):
     check_equal(cache.arrays("name", [], make), Maker()())
@@ -117,8 +117,8 @@ def test_what_cannot_be_kept_is_made_each_time(folder, capsys):
   assert not any(capsys.readouterr())
 
 
-def _alternate(place, first):
-  storage.cache_dir = lambda: place
+def _alternate(cache_dir, first):
+  storage.cache_dir = lambda: cache_dir
   for i in range(20):
     seed = (first + i) % 2
     check_equal(cache.arrays("name", [seed], Maker(seed)), Maker(seed)())
@@ -135,7 +135,7 @@ def test_processes_do_not_disturb_one_another(tmp_path, folder):
   assert [path.name for path in folder.iterdir()] == ["name.npz"]
 
 
-def _whole(data):
+def _as_arrays(data):
   return {name: np.asarray(x) for name, x in data.items()}
 
 
@@ -145,26 +145,26 @@ def test_data_sets_are_drawn_once(handwriting, monkeypatch):
     "captioned_digits": lambda: captioned_digits.load("test"),
     "sketched_digits": lambda: sketched_digits.load("test"),
   }
-  first = {name: _whole(load()) for name, load in read.items()}
+  first = {name: _as_arrays(load()) for name, load in read.items()}
   with monkeypatch.context() as patch:
     for module in (captioned_digits, sketched_digits):
       patch.delattr(module, "draw")
     for name, load in read.items():
-      check_equal(_whole(load()), first[name])
-  # Other handwriting of as many digits is drawn again.
+      check_equal(_as_arrays(load()), first[name])
+  # Other digit images are drawn again, even if they are as many.
   items, labels = handwriting["test"]
   handwriting["test"] = sources.Source(items[:, ::-1], labels)
   for name, load in read.items():
-    assert not np.array_equal(_whole(load())["digit"], first[name]["digit"])
+    assert not np.array_equal(_as_arrays(load())["digit"], first[name]["digit"])
 
 
 def test_digits_are_decoded_once(few_draws, monkeypatch):
   first = digits.arrays(few_draws, "test")
-  views = [digits.model_view(records) for records in digits.read(few_draws, "test")]
+  chunks = [digits.model_view(records) for records in digits.read(few_draws, "test")]
   monkeypatch.delattr(digits, "read")
   monkeypatch.setattr(digits, "prepared", lambda _: few_draws)
   check_equal(digits.arrays(few_draws, "test"), first)
-  expected = {name: np.concatenate([view[name] for view in views]) for name in views[0]}
+  expected = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
   expected["source_digit"] = first["handwriting"]
   expected["source_scene"] = first["scene_handwriting"]
   check_equal(digits.load("test"), expected)
@@ -192,21 +192,21 @@ def test_public_sets_are_decoded_once_and_again_when_they_change(tmp_path, monke
   assert sources.mnist("test", str(tmp_path)).items.max() == 5 and calls[3] == "prepared"
 
 
-def test_reading_says_which_data_set_and_how_far(monkeypatch, capsys):
+def test_reading_prints_the_data_set_and_the_progress(monkeypatch, capsys):
   with pytest.raises(StopIteration):
     monkeypatch.setattr(digits, "load", lambda *_: next(iter(())))
     datasets.load("digits", "test")
   assert capsys.readouterr().out == "Reading the data set digits (test)\n"
   now = iter([0.0, 0.0, 4.0, 8.0, 12.0, 16.0])
   monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
-  assert list(progress.shown("Drawing", range(5))) == list(range(5))
+  assert list(progress.report("Drawing", range(5))) == list(range(5))
   assert capsys.readouterr().out.splitlines() == [
     "Drawing: 40 %, 0:12 left",
     "Drawing: 80 %, 0:04 left",
   ]
 
 
-def test_nothing_is_said_of_what_is_quick(capsys):
-  assert list(progress.shown("Drawing", [])) == []
-  assert list(progress.shown("Drawing", "ab")) == ["a", "b"]
+def test_no_progress_is_printed_of_quick_tasks(capsys):
+  assert list(progress.report("Drawing", [])) == []
+  assert list(progress.report("Drawing", "ab")) == ["a", "b"]
   assert not capsys.readouterr().out

@@ -14,17 +14,17 @@ def _step(height=0.6, low=0.2, columns=32):
   return image
 
 
-def test_sketch_is_where_the_edge_is_and_of_the_slope_that_is_expected():
+def test_sketch_is_at_the_edge_and_has_the_expected_slope():
   ink = _sketch(_step(), sigma=1.0)[..., 0]
   np.testing.assert_allclose(ink, ink[:1].repeat(16, 0), atol=1e-6)
-  # Smoothed, the edge is the Gaussian's integral; the central difference is two of its pixels.
+  # The smoothed edge is the integral of the Gaussian; its central difference adds two pixels.
   gauss = np.exp(-(np.arange(-4, 5) ** 2) / 2)
   expected = np.convolve(gauss / gauss.sum(), [1, 1])
   np.testing.assert_allclose(ink[0, 11:21], expected / expected.max(), atol=1e-5)
   assert ink.max() == 1.0 and ink[0, :10].max() < 1e-5
 
 
-def test_sketch_has_one_strength_whatever_the_contrast_and_none_in_a_flat_image():
+def test_strength_of_a_sketch_does_not_depend_on_the_contrast_and_is_zero_in_a_flat_image():
   strong, weak = _sketch(_step(0.6)), _sketch(_step(0.1))
   np.testing.assert_allclose(strong, weak, atol=1e-4)
   faint = _sketch(_step(0.01))
@@ -32,23 +32,23 @@ def test_sketch_has_one_strength_whatever_the_contrast_and_none_in_a_flat_image(
   assert _sketch(_step(0.0)).max() < 1e-5
 
 
-def test_sketches_of_a_batch_are_those_of_its_images():
+def test_sketches_of_a_batch_are_the_sketches_of_its_images():
   batch = np.random.default_rng(0).random((2, 3, 16, 20, 3), np.float32)
-  batch[0] *= 0.01  # Each has a strongest edge of its own.
-  found = derived.sketch(batch)
-  assert found.shape == (2, 3, 16, 20, 1) and found.dtype == np.float32
-  np.testing.assert_allclose(found[0, 1], _sketch(batch[0, 1]), atol=1e-6)
-  np.testing.assert_allclose(found[1, 2], _sketch(batch[1, 2]), atol=1e-6)
+  batch[0] *= 0.01  # The strongest edge differs between images.
+  sketches = derived.sketch(batch)
+  assert sketches.shape == (2, 3, 16, 20, 1) and sketches.dtype == np.float32
+  np.testing.assert_allclose(sketches[0, 1], _sketch(batch[0, 1]), atol=1e-6)
+  np.testing.assert_allclose(sketches[1, 2], _sketch(batch[1, 2]), atol=1e-6)
 
 
-def test_slope_is_sobel_s():
+def test_slope_is_that_of_sobel():
   image = np.random.default_rng(0).random((16, 20, 1), np.float32)
   smooth = ndimage.gaussian_filter(image[..., 0], 0.7)
   slope = np.hypot(ndimage.sobel(smooth, 0), ndimage.sobel(smooth, 1))
   np.testing.assert_allclose(_sketch(image, sigma=0.7)[..., 0], slope / slope.max(), atol=1e-6)
 
 
-def test_sketch_of_a_colour_image_is_that_of_its_luma():
+def test_sketch_of_a_colour_image_is_the_sketch_of_its_luma():
   colour = np.zeros((16, 16, 3), np.float32)
   colour[4:9, 3:12, 0] = 1.0
   colour[11:14, 5:9, 1] = 1.0
@@ -58,7 +58,7 @@ def test_sketch_of_a_colour_image_is_that_of_its_luma():
   np.testing.assert_allclose(turned, _sketch(colour).swapaxes(0, 1), atol=1e-6)
 
 
-def test_partial_mask_drops_whole_classes_and_invents_none():
+def test_partial_mask_drops_entire_classes_and_adds_none():
   labels = np.random.default_rng(0).integers(0, 6, (12, 12)).astype(np.int32)
   rng = np.random.default_rng(1)
   kept, together = np.zeros(6), 0
@@ -66,11 +66,11 @@ def test_partial_mask_drops_whole_classes_and_invents_none():
     part = derived.partial_mask(labels, rng, keep=0.3)
     assert part.dtype == np.int32
     for c in range(1, 6):
-      there = (part == c).any()
-      np.testing.assert_array_equal(part == c, (labels == c) & there)
-      kept[c] += there
+      is_kept = (part == c).any()
+      np.testing.assert_array_equal(part == c, (labels == c) & is_kept)
+      kept[c] += is_kept
     together += (part == 1).any() and (part == 2).any()
   np.testing.assert_allclose(kept[1:] / 400, 0.3, atol=0.09)  # Four standard errors.
-  assert 12 < together < 60  # Each by itself: 36 are expected.
+  assert 12 < together < 60  # Classes are independent: 36 are expected.
   np.testing.assert_array_equal(derived.partial_mask(labels, rng, keep=1.0), labels)
   assert not derived.partial_mask(labels, rng, keep=0.0).any()

@@ -46,7 +46,7 @@ def _arrays(data):
   return {name: np.stack([example[name] for example in data]) for name in data[0]}
 
 
-def _said(data):
+def _captions(data):
   show = data.modalities[-1].show
   return [show(example["caption"]) for example in data]
 
@@ -84,7 +84,7 @@ def test_whole_split_feeds_the_pipeline_and_single_examples_feed_grain(tmp_path)
   np.testing.assert_array_equal(pickle.loads(pickle.dumps(data))[3]["photo"], data[3]["photo"])
 
 
-def test_hash_splits_in_the_share_and_never_moves_an_example(tmp_path):
+def test_hash_splits_by_the_fraction_and_never_moves_an_example(tmp_path):
   for i in range(400):
     _caption(tmp_path / "caption" / f"{i}.txt", str(i))
   train, test = (_open(tmp_path, s, [_CAPTIONS], test_share=0.2) for s in ("train", "test"))
@@ -99,7 +99,7 @@ def test_hash_splits_in_the_share_and_never_moves_an_example(tmp_path):
   assert set(fewer.stems) == {stem for stem in test.stems if int(stem) >= 200}
 
 
-def test_what_belongs_together_comes_into_one_split(tmp_path):
+def test_examples_that_belong_together_go_to_one_split(tmp_path):
   for i in range(400):
     _caption(tmp_path / "caption" / f"drive{i % 40}_{i}.txt", str(i))
   options = {"test_share": 0.3, "together": "[^_]+"}
@@ -107,8 +107,8 @@ def test_what_belongs_together_comes_into_one_split(tmp_path):
   train, test = ({stem.partition("_")[0] for stem in stems} for stems in splits)
   assert not train & test and len(train | test) == 40 and len(test) > 3
   for together, complaint in (
-    ("x", r"'x', which the stem 'drive\d+_\d+' does not"),
-    ("(", "no reg"),
+    ("x", r"'x', which does not match the start of stem 'drive\d+_\d+'"),
+    ("(", "not a regular expression"),
   ):
     with pytest.raises(UserError, match=f"together is .*{complaint}"):
       _open(tmp_path, "train", [_CAPTIONS], together=together)
@@ -137,7 +137,7 @@ def test_splits_may_be_in_the_places(tmp_path):
   assert [len(_open(tmp_path, split, columns)) for split in ("train", "val")] == [3, 2]
 
 
-def test_each_kind_is_found_and_is_what_its_modality_says(tmp_path):
+def test_each_kind_is_read_as_its_modality_describes(tmp_path):
   view = audio.LogMel()
   columns = (
     folder.image("grey", _SIZE, 1),
@@ -172,7 +172,7 @@ def test_each_kind_is_found_and_is_what_its_modality_says(tmp_path):
   assert data.modalities[3].show(arrays["word"][0]) == "cab"
 
 
-def test_derived_modalities_are_made_of_the_others_files(tmp_path):
+def test_derived_modalities_are_made_from_the_files_of_others(tmp_path):
   _fill(tmp_path, 3)
   masks = folder.mask("mask", _SIZE, 256)
   (tmp_path / "mask").mkdir()
@@ -183,9 +183,9 @@ def test_derived_modalities_are_made_of_the_others_files(tmp_path):
     columns=(masks, folder.partial_mask("some", masks, keep=0.3)),
   )
   for example in data:
-    share = (example["some"] == example["mask"]).mean()
+    kept = (example["some"] == example["mask"]).mean()
     assert (
-      0.1 < share < 0.6 and ((example["some"] == example["mask"]) | (example["some"] == 0)).all()
+      0.1 < kept < 0.6 and ((example["some"] == example["mask"]) | (example["some"] == 0)).all()
     )
   assert data.modalities[1] == dataclasses.replace(masks.modality, name="some")
   data = _open(tmp_path, columns=(_PHOTOS, folder.sketch("sketch", _PHOTOS, sigma=0.5)))
@@ -196,7 +196,7 @@ def test_derived_modalities_are_made_of_the_others_files(tmp_path):
   assert data.modalities[1].shape == (*_SIZE, 1)
 
 
-def test_what_others_are_derived_of_is_read_once(tmp_path):
+def test_modality_from_which_others_are_derived_is_read_once(tmp_path):
   _fill(tmp_path, 1)
   reads = []
   counted = dataclasses.replace(
@@ -207,30 +207,30 @@ def test_what_others_are_derived_of_is_read_once(tmp_path):
   assert len(reads) == 1 and len(example) == 3
 
 
-def test_what_is_random_depends_on_seed_index_and_name_alone(tmp_path):
+def test_random_parts_depend_only_on_seed_index_and_name(tmp_path):
   lines = [f"line {i}" for i in range(30)]
   for i in range(8):
     _photo(tmp_path / "photo" / f"{i}.png", i)
     _caption(tmp_path / "caption" / f"{i}.txt", *lines)
   both = _open(tmp_path, seed=3)
   alone = _open(tmp_path, columns=[_CAPTIONS], seed=3)
-  assert _said(both) == _said(alone) == _said(both)
+  assert _captions(both) == _captions(alone) == _captions(both)
   assert [both.modalities[1].show(both[i]["caption"]) for i in (5, 2)] == [
-    _said(both)[i] for i in (5, 2)
+    _captions(both)[i] for i in (5, 2)
   ]
-  assert len(set(_said(both))) > 4
+  assert len(set(_captions(both))) > 4
   other = dataclasses.replace(both, seed=4)
-  assert _said(other) != _said(both) and set(_said(other)) <= set(lines)
-  again = dataclasses.replace(_CAPTIONS, modality=dataclasses.replace(_CAPTIONS.modality, name="b"))
-  twice = _open(tmp_path, columns=[_CAPTIONS, again], seed=3)
-  assert any((example["caption"] != example["b"]).any() for example in twice)
+  assert _captions(other) != _captions(both) and set(_captions(other)) <= set(lines)
+  copy = dataclasses.replace(_CAPTIONS, modality=dataclasses.replace(_CAPTIONS.modality, name="b"))
+  two = _open(tmp_path, columns=[_CAPTIONS, copy], seed=3)
+  assert any((example["caption"] != example["b"]).any() for example in two)
   renamed = folder.text("words", 12, place="caption")
   assert [
     renamed.modality.show(e["words"]) for e in _open(tmp_path, columns=[renamed], seed=3)
-  ] != (_said(both))
+  ] != (_captions(both))
 
 
-def _lacking(root):
+def _fill_with_gaps(root):
   _fill(root, 9)
   for i in range(1, 8):
     (root / "caption" / f"kind{i % 2}" / f"{i}.txt").unlink()
@@ -238,38 +238,40 @@ def _lacking(root):
   return root
 
 
-def test_lacking_files_are_said_at_most_five(tmp_path):
-  _lacking(tmp_path)
+def test_at_most_five_missing_files_are_named(tmp_path):
+  _fill_with_gaps(tmp_path)
   with pytest.raises(UserError, match=r"1 of 9 examples in .* no 'photo': kind0/8\. Add"):
     _open(tmp_path)
-  said = r"7 of 9 .* no 'caption': kind0/2, kind0/4, kind0/6, kind1/1, kind1/3, \.\.\.\. Add"
-  with pytest.raises(UserError, match=said):
+  complaint = r"7 of 9 .* no 'caption': kind0/2, kind0/4, kind0/6, kind1/1, kind1/3, \.\.\.\. Add"
+  with pytest.raises(UserError, match=complaint):
     _open(tmp_path, columns=(_CAPTIONS, _PHOTOS))
 
 
-def test_lacking_modalities_are_masked_zeros_or_dropped(tmp_path):
-  _lacking(tmp_path)
+def test_missing_modalities_are_masked_zeros_or_dropped(tmp_path):
+  _fill_with_gaps(tmp_path)
   kept = _open(tmp_path, incomplete="keep")
   arrays = _arrays(kept)
-  whole = {name: np.array([stem in kept.found[name] for stem in kept.stems]) for name in kept.found}
-  for name, there in whole.items():
+  masks = {
+    name: np.array([stem in kept.sources[name] for stem in kept.stems]) for name in kept.sources
+  }
+  for name, present in masks.items():
     assert arrays[f"{name}_present"].dtype == bool
-    np.testing.assert_array_equal(arrays[f"{name}_present"], there)
-    np.testing.assert_array_equal(arrays[name].reshape(9, -1).any(1), there)
-  assert [there.sum() for there in whole.values()] == [8, 2]
+    np.testing.assert_array_equal(arrays[f"{name}_present"], present)
+    np.testing.assert_array_equal(arrays[name].reshape(9, -1).any(1), present)
+  assert [present.sum() for present in masks.values()] == [8, 2]
   assert arrays["caption"].dtype == np.int32
   dropped = _open(tmp_path, incomplete="drop")
   assert dropped.stems == ("kind0/0",) and set(dropped[0]) == {"photo", "caption"}
 
 
-def test_hidden_and_foreign_files_are_left_aside(tmp_path):
+def test_hidden_and_unrelated_files_are_ignored(tmp_path):
   _fill(tmp_path, 2)
   for name in (".DS_Store", "._0.png", ".cache/0.png", "kind0/notes.md"):
     _caption(tmp_path / "photo" / name, "x")
   assert len(_open(tmp_path)) == 2
 
 
-def test_folders_may_be_links_and_no_file_is_one(tmp_path):
+def test_folders_may_be_links_but_are_not_files(tmp_path):
   _fill(tmp_path / "real", 4)
   for name in ("photo", "caption"):
     (tmp_path / "linked" / name).mkdir(parents=True)
@@ -295,8 +297,8 @@ def test_two_files_of_one_example_are_refused(tmp_path):
     _open(tmp_path, columns=[clips])
 
 
-def test_what_is_not_there_is_said(tmp_path):
-  with pytest.raises(UserError, match="no folder '.*nowhere'"):
+def test_missing_folders_files_and_examples_are_named(tmp_path):
+  with pytest.raises(UserError, match="data folder '.*nowhere' does not exist"):
     _open(tmp_path / "nowhere")
   _fill(tmp_path, 2)
   with pytest.raises(UserError, match="no folder .*sound"):
@@ -312,7 +314,7 @@ def test_what_is_not_there_is_said(tmp_path):
     _open(tmp_path, columns=(_PHOTOS, folder.text("other", 3)), incomplete="drop")
 
 
-def test_images_of_other_proportions_are_refused_unless_they_need_not_agree(tmp_path):
+def test_images_of_different_proportions_are_refused_unless_they_need_not_be_aligned(tmp_path):
   columns = (_PHOTOS, folder.mask("mask", _SIZE, 256))
   for i, size in enumerate([(6, 8), (12, 16), (13, 16), (12, 12)]):
     _photo(tmp_path / "photo" / f"{i}.png", i)
@@ -320,15 +322,15 @@ def test_images_of_other_proportions_are_refused_unless_they_need_not_agree(tmp_
     path.parent.mkdir(exist_ok=True)
     Image.fromarray(_pixels(i, size)[..., 0]).save(path)
   data = _open(tmp_path, columns=columns)
-  for i in range(3):  # A pixel more is rounding.
+  for i in range(3):  # A difference of one pixel is due to rounding.
     data[i]
-  said = r"photo/3.png \(6 x 8, .*mask/3.png \(12 x 12\).*proportions.*aligned=False"
-  with pytest.raises(UserError, match=said):
+  complaint = r"photo/3.png \(6 x 8, .*mask/3.png \(12 x 12\).*different proportions.*aligned=False"
+  with pytest.raises(UserError, match=complaint):
     data[3]
   assert len(_arrays(_open(tmp_path, columns=columns, aligned=False))["mask"]) == 4
 
 
-def test_what_would_be_derived_is_read_where_it_is_given(tmp_path):
+def test_derived_modality_is_read_if_it_has_a_folder(tmp_path):
   _fill(tmp_path, 3)
   masks = folder.mask("mask", _SIZE, 256)
   columns = (
@@ -371,7 +373,7 @@ _SPECS = {
 }
 
 
-def test_specs_say_what_the_functions_do(tmp_path):
+def test_specs_are_the_functions_and_their_arguments(tmp_path):
   view = {"sample_rate": 4000, "frames": 8}
   columns = folder.parse({**_SPECS, "sound": {"read": "sound", "view": view, "place": "wav"}})
   assert [c.modality.name for c in columns] == ["photo", "caption", "sketch", "sound"]
@@ -383,8 +385,8 @@ def test_specs_say_what_the_functions_do(tmp_path):
   )
   for name, array in _arrays(data).items():
     np.testing.assert_array_equal(array, _arrays(by_hand)[name])
-  found = folder.modalities(_SPECS, test_share=0.5)
-  assert [m.shape for m in found] == [m.shape for m in data.modalities]
+  modalities = folder.modalities(_SPECS, test_share=0.5)
+  assert [m.shape for m in modalities] == [m.shape for m in data.modalities]
 
 
 @pytest.mark.parametrize(
@@ -392,19 +394,19 @@ def test_specs_say_what_the_functions_do(tmp_path):
   [
     ("photo", {"read": "jpeg"}, r"columns\.photo\.read is 'jpeg'; it can be image, mask"),
     ("photo", {"size": _SIZE}, r"columns\.photo\.read is None"),
-    ("photo", {"read": "image"}, "photo: missing a required argument: 'size'.*can have is: size"),
+    ("photo", {"read": "image"}, "photo: missing a required argument: 'size'.*options are: size"),
     ("photo", {"read": "image", "size": 8}, r"photo\.size is 8; it must be \(height, width\)"),
     ("photo", {"read": "image", "size": (8,)}, r"photo\.size is \(8,\)"),
     ("photo", {"read": "image", "size": (8, 0)}, r"photo\.size is \(8, 0\).*from 1"),
     ("caption", {"read": "text", "length": 1.5}, r"caption\.length is 1.5; it must be an integer"),
-    ("caption", {"read": "text", "lenght": 3}, "caption: .*'leng.*What it can have is: length"),
+    ("caption", {"read": "text", "lenght": 3}, "caption: .*'leng.*The valid options are: length"),
     ("photo", {**_SPECS["photo"], "pattern": "("}, r"photo\.pattern is '\('"),
     ("photo", {**_SPECS["photo"], "pattern": ".*"}, r"photo\.pattern is .*no group"),
     ("sound", {"read": "sound", "view": {"rate": 1}}, r"sound\.view: .*'rate'.*sample_rate"),
     ("sketch", {"read": "sketch", "of": "face"}, r"sketch\.of is 'face'.*photo, caption"),
     ("sketch", {"read": "sketch", "of": "sketch"}, r"sketch\.of is 'sketch'"),
-    ("sketch", {"read": "sketch", "of": "caption"}, "'sketch' is to be made of 'caption'.* image"),
-    ("some", {"read": "partial_mask", "of": "photo"}, "'some' is to be made of 'photo'.* mask"),
+    ("sketch", {"read": "sketch", "of": "caption"}, "'sketch' is derived from 'caption'.* image"),
+    ("some", {"read": "partial_mask", "of": "photo"}, "'some' is derived from 'photo'.* mask"),
     ("photo", {**_SPECS["photo"], "channels": 2}, r"photo\.channels is 2; it must be 1 or 3"),
     ("photo", {**_SPECS["photo"], "half": "top"}, r"photo\.half is 'top'; it must be '', 'left'"),
     ("photo", {**_SPECS["photo"], "pattern": 5}, r"photo\.pattern is 5; it must be text"),
@@ -423,13 +425,13 @@ def test_specs_say_what_the_functions_do(tmp_path):
     ("photo_present", _SPECS["photo"], r"columns\.photo_present: a modality's name"),
   ],
 )
-def test_specs_that_say_nothing_are_refused(name, spec, complaint):
+def test_invalid_specs_are_refused(name, spec, complaint):
   with pytest.raises(UserError, match=complaint):
     folder.parse({**_SPECS, name: spec})
 
 
 @pytest.mark.parametrize("columns", [None, ["photo"], {1: {}}])
-def test_columns_that_are_no_specs_are_refused(columns):
+def test_columns_that_are_not_specs_are_refused(columns):
   with pytest.raises(UserError, match=r"config\.data\.columns is .*must be a dict"):
     folder.parse(columns)
 
@@ -441,7 +443,7 @@ def _load(root, cache, split="train", columns=_SPECS, **options):
   )
 
 
-def test_load_is_the_folder_on_disk(tmp_path):
+def test_load_returns_the_arrays_of_the_folder_on_disk(tmp_path):
   root = _fill(tmp_path / "own")
   arrays = _load(root, tmp_path / "cache")
   expected = _arrays(_open(root, columns=folder.parse(_SPECS)))
@@ -453,7 +455,7 @@ def test_load_is_the_folder_on_disk(tmp_path):
   assert batch["photo"].shape == (4, *_SIZE, 3)
 
 
-def test_load_reads_again_what_has_changed_and_only_that(tmp_path, monkeypatch):
+def test_load_reads_files_again_only_if_they_have_changed(tmp_path, monkeypatch):
   root, cache = _fill(tmp_path / "own"), tmp_path / "cache"
   _load(root, cache)
   with monkeypatch.context() as patch:
@@ -470,8 +472,8 @@ def test_load_reads_again_what_has_changed_and_only_that(tmp_path, monkeypatch):
 
 
 def _only(cache):
-  (place,) = (cache / "folder").iterdir()
-  return place
+  (path,) = (cache / "folder").iterdir()
+  return path
 
 
 def _flip(path):
@@ -481,14 +483,14 @@ def _flip(path):
 
 
 @pytest.mark.parametrize("spoil", [_flip, lambda path: _truncate(path), lambda path: path.unlink()])
-def test_views_that_were_altered_are_said_and_read_again(tmp_path, capsys, spoil):
+def test_altered_arrays_are_reported_and_read_again(tmp_path, capsys, spoil):
   root, cache = _fill(tmp_path / "own"), tmp_path / "cache"
   expected = {name: np.array(array) for name, array in _load(root, cache).items()}
-  place = _only(cache)
-  spoil(place / "photo.npy")
+  path = _only(cache)
+  spoil(path / "photo.npy")
   capsys.readouterr()
   again = _load(root, cache)
-  assert f"{place} was altered" in capsys.readouterr().out
+  assert f"{path} was altered" in capsys.readouterr().out
   assert again.keys() == expected.keys()
   for name, array in expected.items():
     np.testing.assert_array_equal(again[name], array)
@@ -496,13 +498,13 @@ def test_views_that_were_altered_are_said_and_read_again(tmp_path, capsys, spoil
   assert "altered" not in capsys.readouterr().out and len(list((cache / "folder").iterdir())) == 2
 
 
-def test_views_stay_where_somebody_reads_them(tmp_path):
+def test_old_arrays_stay_for_processes_that_read_them(tmp_path):
   root, cache = _fill(tmp_path / "own"), tmp_path / "cache"
   _load(root, cache)
-  place = _only(cache)
+  folder_of_arrays = _only(cache)
   _photo(root / "photo" / "kind0" / "0.png", 77)
   _load(root, cache)
-  assert {path.name for path in place.iterdir()} == {
+  assert {path.name for path in folder_of_arrays.iterdir()} == {
     "source",
     "photo.npy",
     "caption.npy",
@@ -510,7 +512,7 @@ def test_views_stay_where_somebody_reads_them(tmp_path):
   }
 
 
-def test_two_that_prepare_at_once_end_with_one_result(tmp_path, monkeypatch):
+def test_two_processes_that_prepare_at_once_end_with_one_result(tmp_path, monkeypatch):
   root, cache = _fill(tmp_path / "own"), tmp_path / "cache"
   chunks, other = folder._chunks, []
 
@@ -527,7 +529,7 @@ def test_two_that_prepare_at_once_end_with_one_result(tmp_path, monkeypatch):
     np.testing.assert_array_equal(array, other[0][name])
 
 
-def test_views_may_be_read_by_others_and_folder_has_one_name(tmp_path, monkeypatch):
+def test_arrays_may_be_read_by_other_users_and_a_folder_has_one_name(tmp_path, monkeypatch):
   root, cache = _fill(tmp_path / "own"), tmp_path / "cache"
   _load(root, cache)
   (tmp_path / "usual").mkdir()
@@ -539,7 +541,7 @@ def test_views_may_be_read_by_others_and_folder_has_one_name(tmp_path, monkeypat
     folder.load("train", str(cache), name, columns=_SPECS, test_share=0.0)
 
 
-def test_what_was_interrupted_is_mentioned_and_never_used(tmp_path, caplog):
+def test_interrupted_folder_is_mentioned_and_never_used(tmp_path, caplog):
   root, cache = _fill(tmp_path / "own"), tmp_path / "cache"
   left = cache / "folder" / "incomplete.0123.abc"
   left.mkdir(parents=True)
@@ -561,16 +563,16 @@ def _kinds(root, splits):
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_classes_of_the_splits_must_be_the_same(tmp_path, split):
   root = _kinds(tmp_path / "own", {"train": ("cat", "dog"), "test": ("bird", "cat")})
-  said = "only '(train|test)' has (dog|bird), only '(train|test)' has (dog|bird)"
-  with pytest.raises(UserError, match=said):
+  complaint = "only '(train|test)' has (dog|bird), only '(train|test)' has (dog|bird)"
+  with pytest.raises(UserError, match=complaint):
     _load(root, tmp_path / "cache", split, _LABELLED)
   root = _kinds(tmp_path / "same", {"train": ("cat", "dog"), "val": ("dog", "cat")})
-  # Without another split there is nothing to compare, and a share has all folders.
+  # Without another split there is nothing to compare, and hashed splits have the same folders.
   assert _load(root, tmp_path / "cache", columns=_LABELLED)["label"].tolist() == [0, 1]
   arrays = _load(root, tmp_path / "cache", split, _LABELLED, test_split="val")
   assert arrays["label"].tolist() == [0, 1]
-  shares = _load(root / "train", tmp_path / "cache", columns=_LABELLED, test_share=0.01)
-  assert shares["label"].tolist() == [0, 1]
+  hashed = _load(root / "train", tmp_path / "cache", columns=_LABELLED, test_share=0.01)
+  assert hashed["label"].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -583,18 +585,20 @@ def test_photo_in_both_splits_is_refused_and_text_is_not(tmp_path, split):
   assert len(_load(root, tmp_path / "cache", split)["photo"]) == 3
   photos = [root / "train" / "photo" / "01.png", root / "test" / "photo" / "12.png"]
   photos[1].write_bytes(photos[0].read_bytes())
-  with pytest.raises(UserError, match="(0|1)[12].png and .*(0|1)[12].png are one 'photo' in both"):
+  with pytest.raises(
+    UserError, match="(0|1)[12].png and .*(0|1)[12].png are the same 'photo' in both"
+  ):
     _load(root, tmp_path / "other", split)
 
 
-def test_photo_in_both_shares_is_refused(tmp_path):
+def test_photo_in_both_hashed_splits_is_refused(tmp_path):
   for i in range(20):
     _photo(tmp_path / "own" / "photo" / f"{i}.png")
-  with pytest.raises(UserError, match="are one 'photo' in both splits"):
+  with pytest.raises(UserError, match="are the same 'photo' in both splits"):
     _load(tmp_path / "own", tmp_path / "cache", columns={"photo": _SPECS["photo"]}, test_share=0.5)
 
 
-def test_load_says_how_far_it_is(tmp_path, monkeypatch, capsys):
+def test_load_prints_its_progress(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(folder, "_LINE_EVERY", 0.0)
   monkeypatch.setattr(folder, "_CHUNK", 4)
   arrays = _load(_fill(tmp_path / "own"), tmp_path / "cache")
@@ -604,15 +608,15 @@ def test_load_says_how_far_it_is(tmp_path, monkeypatch, capsys):
   assert lines[0].startswith("Reading ") and lines[-1].endswith("0:00 left")
 
 
-def test_load_tells_what_is_there(tmp_path):
-  root = _lacking(tmp_path / "own")
+def test_load_returns_which_modalities_are_present(tmp_path):
+  root = _fill_with_gaps(tmp_path / "own")
   arrays = _load(root, tmp_path / "cache", incomplete="keep")
   assert set(arrays) == {f"{name}{end}" for name in _SPECS for end in ("", "_present")}
   for name in _SPECS:
-    there = arrays[f"{name}_present"]
-    assert there.dtype == bool and there.shape == (9,)
-    assert there.sum() == (2 if name == "caption" else 8)
-    np.testing.assert_array_equal(arrays[name].reshape(9, -1).any(1) <= there, True)
+    present = arrays[f"{name}_present"]
+    assert present.dtype == bool and present.shape == (9,)
+    assert present.sum() == (2 if name == "caption" else 8)
+    np.testing.assert_array_equal(arrays[name].reshape(9, -1).any(1) <= present, True)
   assert len(_load(root, tmp_path / "cache", incomplete="drop")["photo"]) == 1
 
 
@@ -622,12 +626,12 @@ def test_load_takes_another_split_for_tests(tmp_path):
   _fill(root / "val", 3, first=4)
   for split, size in (("train", 4), ("test", 3)):
     assert len(_load(root, tmp_path / "cache", split, test_split="val")["photo"]) == size
-  # Whoever tests on what was trained on says so.
+  # Testing on the training split is allowed if it is requested.
   assert len(_load(root, tmp_path / "other", "test", test_split="train")["photo"]) == 4
 
 
-def test_load_holds_out_what_belongs_together(tmp_path):
-  """Beside the folder's tests; together by the first letter of a stem."""
+def test_load_holds_out_examples_that_belong_together(tmp_path):
+  """Beside the folder's test split; grouped by the first letter of a stem."""
   root, drives = tmp_path / "own", "abcdefghijkl"
   for drive in drives:
     for i in range(3):
@@ -646,7 +650,7 @@ def test_load_holds_out_what_belongs_together(tmp_path):
   assert train and held_out and not train & held_out
   assert 3 * (len(train) + len(held_out)) == len(every)
   assert read("test", validation=0.4) == test
-  # More is held out of what is left, as for the tests.
+  # A larger fraction holds out more of the remaining examples, as for the test split.
   assert set(parts["validation"]) <= set(read("validation", validation=0.6))
   with pytest.raises(UserError, match=r"'validation' of .* is empty with .*=1e-06"):
     read("validation", validation=1e-6)
@@ -669,7 +673,7 @@ _SOUND = {"read": "sound", "view": {}}
 _BROKEN = {
   "truncated image": ("photo", _truncate, "kind0/2.png cannot be read"),
   "image of another mode": ("photo", _cmyk, "kind0/2.jpg has mode CMYK"),
-  "image of other proportions": ("photo", _wide, "photo/kind0/2.png .*mask/kind0/2.png"),
+  "image of different proportions": ("photo", _wide, "photo/kind0/2.png .*mask/kind0/2.png"),
   "empty caption": ("caption", lambda path: path.write_text("\n"), "no caption in .*kind0/2.txt"),
   "caption without an image": ("photo", lambda path: path.unlink(), "no 'photo': kind0/2"),
   "image without a caption": ("caption", lambda path: path.unlink(), "no 'caption': kind0/2"),
@@ -677,8 +681,8 @@ _BROKEN = {
 }
 
 
-@pytest.mark.parametrize("what", _BROKEN)
-def test_load_names_the_file_that_is_wrong_and_keeps_nothing(tmp_path, what):
+@pytest.mark.parametrize("damage", _BROKEN)
+def test_load_names_the_damaged_file_and_keeps_nothing(tmp_path, damage):
   root = _fill(tmp_path / "own")
   for path in sorted((root / "photo").rglob("*.png")):
     other = root / "mask" / path.relative_to(root / "photo")
@@ -688,8 +692,8 @@ def test_load_names_the_file_that_is_wrong_and_keeps_nothing(tmp_path, what):
     sound.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(sound, np.zeros(2048), 8000)
   columns = {**_SPECS, "mask": {"read": "mask", "size": _SIZE, "num_classes": 2}, "sound": _SOUND}
-  place, spoil, complaint = _BROKEN[what]
-  spoil(next((root / place / "kind0").glob("2.*")))
+  name, spoil, complaint = _BROKEN[damage]
+  spoil(next((root / name / "kind0").glob("2.*")))
   with pytest.raises(UserError, match=complaint):
     _load(root, tmp_path / "cache", columns=columns)
   assert not list((tmp_path / "cache").glob("folder/*"))

@@ -22,8 +22,8 @@ def _png(pixels):
 
 
 @pytest.fixture(scope="module")
-def made():
-  """Pixels and labels of both splits: noise, of which the first pixel of row i is i and 0."""
+def public_splits():
+  """Pixels and labels of both splits: pixels are noise, the first two labels are 0 and 999."""
   splits = {}
   for seed, (split, size) in enumerate(SIZES.items()):
     rng = np.random.default_rng(seed)
@@ -35,24 +35,24 @@ def made():
 
 
 @pytest.fixture
-def folder(made, tmp_path, monkeypatch):
-  """A folder in which tfds's own builder has prepared small splits, which count as the public."""
+def folder(public_splits, tmp_path, monkeypatch):
+  """A folder in which tfds's builder has prepared small splits, which count as the public ones."""
   builder = tfds.builder(NAME, data_dir=str(tmp_path), file_format="array_record")
 
   def examples(split):
-    for i, (pixels, label) in enumerate(zip(*made[split], strict=True)):
+    for i, (pixels, label) in enumerate(zip(*public_splits[split], strict=True)):
       yield i, {"image": _png(pixels), "label": int(label)}
 
   splits = {split: examples(split) for split in SIZES}
   monkeypatch.setattr(type(builder), "_split_generators", lambda *_: splits)
   builder.download_and_prepare()
   for split, size in SIZES.items():
-    monkeypatch.setitem(sources.PUBLIC, (NAME, split), sources.Known(size, None))
+    monkeypatch.setitem(sources.PUBLIC, (NAME, split), sources.PublicSplit(size, None))
   return tmp_path
 
 
-def _rows(made, split):
-  pixels, labels = made[split]
+def _rows(public_splits, split):
+  pixels, labels = public_splits[split]
   return {row.tobytes(): label for row, label in zip(pixels, labels, strict=True)}
 
 
@@ -60,24 +60,24 @@ def _bytes(images):
   return [np.round(image * 255).astype(np.uint8).tobytes() for image in images]
 
 
-def test_examples_are_the_records_and_every_one_has_its_label(folder, made):
+def test_examples_are_the_records_and_every_one_has_its_label(folder, public_splits):
   for split, public in (("train", "train"), ("test", "validation")):
     data = datasets.load("imagenet64", split, str(folder))
-    truth = _rows(made, public)
+    truth = _rows(public_splits, public)
     assert data["image"].shape == (SIZES[public], 64, 64, 3)
     assert data["image"].dtype == np.float32 and data["label"].dtype == np.int32
     assert {*_bytes(data["image"][:])} == {*truth}
     assert [truth[row] for row in _bytes(data["image"][:])] == data["label"].tolist()
-    chosen = np.array([[3, 1], [8, 3]])
-    np.testing.assert_array_equal(data["image"][chosen][1, 0], data["image"][8])
+    indices = np.array([[3, 1], [8, 3]])
+    np.testing.assert_array_equal(data["image"][indices][1, 0], data["image"][8])
 
 
-def test_a_part_of_the_published_training_split_is_held_out(folder, made, monkeypatch):
-  """Every other image: of most classes there is but one here."""
+def test_a_part_of_the_published_training_split_is_held_out(folder, public_splits, monkeypatch):
+  """Every other image is held out, since most classes have only one here."""
   monkeypatch.setattr(
     pairing, "part_rows", lambda split, labels, _: np.arange(split == "train", len(labels), 2)
   )
-  truth, seen = _rows(made, "train"), set()
+  truth, seen = _rows(public_splits, "train"), set()
   for split in ("train", "validation"):
     data = datasets.load("imagenet64", split, str(folder), validation=0.5)
     rows = _bytes(data["image"][:])
@@ -87,16 +87,16 @@ def test_a_part_of_the_published_training_split_is_held_out(folder, made, monkey
   assert seen == {*truth}
 
 
-def test_batches_of_several_threads_have_their_labels(folder, made):
+def test_batches_of_several_threads_have_their_labels(folder, public_splits):
   data = datasets.load("imagenet64", "train", str(folder))
-  truth = _rows(made, "train")
+  truth = _rows(public_splits, "train")
   batches = pipeline.batches(data, 20, seed=0, threads=4)
   for _ in range(6):
     batch = next(batches)
     assert [truth[row] for row in _bytes(batch["image"])] == batch["label"].tolist()
 
 
-def test_only_what_is_asked_for_is_decoded(folder, monkeypatch):
+def test_only_requested_images_are_decoded(folder, monkeypatch):
   decoded = []
   image = tfds.features.Image.decode_example_np
 
@@ -124,20 +124,20 @@ def test_labels_are_read_once_and_kept(folder, monkeypatch):
     again = datasets.load("imagenet64", "train", str(folder))["label"]
   np.testing.assert_array_equal(again, first)
 
-  whole = kept.read_bytes()
-  for damaged in (b"", whole[: len(whole) // 2], whole.replace(first.tobytes(), bytes(4 * 60))):
+  intact = kept.read_bytes()
+  for damaged in (b"", intact[: len(intact) // 2], intact.replace(first.tobytes(), bytes(4 * 60))):
     kept.write_bytes(damaged)
-    found = datasets.load("imagenet64", "train", str(folder))["label"]
-    np.testing.assert_array_equal(found, first)
-    assert kept.read_bytes() == whole
+    labels = datasets.load("imagenet64", "train", str(folder))["label"]
+    np.testing.assert_array_equal(labels, first)
+    assert kept.read_bytes() == intact
 
 
-def test_kept_labels_of_another_number_are_read_anew(folder):
+def test_kept_labels_with_a_wrong_number_are_read_again(folder):
   first = datasets.load("imagenet64", "train", str(folder))["label"]
   (kept,) = folder.rglob("labels_*")
   np.savez(kept, label=first[1:])
-  found = datasets.load("imagenet64", "train", str(folder))["label"]
-  np.testing.assert_array_equal(found, first)
+  labels = datasets.load("imagenet64", "train", str(folder))["label"]
+  np.testing.assert_array_equal(labels, first)
 
 
 def test_kept_labels_of_other_images_are_refused(folder):
@@ -149,7 +149,7 @@ def test_kept_labels_of_other_images_are_refused(folder):
     images[:3]
 
 
-def test_labels_are_not_kept_where_nothing_can_be_written(folder, monkeypatch):
+def test_labels_are_not_kept_if_nothing_can_be_written(folder, monkeypatch):
   def refuse(*args, **kwargs):
     raise PermissionError("read-only")
 
@@ -158,8 +158,8 @@ def test_labels_are_not_kept_where_nothing_can_be_written(folder, monkeypatch):
   assert not list(folder.rglob("labels_*"))
 
 
-def test_split_of_another_number_is_refused(folder, monkeypatch):
-  monkeypatch.setitem(sources.PUBLIC, (NAME, "train"), sources.Known(1_281_167, None))
+def test_split_with_a_wrong_number_of_examples_is_refused(folder, monkeypatch):
+  monkeypatch.setitem(sources.PUBLIC, (NAME, "train"), sources.PublicSplit(1_281_167, None))
   with pytest.raises(UserError, match=r"has 60 examples.*'train'.*must be 1,281,167"):
     datasets.load("imagenet64", "train", str(folder))
 
@@ -181,18 +181,18 @@ def test_damaged_file_is_named_when_it_is_read(folder):
     images[:]
 
 
-def test_only_files_of_this_size_are_asked_for(tmp_path, monkeypatch):
+def test_only_files_of_this_size_are_requested(tmp_path, monkeypatch):
   def offline(*args):
     raise OSError("no such host")
 
   monkeypatch.setattr(sources.socket, "getaddrinfo", offline)
   with pytest.raises(UserError) as raised:
     imagenet64.load("train", str(tmp_path))
-  said = str(raised.value)
-  assert f"tfds build {NAME} --file_format=array_record" in said
-  assert "Imagenet64_train_part1_npz.zip" in said and "Imagenet64_val_npz.zip" in said
-  assert "Imagenet32" not in said
-  # With these at hand no network is asked for; what is in them is tfds's to check.
+  message = str(raised.value)
+  assert f"tfds build {NAME} --file_format=array_record" in message
+  assert "Imagenet64_train_part1_npz.zip" in message and "Imagenet64_val_npz.zip" in message
+  assert "Imagenet32" not in message
+  # If these files exist no network is needed; tfds checks their contents.
   files = tmp_path / "downloads" / "manual"
   files.mkdir(parents=True)
   for name in ("train_part1", "train_part2", "val"):
@@ -206,7 +206,7 @@ def test_reading_does_not_need_tensorflow(folder):
   program = (
     "import sys\nfrom mmdiff_jax.data import datasets, sources\n"
     f"for split, size in {sizes}.items():\n"
-    f"  sources.PUBLIC[{NAME!r}, split] = sources.Known(size, None)\n"
+    f"  sources.PUBLIC[{NAME!r}, split] = sources.PublicSplit(size, None)\n"
     f"data = datasets.load('imagenet64', 'train', {str(folder)!r})\n"
     "data['image'][:5]\nassert 'tensorflow' not in sys.modules"
   )

@@ -59,8 +59,8 @@ def _faces(root):
     for part, rows in (("skin", np.s_[1:5]), ("nose", np.s_[2:3]), ("hair", np.s_[:2])):
       pixels = np.zeros((*_SIZE, 3), np.uint8)
       pixels[rows] = 255
-      place = root / "CelebAMask-HQ-mask-anno" / str(i // 2000)
-      _save(place / f"{i:05d}_{part}.png", pixels)
+      folder_of_parts = root / "CelebAMask-HQ-mask-anno" / str(i // 2000)
+      _save(folder_of_parts / f"{i:05d}_{part}.png", pixels)
   _write(root / "CelebAMask-HQ-pose-anno.txt", "x")
 
 
@@ -78,14 +78,14 @@ def test_celebamask_hq(tmp_path):
     part = example["partial_mask"]
     assert ((part == example["mask"]) | (part == 0)).all()
     np.testing.assert_array_equal(example["sketch"], derived.sketch(example["image"], _RNG))
-  # Sketches that are given are taken.
+  # Sketches are read if they have a folder.
   for i in (7, 2001):
     _save(tmp_path / "sketch" / f"{i}.png", _pixels(i)[..., 0])
-  given = _open(tmp_path, columns, test_share=0.0)[1]["sketch"]
-  np.testing.assert_array_equal(given, _pixels(7)[..., :1] / np.float32(255))
+  sketch = _open(tmp_path, columns, test_share=0.0)[1]["sketch"]
+  np.testing.assert_array_equal(sketch, _pixels(7)[..., :1] / np.float32(255))
 
 
-def test_night2day_is_halved(tmp_path):
+def test_night2day_is_split_into_halves(tmp_path):
   for i, split in enumerate(("train", "val")):
     _save(tmp_path / split / "13412" / "20130101.png", np.hstack([_pixels(i), _pixels(i + 9)]))
   for i, split in enumerate(("train", "val")):
@@ -115,18 +115,18 @@ def test_night2day_is_halved(tmp_path):
     (("source/1.png", "target/1.png"), layouts.paired_images(size=_SIZE), "train"),
   ],
 )
-def test_pairs_of_two_folders(tmp_path, files, columns, split):
+def test_pairs_from_two_folders(tmp_path, files, columns, split):
   for i, file in enumerate(files):
     _save(tmp_path / file, _pixels(i))
     _write((tmp_path / file).with_suffix(".json"), "{}")
-  if "gtFine" in files[1]:  # Cityscapes has other pictures beside them.
+  if "gtFine" in files[1]:  # Cityscapes has other pictures in the same folder.
     _save((tmp_path / files[1]).with_name("bonn_1_gtFine_instanceIds.png"), _pixels(5))
   (pair,) = _open(tmp_path, columns, split, test_share=0.0)
   for i, name in enumerate(("source", "target")):
     np.testing.assert_array_equal(pair[name], _pixels(i) / np.float32(255))
 
 
-def test_camvids_drives_are_whole(tmp_path):
+def test_drives_of_camvid_are_not_split(tmp_path):
   drives = ("0001TP", "0006R0", "0016E5", "Seq05VD")
   for i, drive in enumerate(drives):
     for frame in ("000", "030", "f060"):
@@ -134,14 +134,14 @@ def test_camvids_drives_are_whole(tmp_path):
       _save(tmp_path / "LabeledApproved_full" / f"{drive}_{frame}_L.png", _pixels(i))
   config = mld.get_config("camvid").data
   options = {"test_share": config.test_share, "together": config.together}
-  found = {}
+  drives_by_split = {}
   for split in ("train", "test"):
     stems = _open(tmp_path, layouts.camvid(size=_SIZE), split, **options).stems
-    found[split] = {stem.partition("_")[0] for stem in stems}
-  assert found == {"train": set(drives[:3]), "test": {"Seq05VD"}}
+    drives_by_split[split] = {stem.partition("_")[0] for stem in stems}
+  assert drives_by_split == {"train": set(drives[:3]), "test": {"Seq05VD"}}
 
 
-def test_camvids_classes_are_numbers(tmp_path):
+def test_classes_of_camvid_are_numbers(tmp_path):
   classes = np.arange(_SIZE[0] * _SIZE[1], dtype=np.uint8).reshape(_SIZE) % 12
   for split in ("train", "test"):
     _save(tmp_path / split / "1.png", _pixels(split == "test"))
@@ -190,7 +190,7 @@ def test_audiocaps(tmp_path):
     (None, "val.csv cannot be read as CSV"),
   ],
 )
-def test_table_that_is_none_is_refused(tmp_path, table, complaint):
+def test_invalid_table_is_refused(tmp_path, table, complaint):
   _sounds(tmp_path, ["xyz"], table or "")
   if table is None:
     (tmp_path / "val.csv").unlink()

@@ -34,8 +34,8 @@ def test_no_test_digit_comes_twice(handwriting, monkeypatch):
   assert len(np.unique(index)) == len(index)
 
 
-def test_real_digits_pair_with_the_subset_of_svhn(prepared, brought, monkeypatch):
-  subset = sources.svhn_mat(brought / "svhn_subset" / "train_32x32_first1083.mat")
+def test_real_digits_pair_with_the_subset_of_svhn(prepared, manual_folder, monkeypatch):
+  subset = sources.svhn_mat(manual_folder / "svhn_subset" / "train_32x32_first1083.mat")
   monkeypatch.setattr(sources, "svhn", lambda *_: subset)
   data = mnist_svhn.load("test", prepared)
   assert 1000 < len(data["label"]) <= 1083

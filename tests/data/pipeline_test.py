@@ -16,14 +16,14 @@ def _rows(iterator, batches):
   return np.concatenate([next(iterator)["row"].ravel() for _ in range(batches)])
 
 
-def test_each_example_is_seen_once_an_epoch_and_none_is_dropped():
+def test_each_example_is_seen_once_per_epoch_and_none_is_dropped():
   rows = _rows(pipeline.batches(_arrays(10), 4, seed=0), 15)  # Six epochs; batches straddle them.
   for epoch in rows.reshape(6, 10):
     assert sorted(epoch) == list(range(10))
-  assert len(np.unique(rows.reshape(6, 10), axis=0)) == 6  # Each epoch has its own order.
+  assert len(np.unique(rows.reshape(6, 10), axis=0)) == 6  # Each epoch has a different order.
 
 
-def test_rows_of_all_arrays_belong_together():
+def test_rows_of_all_arrays_are_the_same_examples():
   arrays = _arrays(10)
   batch = next(pipeline.batches(arrays, 4, seed=0))
   assert batch["image"].shape == (4, 2, 3)
@@ -31,7 +31,7 @@ def test_rows_of_all_arrays_belong_together():
 
 
 @pytest.mark.parametrize("group", [1, 3])
-def test_column_goes_through_as_the_array_that_it_stands_for(group):
+def test_column_gives_the_same_batches_as_its_array(group):
   arrays = _arrays(10)
   index = np.array([3, 3, 7, 0, 9])
   columns = {name: pairing.Column(index, x.__getitem__) for name, x in arrays.items()}
@@ -43,14 +43,14 @@ def test_column_goes_through_as_the_array_that_it_stands_for(group):
       np.testing.assert_array_equal(batch[name], x)
 
 
-def test_seed_decides_the_order():
+def test_order_depends_on_the_seed():
   first, same, other = (_rows(pipeline.batches(_arrays(50), 7, seed=s), 20) for s in (1, 1, 2))
   np.testing.assert_array_equal(first, same)
   assert (first != other).any()
 
 
 @pytest.mark.parametrize("group", [2, 3])
-def test_group_is_that_many_batches_at_once(group):
+def test_group_is_the_number_of_batches_at_once(group):
   single = _rows(pipeline.batches(_arrays(10), 4, seed=0), 6 * group)
   grouped = pipeline.batches(_arrays(10), 4, seed=0, group=group)
   assert next(grouped)["image"].shape == (group, 4, 2, 3)
@@ -68,7 +68,7 @@ def test_batch_can_be_larger_than_the_data(size, batch_size):
 def test_state_resumes_at_the_very_next_batch(done):
   interrupted = pipeline.batches(_arrays(10), 4, seed=3)
   _rows(interrupted, done) if done else None
-  state = json.loads(json.dumps(interrupted.get_state()))  # It outlives the process.
+  state = json.loads(json.dumps(interrupted.get_state()))  # As if it were stored on disk.
   expected = _rows(interrupted, 9)
   resumed = pipeline.batches(_arrays(10), 4, seed=3)
   _rows(resumed, 2)
@@ -79,22 +79,22 @@ def test_state_resumes_at_the_very_next_batch(done):
 @pytest.mark.parametrize("group", [1, 3])
 @pytest.mark.parametrize("processes", [2, 3])
 def test_processes_make_the_same_batches_together(processes, group):
-  whole = pipeline.batches(_arrays(10), 7, seed=0, group=group)
+  single = pipeline.batches(_arrays(10), 7, seed=0, group=group)
   parts = [
     pipeline.batches(_arrays(10), 7, seed=0, group=group, rows=rows)
     for rows in np.array_split(np.arange(7), processes)
   ]
   for _ in range(6):
-    made = [next(part) for part in parts]
-    for name, x in next(whole).items():
-      together = np.concatenate([part[name] for part in made], axis=int(group > 1))
+    batches = [next(part) for part in parts]
+    for name, x in next(single).items():
+      together = np.concatenate([batch[name] for batch in batches], axis=int(group > 1))
       np.testing.assert_array_equal(together, x)
 
 
 @pytest.mark.parametrize(
   "size, batch_size, processes", [(10, 4, 2), (13, 6, 3), (7, 7, 2), (3, 8, 4)]
 )
-def test_within_an_epoch_processes_see_disjoint_examples_and_together_all(
+def test_within_an_epoch_processes_read_disjoint_examples_and_together_all(
   size, batch_size, processes
 ):
   seen = [[set() for _ in range(processes)] for _ in range(batch_size)]
@@ -102,9 +102,9 @@ def test_within_an_epoch_processes_see_disjoint_examples_and_together_all(
     iterator = pipeline.batches(_arrays(size), batch_size, seed=1, rows=rows)
     for i in range(size):  # As many batches as examples: `batch_size` epochs.
       for row, example in zip(rows, next(iterator)["row"].tolist(), strict=True):
-        own = seen[(i * batch_size + row) // size][process]
-        assert example not in own
-        own.add(example)
+        examples = seen[(i * batch_size + row) // size][process]
+        assert example not in examples
+        examples.add(example)
   for epoch in seen:
     assert sum(map(len, epoch)) == size  # Disjoint, since together they are all.
     assert set().union(*epoch) == set(range(size))
@@ -112,7 +112,7 @@ def test_within_an_epoch_processes_see_disjoint_examples_and_together_all(
 
 def test_threads_do_not_change_the_order():
   def slow(index):
-    time.sleep(0.01 * (index[0] % 3))  # A batch that was begun later is ready sooner.
+    time.sleep(0.01 * (index[0] % 3))  # A batch that is started later may be ready earlier.
     return index
 
   column = {"row": pairing.Column(np.arange(10), slow)}
@@ -126,7 +126,7 @@ def test_state_resumes_with_another_number_of_processes_and_threads():
     {"rows": np.arange(3), "threads": 4},
     {"rows": np.arange(3, 7), "threads": 2},
   ]
-  whole = _rows(pipeline.batches(_arrays(10), 7, seed=0), 12).reshape(12, 7)
+  expected = _rows(pipeline.batches(_arrays(10), 7, seed=0), 12).reshape(12, 7)
   for saving in options:
     interrupted = pipeline.batches(_arrays(10), 7, seed=0, **saving)
     _rows(interrupted, 5)
@@ -135,11 +135,11 @@ def test_state_resumes_with_another_number_of_processes_and_threads():
       resumed = pipeline.batches(_arrays(10), 7, seed=0, **resuming)
       resumed.set_state(state)
       rows = np.arange(7) if resuming["rows"] is None else resuming["rows"]
-      np.testing.assert_array_equal(_rows(resumed, 7).reshape(7, -1), whole[5:, rows])
+      np.testing.assert_array_equal(_rows(resumed, 7).reshape(7, -1), expected[5:, rows])
 
 
 @pytest.mark.parametrize("cores, threads", [(1, 1), (2, 1), (16, 8)])
-def test_what_is_made_or_on_disk_is_read_with_half_of_the_cores_and_arrays_with_one_thread(
+def test_columns_and_memory_maps_are_read_with_half_of_the_cores_and_arrays_with_one_thread(
   cores, threads, monkeypatch, tmp_path
 ):
   monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)

@@ -31,7 +31,7 @@ def _svhn(n=6, **change):
 
 @pytest.fixture
 def svhn_file(tmp_path, monkeypatch):
-  """A small file in the place of SVHN's test digits, which counts as the original."""
+  """A small file at the path of SVHN's test digits, which counts as the original."""
   content = _svhn(12)
   path = tmp_path / "svhn" / "test_32x32.mat"
   path.parent.mkdir()
@@ -41,7 +41,7 @@ def svhn_file(tmp_path, monkeypatch):
   return path, content
 
 
-def test_svhn_of_the_original_layout(svhn_file, tmp_path):
+def test_svhn_in_its_original_layout(svhn_file, tmp_path):
   _, content = svhn_file
   items, labels = sources.svhn("test", manual_dir=str(tmp_path))
   np.testing.assert_array_equal(labels, [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2])
@@ -49,13 +49,13 @@ def test_svhn_of_the_original_layout(svhn_file, tmp_path):
   np.testing.assert_array_equal(items[3], content["X"][..., 3])
 
 
-def _damaged(whole):
-  """Bytes of a file cut or altered in places, those at its ends among them."""
-  size = len(whole)
+def _damaged(intact):
+  """Yields the bytes of a file cut or altered at several offsets, also at its ends."""
+  size = len(intact)
   for keep in (0, 1, 100, size // 2, size - 1):
-    yield whole[:keep]
-  for place in (0, 4, 130, size // 3, size // 2, size - 70, size - 1):
-    yield whole[:place] + bytes([whole[place] ^ 64]) + whole[place + 1 :]
+    yield intact[:keep]
+  for i in (0, 4, 130, size // 3, size // 2, size - 70, size - 1):
+    yield intact[:i] + bytes([intact[i] ^ 64]) + intact[i + 1 :]
 
 
 def test_damaged_file_of_svhn_is_refused(svhn_file, tmp_path):
@@ -68,9 +68,9 @@ def test_damaged_file_of_svhn_is_refused(svhn_file, tmp_path):
 
 def test_truncated_mat_file_is_refused(svhn_file):
   path, _ = svhn_file
-  whole = path.read_bytes()
-  for keep in range(0, len(whole), 997):
-    path.write_bytes(whole[:keep])
+  intact = path.read_bytes()
+  for keep in range(0, len(intact), 997):
+    path.write_bytes(intact[:keep])
     with pytest.raises(UserError, match=str(path)):
       sources.svhn_mat(path)
 
@@ -83,14 +83,14 @@ def test_truncated_mat_file_is_refused(svhn_file):
     ({"y": np.zeros((6, 1))}, "labels other than 1 to 10"),
   ],
 )
-def test_svhn_file_that_is_another_one_is_refused(tmp_path, change, complaint):
+def test_svhn_file_with_other_contents_is_refused(tmp_path, change, complaint):
   savemat(tmp_path / "a.mat", _svhn(**change))
   with pytest.raises(UserError, match=complaint):
     sources.svhn_mat(tmp_path / "a.mat")
 
 
 @pytest.mark.parametrize("content", [b"", b"no matlab file at all" * 20])
-def test_file_that_is_no_mat_file_is_refused(tmp_path, content):
+def test_file_that_is_not_a_mat_file_is_refused(tmp_path, content):
   (tmp_path / "a.mat").write_bytes(content)
   with pytest.raises(UserError, match="a.mat (cannot be read|is truncated)"):
     sources.svhn_mat(tmp_path / "a.mat")
@@ -105,7 +105,7 @@ def _pens(folder, split, lines):
 
 
 def test_pen_digits_are_points_in_order(tmp_path, monkeypatch):
-  monkeypatch.setitem(sources.PUBLIC, ("pendigits", "train"), sources.Known(1, None))
+  monkeypatch.setitem(sources.PUBLIC, ("pendigits", "train"), sources.PublicSplit(1, None))
   _pens(tmp_path, "tra", " 0,100, " + ", ".join(map(str, range(14))) + ", 7\n")
   points, labels = sources.pendigits("train", manual_dir=str(tmp_path))
   assert points.shape == (1, 8, 2) and points.dtype == np.uint8
@@ -128,7 +128,7 @@ def test_wrong_pen_digits_are_refused(tmp_path, lines, complaint):
     sources.pendigits("test", manual_dir=str(tmp_path))
 
 
-def test_missing_pen_digits_are_asked_for(tmp_path):
+def test_missing_pen_digits_are_named_with_their_source(tmp_path):
   with pytest.raises(UserError, match=rf"{tmp_path}.*pendigits.tra.*archive.ics.uci.edu"):
     sources.pendigits("train", data_dir=str(tmp_path))
 
@@ -152,7 +152,7 @@ def test_clip_is_scaled_and_padded_or_cut():
   assert sources.fit_clip(np.array([-32768, 32767]), 2).min() == -32767
 
 
-def test_set_that_is_not_there_says_how_to_get_it(tmp_path, monkeypatch):
+def test_error_for_a_missing_set_describes_how_to_get_it(tmp_path, monkeypatch):
   def offline(*args):
     raise OSError("no such host")
 
@@ -160,19 +160,19 @@ def test_set_that_is_not_there_says_how_to_get_it(tmp_path, monkeypatch):
   for read, name in ((sources.mnist, "mnist"), (sources.svhn, "svhn_cropped")):
     with pytest.raises(UserError) as raised:
       read("train", str(tmp_path))
-    said = str(raised.value)
-    assert f"tfds build {name} --file_format=array_record" in said and str(tmp_path) in said
-    assert "no such host" in said
-  assert "train_32x32.mat" in said and str(tmp_path / "downloads" / "manual" / "svhn") in said
+    message = str(raised.value)
+    assert f"tfds build {name} --file_format=array_record" in message and str(tmp_path) in message
+    assert "no such host" in message
+  assert "train_32x32.mat" in message and str(tmp_path / "downloads" / "manual" / "svhn") in message
 
 
-def test_speech_without_tensorflow_says_so(monkeypatch):
+def test_speech_without_tensorflow_is_refused(monkeypatch):
   monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
   with pytest.raises(UserError, match="pip install tensorflow-cpu"):
     sources.spoken_digit("train", 100)
 
 
-def test_checksum_of_contents_sees_all_but_the_order():
+def test_checksum_of_contents_depends_on_all_but_the_order():
   examples = [
     {"image": np.arange(6, dtype=np.uint8).reshape(2, 3), "label": 7, "name": b"a"},
     {"image": np.arange(6, dtype=np.uint8).reshape(2, 3), "label": 6, "name": b"b"},
@@ -191,7 +191,7 @@ def test_checksum_of_contents_sees_all_but_the_order():
 
 
 def _copy(builder, folder):
-  """`few_draws` in another folder: its builder and its files of the split "test"."""
+  """Copies `few_draws` to another folder; returns its builder and its file of the split "test"."""
   shutil.copytree(builder.data_path, folder / builder.data_path.relative_to(builder.data_dir_root))
   config = builder.builder_config
   copy = digits_builder.Digits(data_dir=str(folder), config=config, file_format="array_record")
@@ -205,45 +205,47 @@ def _stacked(builder):
 
 def test_truncated_or_altered_prepared_file_is_named(few_draws, tmp_path):
   builder, path = _copy(few_draws, tmp_path)
-  truth, whole = _stacked(builder), path.read_bytes()
+  truth, intact = _stacked(builder), path.read_bytes()
   rng = np.random.default_rng(0)
   refused = 0
-  for cut in (0, 1, 1 << 16, len(whole) // 2, len(whole) - (1 << 16), len(whole) - 1):
-    path.write_bytes(whole[:cut])
+  for cut in (0, 1, 1 << 16, len(intact) // 2, len(intact) - (1 << 16), len(intact) - 1):
+    path.write_bytes(intact[:cut])
     with pytest.raises(UserError, match=rf"{path}.*truncated.*Delete {path.parent} and"):
       _stacked(builder)
-  for place in rng.integers(len(whole), size=40):
-    path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+  for i in rng.integers(len(intact), size=40):
+    path.write_bytes(intact[:i] + bytes([intact[i] ^ 16]) + intact[i + 1 :])
     try:
-      found = _stacked(builder)
+      records = _stacked(builder)
     except UserError as error:
       assert str(path) in str(error) and "\n" not in str(error)
       refused += 1
-    else:  # It was in the padding.
+    else:  # The altered byte was in the padding.
       for name, values in truth.items():
-        np.testing.assert_array_equal(found[name], values)
+        np.testing.assert_array_equal(records[name], values)
   assert refused > 30
   path.unlink()
   with pytest.raises(UserError, match=str(path)):
     _stacked(builder)
 
 
-def test_prepared_files_of_another_number_are_refused(few_draws):
+def test_prepared_split_with_a_wrong_number_of_examples_is_refused(few_draws):
   with pytest.raises(UserError, match=r"has 360 examples.*'test'.*must be 361.*Delete"):
     next(sources.records(few_draws, "test", 361))
   with pytest.raises(UserError, match=r"has 0 examples.*'validation'"):
     next(sources.records(few_draws, "validation", 1))
 
 
-def test_half_a_copy_is_refused(few_draws, tmp_path):
+def test_incomplete_copy_is_refused(few_draws, tmp_path):
   builder, path = _copy(few_draws, tmp_path)
   (path.parent / "dataset_info.json").unlink()
-  with pytest.raises(UserError, match=rf"{path.parent} is no prepared data set.*dataset_info.json"):
+  with pytest.raises(
+    UserError, match=rf"{path.parent} is not a prepared data set.*dataset_info.json"
+  ):
     sources.prepare(builder, "")
 
 
-def test_of_several_that_prepare_at_once_the_first_ones_is_used(tmp_path, monkeypatch, caplog):
-  """The second is at work when the first is done, the third has not begun."""
+def test_first_result_of_several_that_prepare_at_once_is_used(tmp_path, monkeypatch, caplog):
+  """The second is still preparing when the first is done, the third has not begun."""
   drawn = digits_builder.Drawn(train=1, test=1)
   first, second, third = (
     digits_builder.Digits(data_dir=str(tmp_path), config=drawn, file_format="array_record")
@@ -273,16 +275,16 @@ def test_altered_dataset_info_is_refused(few_draws, tmp_path, change):
   info.write_text(info.read_text().replace(*change))
   make = functools.partial(digits_builder.Digits, config=builder.builder_config)
   with pytest.raises(UserError, match=rf"{tmp_path}/digits cannot be opened.*Delete"):
-    sources.opened(make, "digits", str(tmp_path))
+    sources.open_builder(make, "digits", str(tmp_path))
 
 
-def test_tells_what_it_finds_when_asked(few_draws, caplog):
+def test_files_that_are_read_are_logged(few_draws, caplog):
   with caplog.at_level(logging.INFO, logger="mmdiff_jax.data"):
     _stacked(few_draws)
   assert "digits, test: 360 examples" in caplog.text and str(few_draws.data_path) in caplog.text
 
 
-def test_full_disk_is_said_and_nothing_is_kept(tmp_path, monkeypatch):
+def test_full_disk_is_reported_and_nothing_is_kept(tmp_path, monkeypatch):
   def full(*args, **kwargs):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -310,7 +312,7 @@ except UserError as error:
 
 @pytest.mark.parametrize("limit", [1000, 300_000, 3_000_000])
 def test_files_that_cannot_grow_leave_nothing(tmp_path, limit):
-  """As on a full disk: in the shuffle, in the test split's file, in the training split's."""
+  """As on a full disk: during the shuffle, in the file of the test split, in that of training."""
   program = [sys.executable, "-c", _SMALL, str(tmp_path), str(limit)]
   ended = subprocess.run(program, capture_output=True, text=True, timeout=120)
   assert "UserError: There is no room" in ended.stderr, ended.stderr
@@ -320,7 +322,7 @@ def test_files_that_cannot_grow_leave_nothing(tmp_path, limit):
 # ---------------------------------------------------------------------------- real data
 
 
-def test_mnist_as_it_is(prepared):
+def test_real_mnist(prepared):
   items, labels = sources.mnist("test", prepared)
   assert items.shape == (10_000, 28, 28, 1) and items.dtype == np.uint8 and items.max() == 255
   np.testing.assert_array_equal(
@@ -336,15 +338,15 @@ def test_mnist_does_not_need_tensorflow(prepared):
   subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
-def test_subset_of_svhn_as_it_is(brought):
-  items, labels = sources.svhn_mat(brought / "svhn_subset" / "train_32x32_first1083.mat")
+def test_real_subset_of_svhn(manual_folder):
+  items, labels = sources.svhn_mat(manual_folder / "svhn_subset" / "train_32x32_first1083.mat")
   assert items.shape == (1083, 32, 32, 3) and set(labels) == set(range(10))
   assert 90 < items.mean() < 130
 
 
-def test_pen_digits_as_they_are(brought):
+def test_real_pen_digits(manual_folder):
   for split, size in (("train", 7494), ("test", 3498)):
-    points, labels = sources.pendigits(split, manual_dir=str(brought))
+    points, labels = sources.pendigits(split, manual_dir=str(manual_folder))
     assert points.shape == (size, 8, 2)
     assert np.bincount(labels).min() > 300
     # A seven starts at the top left; y points upwards.
@@ -353,15 +355,15 @@ def test_pen_digits_as_they_are(brought):
 
 
 @pytest.fixture
-def downloads(brought, tmp_path):
-  """A data folder whose cache of downloads has all that tfds wants of a set, under its names."""
+def downloads(manual_folder, tmp_path):
+  """Fills the download cache of a data folder with all files of a set, as tfds names them."""
 
   def fill(name):
     for url, info in tfds.builder_cls(name).url_infos.items():
-      # As tfds keeps a download of which it knows the checksum.
+      # The name under which tfds keeps a download with a registered checksum.
       cached = tmp_path / "downloads" / name / resource.get_dl_fname(url, info.checksum)
       cached.parent.mkdir(parents=True, exist_ok=True)
-      shutil.copy(brought / "downloads" / info.filename, cached)
+      shutil.copy(manual_folder / "downloads" / info.filename, cached)
       cached.chmod(0o644)
       facts = {"dataset_names": [name], "urls": [url], "original_fname": info.filename}
       cached.with_name(cached.name + ".INFO").write_text(json.dumps(facts))
@@ -380,13 +382,13 @@ def offline(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["cache", "manual"])
-def test_mnist_is_prepared_without_a_network(brought, downloads, offline, place, tmp_path):
-  """The checksum of the contents, that of the set prepared elsewhere, is checked in reading."""
-  if place == "cache":
+@pytest.mark.parametrize("location", ["cache", "manual"])
+def test_mnist_is_prepared_without_a_network(manual_folder, downloads, offline, location, tmp_path):
+  """Reading checks the checksum of the contents, which is that of the set prepared elsewhere."""
+  if location == "cache":
     items, _ = sources.mnist("test", str(downloads("mnist")))
   else:
-    items, _ = sources.mnist("test", str(tmp_path), str(brought / "downloads"))
+    items, _ = sources.mnist("test", str(tmp_path), str(manual_folder / "downloads"))
   assert items.shape == (10_000, 28, 28, 1)
   assert sources.mnist("train", str(tmp_path)).items.shape == (60_000, 28, 28, 1)
 
@@ -398,22 +400,22 @@ def test_speech_is_prepared_without_a_network(downloads, offline):
 
 
 @pytest.mark.parametrize("damage", ["cut", "altered"])
-def test_damaged_download_is_named(brought, offline, tmp_path, damage):
+def test_damaged_download_is_named(manual_folder, offline, tmp_path, damage):
   files = tmp_path / "downloads" / "manual"
   files.mkdir(parents=True)
-  for path in (brought / "downloads").glob("*-ubyte.gz"):
+  for path in (manual_folder / "downloads").glob("*-ubyte.gz"):
     shutil.copyfile(path, files / path.name)
-  hurt = files / "train-labels-idx1-ubyte.gz"
-  content = bytearray(hurt.read_bytes())
+  damaged = files / "train-labels-idx1-ubyte.gz"
+  content = bytearray(damaged.read_bytes())
   content[1000] ^= 1
-  hurt.write_bytes(content if damage == "altered" else content[:-9])
+  damaged.write_bytes(content if damage == "altered" else content[:-9])
   with pytest.raises(UserError, match="train-labels-idx1-ubyte.gz.*checksum"):
     sources.mnist("train", str(tmp_path))
   assert not list(tmp_path.rglob("*.array_record*"))
 
 
 def test_altered_public_set_is_refused(prepared, monkeypatch, tmp_path):
-  """Files that are whole but hold something else."""
+  """The files are intact but have other contents."""
   monkeypatch.setattr(storage, "cache_dir", lambda: tmp_path)
   read = sources.records
 
@@ -427,8 +429,8 @@ def test_altered_public_set_is_refused(prepared, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "altered"])
-def test_damaged_pen_digits_are_refused(brought, tmp_path, damage):
-  lines = (brought / "pendigits" / "pendigits.tes").read_text().splitlines(keepends=True)
+def test_damaged_pen_digits_are_refused(manual_folder, tmp_path, damage):
+  lines = (manual_folder / "pendigits" / "pendigits.tes").read_text().splitlines(keepends=True)
   if damage == "cut":
     lines = lines[:-1]
   else:

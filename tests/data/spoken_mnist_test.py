@@ -68,9 +68,9 @@ def test_real_speech_can_still_be_told_after_inversion(prepared):
     assert (nearest == labels["test"][::5]).mean() > 0.9
 
 
-def test_real_examples_fit_the_modalities(prepared, brought):
+def test_real_examples_fit_the_modalities(prepared, manual_folder):
   pytest.importorskip("tensorflow")
-  data = spoken_mnist.load("test", prepared, str(brought))
+  data = spoken_mnist.load("test", prepared, str(manual_folder))
   np.testing.assert_array_equal(np.bincount(data["label"]), np.full(10, 1000))
   pen = data["pen"][:]
   assert pen.min() == 0.0 and pen.max() == 1.0

@@ -1,4 +1,4 @@
-"""What is held out of the training split has no influence on training, and is all of validation."""
+"""Items held out of the training split do not influence training, and make up all of validation."""
 
 import functools
 
@@ -69,8 +69,8 @@ def arrays(name, split, rows=200):
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_a_part_is_made_of_its_items_alone(name, public):
-  """Changed items of the other part change nothing; its changed items change all modalities."""
+def test_a_part_is_made_only_of_its_items(name, public):
+  """Changed items of a part change all its modalities, and none of the other part."""
   before = {split: arrays(name, split) for split in PARTS}
   for split, other in (PARTS, PARTS[::-1]):
     for source, data in list(public.items()):
@@ -87,15 +87,15 @@ def test_a_part_is_made_of_its_items_alone(name, public):
 
 
 @pytest.mark.parametrize("name", ["captioned_digits", "poly_mnist", "pairs_of_digits"])
-def test_parts_draw_their_own_numbers(name, public):
-  """Rows of one number do not share what is drawn, such as captions or places."""
+def test_parts_draw_different_random_numbers(name, public):
+  """Rows with the same index in both parts do not share random captions, positions, ..."""
   train, validation = (arrays(name, split) for split in PARTS)
   for column in train.keys() & validation.keys():
     n = min(map(len, (train[column], validation[column])))
     assert (train[column][:n] != validation[column][:n]).any(), column
 
 
-def test_parts_are_all_of_training_in_proportion(public):
+def test_parts_are_all_of_training_in_the_same_proportions(public):
   images, labels = public["mnist"]
   held_out, rest = (datasets.load("mnist", s, validation=FRACTION) for s in PARTS[::-1])
   every = datasets.load("mnist", "train")
@@ -114,14 +114,14 @@ def embedded(few_draws, monkeypatch):
   """The folder of `digits` with few draws."""
   drawn = functools.partial(digits_builder.Digits, config=few_draws.builder_config)
   monkeypatch.setattr(digits_builder, "Digits", drawn)
-  # Read once, which takes seconds.
+  # Cached, because reading takes seconds.
   monkeypatch.setattr(sketched_digits, "_digits", functools.cache(sketched_digits._digits))
   monkeypatch.setattr(pairs_of_digits, "COUNTS", {"train": 120, "validation": 20})
   return str(few_draws.data_path.parents[2])
 
 
-def test_several_drawings_of_a_handwriting_are_in_one_part(embedded):
-  """In the same one in all data sets, also in scenes; and so is each dial tone."""
+def test_several_drawings_of_a_digit_image_are_in_one_part(embedded):
+  """It is the same part in all data sets, also for scenes; this also holds for dial tones."""
   load = functools.partial(datasets.load, data_dir=embedded, validation=FRACTION)
   seen, numbers, tones = {}, {}, {}
   for split in PARTS:
@@ -140,13 +140,13 @@ def test_several_drawings_of_a_handwriting_are_in_one_part(embedded):
   assert not seen["train"] & seen["validation"]
   assert not tones["train"] & tones["validation"]
   both = np.concatenate(list(numbers.values()))
-  whole = np.sort(sketched_digits.handwriting("digits", "train", embedded)[2])
-  np.testing.assert_array_equal(np.sort(both), whole)
-  assert len(numbers["validation"]) == pytest.approx(FRACTION * len(whole), rel=0.02)
+  expected = np.sort(sketched_digits.handwriting("digits", "train", embedded)[2])
+  np.testing.assert_array_equal(np.sort(both), expected)
+  assert len(numbers["validation"]) == pytest.approx(FRACTION * len(expected), rel=0.02)
 
 
 @pytest.mark.parametrize("fraction", [None, 0.0])
-def test_nothing_is_held_out_unless_it_is_asked_for(fraction):
+def test_nothing_is_held_out_by_default(fraction):
   with pytest.raises(UserError, match=r"no split 'validation' unless config\.data\.validation"):
     datasets.load("mnist", "validation", validation=fraction)
 
@@ -161,7 +161,7 @@ def test_nothing_is_held_out_unless_it_is_asked_for(fraction):
     ("represented", 0.1, "no part of the data set 'represented' can be held out"),
   ],
 )
-def test_fractions_that_cannot_be_are_refused(name, fraction, message, public):
+def test_invalid_fractions_are_refused(name, fraction, message, public):
   options = {"of": "mnist", "file": "none", "size": 2} if name == "represented" else {}
   with pytest.raises(UserError, match=message):
     datasets.load(name, "train", validation=fraction, **options)

@@ -62,7 +62,7 @@ def test_data_set_reads_what_is_written(quick, small_data, tmp_path):
   "arguments, words",
   [
     (("--modality=page",), ("'page'", "digit, scene, tone")),
-    (("--dataset=digit",), ("'digit'", "known ones")),
+    (("--dataset=digit",), ("'digit'", "data sets are")),
     (("--dataset=folder",), ("'folder'", "columns")),
     (("--out=nowhere/a.npz",), ("nowhere", "--out")),
   ],

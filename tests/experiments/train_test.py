@@ -16,6 +16,7 @@ import pytest
 from configs import mld as mld_config
 from experiments import train
 from mmdiff_jax.data import datasets
+from mmdiff_jax.training import lock
 
 TOY = pathlib.Path(__file__).parents[1] / "training" / "conftest.py"
 
@@ -190,6 +191,12 @@ def test_what_needs_no_data_is_checked_first(command, refused, unread, tmp_path,
   (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
   path = pathlib.Path(mld_config.__file__)
   refused(command(train, f"--config={path}", f"--workdir={tmp_path}", argument), *words)
+
+
+def test_another_training_is_reported_before_data_are_read(command, refused, unread, tmp_path):
+  flag = f"--config={pathlib.Path(mld_config.__file__)}"
+  with lock.training(tmp_path / "run"):
+    refused(command(train, flag, f"--workdir={tmp_path / 'run'}"), "Another process trains in")
 
 
 # The first report tells that training goes on and waits for an end that does not come.

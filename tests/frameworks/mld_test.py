@@ -1,5 +1,6 @@
 """MLD's own laws: what its loss is, what its draws and paths mean, what it keeps."""
 
+import dataclasses
 import functools
 import json
 import re
@@ -16,6 +17,8 @@ from mmdiff_jax import modalities as modalities_lib, multitime, solvers
 from mmdiff_jax.data import missing, pairing
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import autoencoding, base, mld
+from mmdiff_jax.frameworks.mld import losses, sampling as sampling_lib
+from mmdiff_jax.frameworks.mld.model import make_model, VARIANTS
 from mmdiff_jax.training import checkpoints, trainer
 
 
@@ -125,7 +128,7 @@ class Oracle:
 
   def apply(self, params, x, t):
     del params
-    schedule = mld.schedule_of(tiny())
+    schedule = make_model(tiny(), MODALITIES).schedule
     out = {}
     for name, z in self.latents.items():
       time = t[name][:, None]
@@ -136,6 +139,12 @@ class Oracle:
     return out
 
 
+def score_loss(config, network, *rest):
+  """The loss with another network than that of the config."""
+  model = dataclasses.replace(make_model(config, MODALITIES), network=network)
+  return losses.score_loss(model, *rest)
+
+
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 def test_modalities_count_equally_whatever_their_size(prediction):
   config = tiny(score__prediction=prediction, score__given_prob=0.0, score__absent_prob=0.0)
@@ -144,7 +153,7 @@ def test_modalities_count_equally_whatever_their_size(prediction):
              enumerate(sizes.items())}  # fmt: skip
   for knows in sizes:
     network = Oracle(latents, knows, prediction)
-    loss, metrics = mld.score_loss(config, network, None, jax.random.key(5), latents)
+    loss, metrics = score_loss(config, network, None, jax.random.key(5), latents)
     np.testing.assert_allclose(loss, 2 / 3, rtol=2e-3)
     for name in sizes:
       np.testing.assert_allclose(metrics[f"loss_{name}"], float(name != knows), atol=2e-3)
@@ -153,8 +162,10 @@ def test_modalities_count_equally_whatever_their_size(prediction):
 def test_given_and_absent_modalities_have_no_loss():
   config = tiny(score__given_prob=1.0, score__absent_prob=0.3)
   latents = {n: jax.random.normal(jax.random.key(i), (4000, 2)) for i, n in enumerate("abc")}
-  draw = mld.draw_times(config, jax.random.split(jax.random.key(5))[0], 4000, ["a", "b", "c"])
-  loss, _ = mld.score_loss(config, Oracle(latents, "none", "v"), None, jax.random.key(5), latents)
+  draw = losses.draw_times(
+    make_model(config, MODALITIES), jax.random.split(jax.random.key(5))[0], 4000, ["a", "b", "c"]
+  )
+  loss, _ = score_loss(config, Oracle(latents, "none", "v"), None, jax.random.key(5), latents)
   shares = [np.mean(draw.diffused[name]) for name in "abc"]
   # An error of exactly 1 wherever a modality is diffused.
   np.testing.assert_allclose(loss, np.mean(shares), rtol=2e-3)
@@ -171,7 +182,7 @@ def test_absent_input_tells_nothing_of_the_data():
       return x
 
   latents = {n: jnp.full((500, 2), 1000.0) for n in "abc"}
-  mld.score_loss(config, Spy(), None, jax.random.key(0), latents)
+  score_loss(config, Spy(), None, jax.random.key(0), latents)
   for name in "abc":
     absent = np.asarray(seen["t"][name] == 1)
     assert absent.sum() > 100
@@ -184,11 +195,11 @@ def gaps(size, *, seed=0, prob=1 / 3):
   return {name: jnp.asarray(masks[f"{name}_present"]) for name in "abc"}
 
 
-@pytest.mark.parametrize("variant", mld.VARIANTS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 def test_what_is_not_there_does_not_enter_the_loss(variant, prediction):
   config = tiny(variant=variant, score__prediction=prediction)
-  network = mld.score_network(config)
+  network = make_model(config, MODALITIES).network
   masks = gaps(64)
   share = dict.fromkeys("abc", 0.5)
   latents = {n: jax.random.normal(jax.random.key(i), (64, 3)) for i, n in enumerate("abc")}
@@ -198,7 +209,7 @@ def test_what_is_not_there_does_not_enter_the_loss(variant, prediction):
   @jax.jit
   def both(latents):
     def loss(params, latents):
-      return mld.score_loss(config, network, params, jax.random.key(1), latents, masks, share)
+      return score_loss(config, network, params, jax.random.key(1), latents, masks, share)
 
     return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, latents)
 
@@ -220,7 +231,7 @@ def test_rare_modalities_count_as_much_as_others():
   share = {name: mask.mean() for name, mask in masks.items()}
   for knows in "abc":
     network = Oracle(latents, knows, "v")
-    loss, metrics = mld.score_loss(config, network, None, jax.random.key(5), latents, masks, share)
+    loss, metrics = score_loss(config, network, None, jax.random.key(5), latents, masks, share)
     np.testing.assert_allclose(loss, 2 / 3, rtol=2e-3)
     for name in "abc":
       np.testing.assert_allclose(metrics[f"loss_{name}"], float(name != knows), atol=2e-3)
@@ -233,12 +244,12 @@ def test_loss_of_batches_is_unbiased():
   share = {name: mask.mean() for name, mask in masks.items()}
   latents = {n: jnp.ones((4096, 1)) for n in "abc"}
   network = Oracle(latents, "none", "v")
-  whole, _ = mld.score_loss(config, network, None, jax.random.key(0), latents, masks, share)
+  whole, _ = score_loss(config, network, None, jax.random.key(0), latents, masks, share)
   parts = []
   for k in range(0, 4096, 64):
     piece = [{name: x[k : k + 64] for name, x in of.items()} for of in (latents, masks)]
     network = Oracle(piece[0], "none", "v")
-    parts.append(mld.score_loss(config, network, None, jax.random.key(k), *piece, share)[0])
+    parts.append(score_loss(config, network, None, jax.random.key(k), *piece, share)[0])
   np.testing.assert_allclose(np.mean(parts), whole, rtol=0.03)
 
 
@@ -273,8 +284,14 @@ def test_stages_learn_from_what_is_there_alone():
   loss = framework.stages[-1].loss({"score": params["score"]}, constants, jax.random.key(0), batch)
   share = {name: mask.mean() for name, mask in masks.items()}
   latents = {name: batch[name] for name in "abc"}
-  expected = mld.score_loss(
-    config, mld.score_network(config), params["score"], jax.random.key(0), latents, gaps(40), share
+  expected = score_loss(
+    config,
+    make_model(config, MODALITIES).network,
+    params["score"],
+    jax.random.key(0),
+    latents,
+    gaps(40),
+    share,
   )
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), loss, expected)
 
@@ -330,7 +347,8 @@ def test_all_kinds_train_and_are_generated_though_a_third_of_each_is_missing(tmp
 
 def test_variants_draw_their_times():
   def times(variant):
-    draw = mld.draw_times(tiny(variant=variant), jax.random.key(0), 200, ["a", "b", "c"])
+    model = make_model(tiny(variant=variant), MODALITIES)
+    draw = losses.draw_times(model, jax.random.key(0), 200, ["a", "b", "c"])
     return np.stack([draw.t[name] for name in "abc"])
 
   masked, inpaint, unidiffuser = (times(v) for v in ("masked", "inpaint", "unidiffuser"))
@@ -348,14 +366,14 @@ def test_importance_times_leave_the_expected_loss():
     def apply(self, params, x, t):
       return {name: 0.5 * value for name, value in x.items()}
 
-  losses = [
-    mld.score_loss(
+  values = [
+    score_loss(
       tiny(score__importance=importance, score__schedule="vp_linear", score__t_min=0.01),
       Half(), None, jax.random.key(3), latents,
     )[0]
     for importance in (False, True)
   ]  # fmt: skip
-  np.testing.assert_allclose(losses[0], losses[1], rtol=0.03)
+  np.testing.assert_allclose(values[0], values[1], rtol=0.03)
 
 
 def sampling(**changes):
@@ -376,7 +394,7 @@ def test_sample_gives_the_targets_and_only_them():
   }  # fmt: skip
 
 
-@pytest.mark.parametrize("variant", mld.VARIANTS)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_what_is_given_leads(variant):
   config = tiny(variant=variant)
   framework, params = made(config)
@@ -438,7 +456,8 @@ def test_order_generates_group_after_group():
   ],
 )
 def test_evaluations_are_those_that_run(given, targets, changes, expected):
-  framework, params = made(tiny(variant=changes.get("variant", "masked")))
+  config = tiny(variant=changes.get("variant", "masked"))
+  framework, params = made(config)
   settings = sampling(**{name: value for name, value in changes.items() if name != "variant"})
   assert framework.evaluations(given, targets, settings) == expected
   calls = []
@@ -448,15 +467,11 @@ def test_evaluations_are_those_that_run(given, targets, changes, expected):
       jax.debug.callback(lambda _: calls.append(1), t["a"])
       return x
 
-  original = mld.score_network
-  mld.score_network = lambda config: Counting()
-  try:
-    rows = {name: data()[name][:2] for name in given}
-    out = framework.sample(params, jax.random.key(0), rows, targets, 2, settings)
-    jax.block_until_ready(out)
-    jax.effects_barrier()
-  finally:
-    mld.score_network = original
+  model = dataclasses.replace(make_model(config, MODALITIES), network=Counting())
+  rows = {name: data()[name][:2] for name in given}
+  out = sampling_lib.sample(model, params, jax.random.key(0), rows, targets, 2, settings)
+  jax.block_until_ready(out)
+  jax.effects_barrier()
   assert len(calls) == expected
 
 
@@ -521,10 +536,10 @@ def test_a_training_set_with_gaps_has_absent_modalities():
 def test_staggered_paths_need_independent_times():
   path = multitime.staggered(("a", "b", "c"), 1, 4)
   with pytest.warns(UserWarning, match=UNTRAINED["apart"]):
-    mld.warn_untrained(tiny(), path)
+    sampling_lib.warn_untrained(make_model(tiny(), MODALITIES), path)
   with warnings.catch_warnings():
     warnings.simplefilter("error")
-    mld.warn_untrained(tiny(variant="unidiffuser"), path)
+    sampling_lib.warn_untrained(make_model(tiny(variant="unidiffuser"), MODALITIES), path)
 
 
 def test_reconstruct_goes_through_the_latent():
@@ -537,10 +552,15 @@ def test_reconstruct_goes_through_the_latent():
   ("changes", "message"),
   [
     ({"variant": "none"}, "masked, inpaint, unidiffuser"),
-    ({"score__schedule": "none"}, "vp_linear or vp_cosine"),
+    ({"score__schedule": "none"}, "it can be vp_linear, vp_cosine, sub_vp, rectified_flow"),
     (
       {"score__prediction": "eps"},
       "score.prediction is 'eps'.*score.schedule 'vp_cosine'.*prediction=v, or .*vp_linear",
+    ),
+    ({"score__prediction": "score"}, "score.prediction .*eps, v, x0, velocity"),
+    (
+      {"score__prediction": "velocity", "score__schedule": "vp_linear"},
+      "'velocity' and config.score.schedule 'vp_linear'.*vp_cosine or rectified_flow",
     ),
     ({"score__network__kind": "none"}, "'towers' or 'published'"),
     ({"score__training__stepz": 3}, "score.training.stepz is no field.*score.training.steps"),

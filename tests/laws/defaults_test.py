@@ -15,7 +15,8 @@ from configs import (
   mt_diffusion as mt_diffusion_config,
 )
 from mmdiff_jax import modalities as modalities_lib, multitime, shared_space, solvers
-from mmdiff_jax.frameworks import base, codi_model, mcdm, mld, mt_diffusion
+from mmdiff_jax.frameworks import base, codi_model, mcdm, mt_diffusion
+from mmdiff_jax.frameworks.mld import model as mld_model, sampling as mld_sampling
 from tests.laws import gaussian
 
 CORRELATION = 0.8
@@ -60,21 +61,28 @@ class Exact:
     return v
 
 
+def exact_mld(config):
+  """MLD of a pair whose latents are the data, with an exact network."""
+  model = mld_model.make_model(config, ())
+  network = Exact(model.schedule)
+  return dataclasses.replace(model, modalities=PAIR, codecs=CODECS, network=network)
+
+
 @pytest.mark.parametrize("variant", ["masked", "inpaint"])
-def test_a_given_modality_has_its_effect(variant, monkeypatch):
+def test_a_given_modality_has_its_effect(variant):
   """Without resampling the slope is .34 by a solver of the ODE, and .50 by one of the SDE."""
   config = mld_config.get_config("digits")
   config.variant, config.sampling.guidance, config.sampling.order = variant, 1.0, ()
-  monkeypatch.setattr(mld, "score_network", lambda config: Exact(mld.schedule_of(config)))
+  model = exact_mld(config)
   num = 2000
   b = jnp.asarray(np.random.default_rng(0).normal(size=(num, 1)), jnp.float32)
 
   @jax.jit
   def run(b):
-    return mld.sample(
-      config, PAIR, CODECS, PARAMS, jax.random.key(0), {"b": b}, ("a",), num,
-      base.make_sampler_config(config),
-    )["a"]  # fmt: skip
+    out = mld_sampling.sample(
+      model, PARAMS, jax.random.key(0), {"b": b}, ("a",), num, model.sampler
+    )
+    return out["a"]
 
   a = np.asarray(run(b))
   slope = float((a * b).mean() / (b * b).mean())
@@ -87,8 +95,8 @@ KEY = jax.random.key(0)
 
 
 def sample_mld(config, sampling, monkeypatch):
-  monkeypatch.setattr(mld, "score_network", lambda config: Exact(mld.schedule_of(config)))
-  return mld.sample(config, PAIR, CODECS, PARAMS, KEY, {}, ("a", "b"), 2, sampling)
+  del monkeypatch
+  return mld_sampling.sample(exact_mld(config), PARAMS, KEY, {}, ("a", "b"), 2, sampling)
 
 
 def sample_codi(config, sampling, monkeypatch):

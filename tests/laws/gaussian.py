@@ -116,11 +116,14 @@ def _propagated(solver, schedule, path, start, covariance):
       leads = join({n: state[n].lead for n in NAMES})
       return jnp.concatenate([join(x), leads], axis=1), {n: state[n].length for n in NAMES}
 
-    zeros = jnp.zeros((size, size))
-    (of_basis, kept), (of_zero, _) = move(jnp.eye(size)), move(zeros)
+    # Mapped, so that the step is compiled once, and both see the same noise.
+    moved, kept = jax.vmap(move)(jnp.stack([jnp.eye(size), jnp.zeros((size, size))]))
+    of_basis, of_zero = moved
     linear = (of_basis - of_zero).T
+    kept = jax.tree.map(lambda length: length[0], kept)
     # At x = 0 the mean is 0, so the output is the noise times its scale.
-    noise = {name: noise_lib.normal_like(key, name, x) for name, x in split(zeros[:, :DIM]).items()}
+    zeros = split(jnp.zeros((size, DIM)))
+    noise = {name: noise_lib.normal_like(key, name, x) for name, x in zeros.items()}
     scale = jnp.pad((of_zero[:, :DIM] / join(noise))[0], (0, size - DIM))
     return (linear @ p @ linear.T + jnp.diag(scale**2), kept), None
 

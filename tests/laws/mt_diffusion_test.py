@@ -651,3 +651,11 @@ def test_trained_label_head_is_the_posterior():
     error = jnp.abs(values["label"] - exact).max(-1)
     # Only where z_t is likely.
     assert error[weight > 0.05 * weight.max()].max() < 0.04
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_arguments_of_a_process_are_checked():
+  with pytest.raises(TypeError, match="Process: table="):
+    shared_space.Process(schedules.VPLinear(), (0.0,))
+  with pytest.raises(TypeError, match="Process: weights"):
+    shared_space.Process(TABLE, "no weights")

@@ -496,6 +496,22 @@ def test_unknown_names_are_reported_with_the_nearest():
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("wrong", [np.nan, 2.0, -0.1])
+def test_masks_outside_their_range_are_refused(wrong):
+  given = {"a": jnp.ones((2, 3))}
+  with pytest.raises(ValueError, match=r"replace_known: mask\['a'\]"):
+    solvers.replace_known(SCHEDULE, given, {"a": jnp.array([0.0, wrong, 1.0])})
+
+
+def test_times_of_a_denoiser_are_checked():
+  x = {"a": jnp.ones((2, 3)), "b": jnp.ones((2, 1))}
+  denoiser = solvers.from_v(lambda x, t: x, SCHEDULE)
+  with pytest.raises(ValueError, match="denoiser: x has 'b', which is not among t"):
+    denoiser(x, {"a": jnp.float32(0.5)})
+  with pytest.raises(ValueError, match=r"denoiser: t\['a'\] has shape \(5,\).*each row"):
+    denoiser(x, {"a": jnp.full(5, 0.5), "b": jnp.float32(0.5)})
+
+
 def test_masks_of_images_need_their_channel():
   images = {"x": jnp.ones((2, 4, 4, 1))}
   with pytest.raises(ValueError, match=r"mask\['x'\]\[\.\.\., None\]"):
