@@ -7,23 +7,23 @@ from mmdiff_jax.errors import UserError
 
 
 def get_config(name: str = "digits") -> ConfigDict:
-  """The config of that name.
+  """Returns the config of that name.
 
   Raises:
-    UserError: no such config.
+    UserError: there is no such config.
   """
   if name not in _PRESETS:
     raise UserError(f"configs/codi.py has no {name!r}; it has {', '.join(_PRESETS)}")
   config = _defaults()
   _PRESETS[name](config)
-  # my_package.my_module:function of each prompt encoder that is brought, frozen; None is ours.
+  # my_package.my_module:function of each pretrained prompt encoder, kept frozen; None is ours.
   config.bridging.pretrained = {n: config_dict.placeholder(str) for n in config.modalities}
   return config
 
 
 def _digits(config):
   common.pairs_of_digits(config)
-  # A latent is split into tokens; that of a video has so many for each frame.
+  # A latent is split into tokens; the latent of a video has this many tokens per frame.
   for name, size in config.autoencoder.items():
     size.frames = name == "video"
     size.tokens = 1 if size.frames else 2
@@ -32,10 +32,10 @@ def _digits(config):
   config.alignment.links = (("caption", "digit"), ("caption", "speech"), ("speech", "video"))
 
   config.evaluation.tasks += (
-    # With the first nine, the paper's.
+    # Together with the first nine these are the paper's tasks.
     (("caption", "digit", "speech"), ("digit",)),
     (("caption",), ("caption", "digit")),
-    # Several at once from prompts that the one or the other was not trained with.
+    # Several modalities at once, from prompts that some of them were not trained with.
     (("speech",), ("caption", "digit")),
     (("digit",), ("caption", "speech")),
     (("caption",), ("caption", "digit", "speech", "video")),
@@ -43,7 +43,7 @@ def _digits(config):
 
 
 def _digits_long(config):
-  """Four times as long in the diffusion models, for those who have a GPU or some hours."""
+  """Trains the diffusion models four times as long, for those who have a GPU or some hours."""
   _digits(config)
   for size in config.autoencoder.values():
     size.training.steps *= 2
@@ -66,21 +66,22 @@ def _defaults() -> ConfigDict:
 
   diffusion = config.diffusion = ConfigDict()
   diffusion.network = ConfigDict({"width": 256, "depth": 4, "heads": 4, "hidden": 512})
-  # What it computes in: bfloat16, or None, float32. Parameters, losses and moments are float32.
+  # Type of the computation: bfloat16, or None for float32. Parameters, losses and moments are
+  # float32.
   diffusion.network.dtype = config_dict.placeholder(str)
-  # In which share of the examples the prompt is absent, and the length of the noise on it (its own
-  # is 1), so that a prompt of another modality than those of training will do.
+  # Fraction of the examples in which the prompt is absent, and the length of the noise added to it
+  # (the prompt has length 1), so that prompts of modalities not seen in training work, too.
   diffusion.absent_prob = 0.15
   diffusion.prompt_noise = 0.5
   diffusion.training = common.training(steps=5000, batch_size=128, steps_per_dispatch=10)
 
   alignment = config.alignment = ConfigDict()
-  # V: how many tokens of what size, from a network of that width.
+  # V: number and size of its tokens, and width of its network.
   alignment.environment = ConfigDict({"tokens": 4, "size": 64, "width": 256})
   alignment.environment.dtype = config_dict.placeholder(str)
   alignment.absent_prob = 0.5
   alignment.prompt_noise = 0.5
-  # What the contrast of V counts beside the losses of the latents.
+  # Weight of V's contrastive loss relative to the losses of the latents.
   alignment.contrast = 0.05
   alignment.training = common.training(steps=2500, batch_size=128, steps_per_dispatch=10)
 
@@ -91,6 +92,6 @@ def _defaults() -> ConfigDict:
   # Chosen on validation examples; RESULTS.md has the curve.
   config.sampling.guidance = 2.0
   config.sampling.order = ()
-  # Shares of the prompts of what is given, by modality; 1 each where none is named.
+  # Weights of the prompts of given modalities; 1 for each modality without an entry.
   config.sampling.weights = ConfigDict()
   return config

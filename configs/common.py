@@ -1,4 +1,4 @@
-"""What the configs of all frameworks have alike."""
+"""Config sections that all frameworks share."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 
 def defaults(framework: str) -> ConfigDict:
-  """Where data come from, how a run is judged and watched; each framework adds its own."""
+  """Returns the fields on data, evaluation, devices and monitoring; each framework adds its own."""
   config = ConfigDict()
   config.framework = framework
   config.seed = 0
@@ -17,44 +17,44 @@ def defaults(framework: str) -> ConfigDict:
   config.data.data_dir = ml_collections.config_dict.placeholder(str)
   config.data.manual_dir = ml_collections.config_dict.placeholder(str)
   # Fraction of the training split that is held out of training, for `evaluate --split=validation`.
-  # None trains on all.
+  # With None all of it is trained on.
   config.data.validation = ml_collections.config_dict.placeholder(float)
 
   config.evaluation = ConfigDict()
   config.evaluation.seeds = 5
   config.evaluation.num = 500
-  # test or validation: whose examples are given, and which samples are compared with.
+  # test or validation: the split whose examples are given and compared with samples.
   config.evaluation.split = "test"
-  # How many samples are drawn of each example given; several show how far they differ.
+  # Number of samples drawn for each given example; with several, their spread is measured.
   config.evaluation.draws = 1
-  # Options of the data set, of both splits, that are others at evaluation than in training.
+  # Options of the data set, for both splits, that differ between evaluation and training.
   config.evaluation.data = ConfigDict()
-  # Training steps of each classifier; None is each one's own number.
+  # Training steps of each classifier; with None each has a default.
   config.evaluation.classifier_steps = ml_collections.config_dict.placeholder(int)
-  # Subsets of modalities that are judged on their own, too: jointly and from each other.
+  # Subsets of modalities that are also evaluated by themselves: jointly and from each other.
   config.evaluation.subsets = ()
-  # Whether modalities generated together are held against ones generated alone, which costs as much
-  # again as each of them.
+  # Whether modalities generated together are compared with ones generated alone; each of the latter
+  # costs as much again.
   config.evaluation.similarity = False
 
   config.parallel = ConfigDict()
-  # jit, or pmap: data parallel, as it was done before.
+  # jit, or pmap: the older form of data parallelism.
   config.parallel.kind = "jit"
   # Sizes of the axes (data, shard): copies of the parameters, and devices that share one copy. -1
-  # is what the other one leaves.
+  # stands for all devices that the other axis leaves.
   config.parallel.mesh = (-1, 1)
-  # Arrays of fewer elements are not split.
+  # Arrays with fewer elements are not split.
   config.parallel.min_shard_size = 2**16
 
   config.monitor = ConfigDict()
   config.monitor.log_every = 100
   config.monitor.report_every = 2000
   config.monitor.checkpoint_every = 2000
-  # How many of a stage's last checkpoints stay.
+  # Number of a stage's latest checkpoints that are kept.
   config.monitor.keep = 2
-  # A metric of the log, such as loss: the checkpoint with its lowest value stays, too. None if "".
+  # A metric of the log, such as loss, whose checkpoint of lowest value is kept, too; "" keeps none.
   config.monitor.best = ""
-  # Of several processes: seconds without a sign of life after which one is taken for dead, and
+  # With several processes: seconds without a heartbeat after which a process counts as dead, and
   # seconds that compiling, a report, a checkpoint or `log_every` steps may take. Then all end.
   config.monitor.peer_timeout = 100
   config.monitor.stall_timeout = 1800.0
@@ -62,21 +62,21 @@ def defaults(framework: str) -> ConfigDict:
 
 
 class _Operation(NamedTuple):
-  """What ml_collections calls on a field's value when it is read."""
+  """The operation that ml_collections applies to a field's value when it is read."""
 
   fn: Callable[[Any], Any]
   args: tuple[Any, ...] = ()
 
 
-def chosen_by(
+def default_by(
   field: ml_collections.FieldReference, choices: Mapping[str, str], otherwise: str
 ) -> ml_collections.FieldReference:
-  """A default that follows another field, until it is set itself.
+  """Returns a default that follows another field until it is set explicitly.
 
   Args:
-    field: the other one, from `config.get_ref`.
-    choices: the default by the other field's value.
-    otherwise: the default where `choices` has none.
+    field: the other field, from `config.get_ref`.
+    choices: the default for each value of the other field.
+    otherwise: the default for values that are not in `choices`.
   """
   follow = _Operation(lambda value: choices.get(value, otherwise))
   return ml_collections.FieldReference(field, field_type=str, op=follow)
@@ -89,7 +89,7 @@ def training(
   learning_rate: float = 1e-3,
   steps_per_dispatch: int = 1,
 ) -> ConfigDict:
-  """How long and how fast a diffusion network is trained."""
+  """Returns the training fields of a diffusion network."""
   return ConfigDict(
     {
       "steps": steps,
@@ -100,7 +100,7 @@ def training(
       "ema": 0.999,
       "b2": 0.99,
       "weight_decay": 0.0,
-      # Bound on the gradient's global norm; 0 leaves it alone.
+      # Bound on the gradient's global norm; 0 means no bound.
       "clip": 1.0,
       "accumulate": 1,
       "steps_per_dispatch": steps_per_dispatch,
@@ -109,9 +109,9 @@ def training(
 
 
 def small_images(config: ConfigDict, *, steps: int) -> None:
-  """DDPM of images of MNIST's size: all but the solver."""
+  """Sets the fields of DDPM on images of MNIST's size, all except the solver."""
   config.process = ConfigDict()
-  # linear or cosine.
+  # linear or cosine
   config.process.betas = "cosine"
   config.process.num = 1000
 
@@ -122,9 +122,10 @@ def small_images(config: ConfigDict, *, steps: int) -> None:
   network.attention = (7, 4)
   network.head_channels = 32
   network.patch = 2
-  # Whether its blocks are computed once more for the gradient, which saves their memory.
+  # Whether its blocks are recomputed for the gradient, which saves their memory.
   network.remat = False
-  # What it computes in: bfloat16, or None, float32. Parameters, losses and moments are float32.
+  # Type of the computation: bfloat16, or None for float32. Parameters, losses and moments are
+  # float32.
   network.dtype = ml_collections.config_dict.placeholder(str)
 
   config.training = training(steps=steps, batch_size=64, learning_rate=2e-3)
@@ -144,17 +145,17 @@ def autoencoder(
   width: int = 256,
   steps: int = 2000,
 ) -> ConfigDict:
-  """Sizes and training of one autoencoder."""
+  """Returns the sizes and training of one autoencoder."""
   return ConfigDict(
     {
-      # my_package.my_module:function of an autoencoder that is brought, frozen; None is ours. Then
-      # `latent` must be its own, and of `training` the batch size alone is read.
+      # my_package.my_module:function of a pretrained autoencoder, kept frozen; None is ours. For a
+      # pretrained one `latent` must match, and of `training` only the batch size is read.
       "pretrained": ml_collections.config_dict.placeholder(str),
       "likelihood": likelihood,
       "latent": latent,
       "width": width,
       "depth": 1,
-      # Deviation of the noise put on the latent in training, and the pull of the latent to 0.
+      # Std of the noise added to the latent in training, and weight of the penalty on its size.
       "noise": noise,
       "penalty": penalty,
       "training": {
@@ -171,7 +172,7 @@ def autoencoder(
 
 
 def pairs_of_digits(config: ConfigDict) -> None:
-  """A caption, a handwriting, its sound and a film of it, of which no example has more than two."""
+  """Sets captions, digit images, their sounds and videos; no example has more than two of these."""
   # of: mnist (with spoken digits), or digits, which come with the project (with dial tones).
   config.data.update({"name": "pairs_of_digits", "of": "mnist"})
   config.modalities = ("caption", "digit", "speech", "video")
@@ -181,7 +182,7 @@ def pairs_of_digits(config: ConfigDict) -> None:
     "speech": autoencoder("gaussian", latent=32, width=512, penalty=0.01, steps=4000),
     "video": autoencoder("bernoulli", latent=16, width=256, penalty=0.1),
   }
-  # What is given, and what of it is generated: single pairs first.
+  # Given modalities and the ones generated from them: single pairs first.
   config.evaluation.tasks = (
     (("caption",), ("digit",)),
     (("digit",), ("caption",)),
@@ -192,20 +193,20 @@ def pairs_of_digits(config: ConfigDict) -> None:
     (("caption",), ("video",)),
     (("video",), ("caption",)),
     (("caption",), ("speech", "video")),
-    # Of digit and speech no example has both.
+    # No example has both digit and speech.
     (("caption",), ("digit", "speech")),
   )
 
 
 def folder(config: ConfigDict, columns: Mapping[str, Any]) -> None:
-  """Data in a user's folder, `--config.data.manual_dir=FOLDER`; see `mmdiff_jax/data/folder.py`."""
+  """Sets data in a user's folder, `--config.data.manual_dir=FOLDER`; see `data/folder.py`."""
   config.data.name = "folder"
   config.data.columns = ConfigDict(columns)
   config.data.test_split = "test"
   config.data.test_share = 0.1
-  # What of the start of a name is hashed for that: what has it in common comes into one split.
+  # The start of a name that is hashed for this: names that share it come into the same split.
   config.data.together = ".*"
-  # refuse, keep or drop: what becomes of an example that lacks a modality.
+  # refuse, keep or drop: the treatment of examples that lack a modality.
   config.data.incomplete = "refuse"
   # Whether the images and masks of an example must have the same proportions.
   config.data.aligned = True

@@ -1,7 +1,7 @@
-"""MLD's configs: `--config=configs/mld.py:NAME`, where NAME is a data set and how long to train.
+"""MLD's configs: `--config=configs/mld.py:NAME`, where NAME is a preset for a data set.
 
-Each function below has all that is chosen for a data set: its modalities, and for each the size of
-its latent and the likelihood of its decoder. What they do not say is `_defaults`.
+Each function below sets all fields that depend on a data set: its modalities, and for each the size
+of its latent and the likelihood of its decoder. All other fields come from `_defaults`.
 """
 
 from ml_collections import config_dict, ConfigDict
@@ -12,10 +12,10 @@ from mmdiff_jax.errors import UserError
 
 
 def get_config(name: str = "digits") -> ConfigDict:
-  """The config of that name.
+  """Returns the config of that name.
 
   Raises:
-    UserError: no such config.
+    UserError: there is no such config.
   """
   if name not in _PRESETS:
     raise UserError(f"configs/mld.py has no {name!r}; it has {', '.join(_PRESETS)}")
@@ -96,9 +96,9 @@ def _moving_digits(config):
 
 
 def _pairs_of_digits(config):
-  """What CoDi is trained on, for as long: each example has two of the four modalities.
+  """Trains on CoDi's data, for as long as CoDi: each example has two of the four modalities.
 
-  Two that go with each other in no example are generated together, or from one another, all the
+  Modalities that occur together in no example are generated together, or from one another, all the
   same, in states that were never trained.
   """
   common.pairs_of_digits(config)
@@ -111,10 +111,10 @@ def _pairs_of_digits(config):
 
 
 def _mnist_svhn(config):
-  """The paper's: its latents, likelihood, score network, schedule, and length of training.
+  """Sets the paper's latents, likelihood, score network, schedule and length of training.
 
   The autoencoders are ours (residual MLPs in place of the published convolutions for SVHN), and so
-  is how long they train. 1,000 steps of Euler-Maruyama are what the public reference's takes.
+  is their training length. The public reference also takes 1,000 steps of Euler-Maruyama.
   """
   config.data.name = "mnist_svhn"
   config.modalities = ("mnist", "svhn")
@@ -142,7 +142,7 @@ def _mnist_svhn(config):
 
 
 def _folder(config):
-  """Images with captions. Other columns are a matter of a copy of this file; see README."""
+  """Sets images with captions. For other columns, change a copy of this file; see README."""
   columns = {
     "image": {"read": "image", "size": (64, 64)},
     "caption": {"read": "text", "length": 128},
@@ -179,7 +179,7 @@ def _camvid(config):
 
 
 def _audiocaps(config):
-  # Ten seconds.
+  # Ten seconds of sound.
   view = audio.LogMel(16000, window=2048, hop=1250, frames=128, bands=64, low=50.0, high=7000.0)
   _files(config, layouts.audiocaps(view=view, length=128))
   config.data.incomplete = "drop"
@@ -197,10 +197,10 @@ _SIZES |= {"parts": _SIZES["mask"], "partial_mask": _SIZES["mask"]}
 
 
 def _files(config, columns):
-  """A user's folder, `--config.data.manual_dir=FOLDER`; see `mmdiff_jax/data/folder.py`.
+  """Sets data in a user's folder, `--config.data.manual_dir=FOLDER`.
 
-  The sizes are a start, small enough for autoencoders without convolutions: raise the latents when
-  reconstructions blur, and the width with them.
+  See `mmdiff_jax/data/folder.py`. The sizes are a starting point, small enough for autoencoders
+  without convolutions: if reconstructions are blurred, raise the latents, and the width with them.
   """
   common.folder(config, columns)
   config.modalities = tuple(name for name in columns if columns[name]["read"] != "label")
@@ -233,41 +233,43 @@ _PRESETS = {
 
 def _defaults() -> ConfigDict:
   config = common.defaults("mld")
-  # masked: the paper's. inpaint, unidiffuser: its baselines.
+  # masked is the paper's method; inpaint and unidiffuser are its baselines.
   config.variant = "masked"
 
-  # Each modality of a training example is taken away with this probability; one stays.
+  # Each modality of a training example is dropped with this probability; at least one stays.
   config.drop_prob = 0.0
 
   score = config.score = ConfigDict()
   score.network = ConfigDict(
     {"kind": "towers", "width": 512, "depth": 3, "tower_width": 256, "tower_depth": 1}
   )
-  # What it computes in: bfloat16, or None, float32. Parameters, losses and moments are float32.
+  # Type of the computation: bfloat16, or None for float32. Parameters, losses and moments are
+  # float32.
   score.network.dtype = config_dict.placeholder(str)
   score.schedule = "vp_cosine"
   score.prediction = "v"
   score.t_min = 1e-3
-  # Probability that some modalities are given, and that each other one is absent.
+  # Probability that some modalities are given, and probability of each other one to be absent.
   score.given_prob = 0.7
   score.absent_prob = 0.3
-  # Times in proportion to g^2 / sigma^2, reweighted, instead of uniform. The expected loss stays,
-  # but the variance of its gradient doubles: of use only to compare. Not with unidiffuser.
+  # Draws times with density proportional to g^2 / sigma^2, reweighted, instead of uniformly. The
+  # expected loss is the same, but the variance of its gradient doubles: useful only for comparison.
+  # Not with unidiffuser.
   score.importance = False
   score.training = common.training(steps=6000, steps_per_dispatch=20)
 
   config.sampling = ConfigDict()
-  # dpmpp_2m, or with the variant inpaint sde_dpmpp_2m, which re-noises where times rise.
-  config.sampling.solver = common.chosen_by(
+  # dpmpp_2m, or sde_dpmpp_2m for the variant inpaint, which adds noise again where times rise.
+  config.sampling.solver = common.default_by(
     config.get_ref("variant"), {"inpaint": "sde_dpmpp_2m"}, "dpmpp_2m"
   )
   config.sampling.steps = 32
   # Times (1 - i/N)^power: 1 suits vp_cosine, 2 vp_linear.
   config.sampling.grid_power = 1.0
   config.sampling.guidance = 3.0
-  # Groups that are generated one after the other, then the rest; () is all together.
+  # Groups that are generated one after the other, then the rest; () means all together.
   config.sampling.order = ()
-  # Of inpaint, where something is given: RePaint walks each piece of `jump` steps `repeats` times.
+  # For inpaint with given modalities: RePaint takes each piece of `jump` steps `repeats` times.
   # For a Gaussian pair with correlation .8 (b given a: slope .80, variance .36) this gives .76 and
   # .38; repeats of 1 give .50 and .52.
   config.sampling.jump = 4
@@ -276,7 +278,10 @@ def _defaults() -> ConfigDict:
 
 
 def _layered(*, latent, shape_latent, grid, steps, negative=False) -> ConfigDict:
-  """A figure on a ground: the first components of the latent carry its shape and nothing else."""
+  """Returns an autoencoder of a figure on a ground.
+
+  The first `shape_latent` components of the latent encode the figure's shape and nothing else.
+  """
   config = common.autoencoder("gaussian", latent=latent, width=512, penalty=0.004, steps=steps)
   config.layers = ConfigDict(
     {"shape_latent": shape_latent, "grid": grid, "negative": negative, "robust": 2.0}

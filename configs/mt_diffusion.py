@@ -1,6 +1,6 @@
 """MT-Diffusion's configs: `--config=configs/mt_diffusion.py:NAME`, where NAME is a task.
 
-Each function below has all that is chosen for a task; what they do not say is `_defaults`. Tasks
+Each function below sets all fields that depend on a task; all others come from `_defaults`. Tasks
 whose names end in `digits` are trained on the data that come with the project.
 """
 
@@ -13,10 +13,10 @@ from mmdiff_jax.errors import UserError
 
 
 def get_config(name: str = "label_digits") -> ConfigDict:
-  """The config of that name.
+  """Returns the config of that name.
 
   Raises:
-    UserError: no such config.
+    UserError: there is no such config.
   """
   if name not in _PRESETS:
     raise UserError(f"configs/mt_diffusion.py has no {name!r}; it has {', '.join(_PRESETS)}")
@@ -28,8 +28,9 @@ def get_config(name: str = "label_digits") -> ConfigDict:
 def _label(config):
   """An image and its class, generated together or from one another.
 
-  With a larger omega noise hides the label later than the image, so that the label's head learns to
-  read it off z_t and not off the image; with a smaller one the image's head learns less from it.
+  With a larger omega, noise hides the label later than the image, so that the label's head learns
+  to read it from z_t and not from the image; with a smaller one the image's head learns less from
+  it.
   """
   config.data.name = "mnist"
   _parts(config, digit=_part("identity"), label=_part("embedding", omega=0.1, weight=0.3))
@@ -42,14 +43,14 @@ def _label_digits(config):
 
 
 def _single(config):
-  """DDPM, which `label` is to be compared with: the image alone, by its noise."""
+  """DDPM, the baseline of `label`: the image alone, by its noise."""
   _label(config)
   _parts(config, digit=_part("identity"))
   config.heads = False
 
 
 def _augmented(config):
-  """`single` on images half of which are masked, and said to be: masks without a head for them."""
+  """`single` on images half of which are masked and flagged as such; masked images have no head."""
   _masked(config)
   _parts(config, digit=_part("identity"))
   config.heads = False
@@ -57,16 +58,16 @@ def _augmented(config):
 
 
 def _apart(config):
-  """`label` without the shared space: the label's head reads an image that has no label in it.
+  """`label` without the shared space: the label's head reads an image that contains no label.
 
-  Of a label that is given only the informed heads know, not `replacement`.
+  Only informed heads receive a given label; `replacement` has no effect for it.
   """
   _label(config)
   config.parts.label.omega = 0.0
 
 
 def _masked(config):
-  """Masked-image training: an image, and the same one of which something is hidden."""
+  """Masked-image training: an image, and the same image with a part hidden."""
   config.data.update({"name": "masked", "of": "mnist", "modality": "digit"})
   config.data.kinds = ("random", "half", "complete")
   config.data.hidden = 0.5
@@ -81,7 +82,7 @@ def _masked_digits(config):
 
 
 def _representation(config):
-  """An image and what a frozen network makes of it: `--config.data.file=FILE`; see README."""
+  """An image and its features from a frozen network: `--config.data.file=FILE`; see README."""
   config.data.update({"name": "represented", "of": "mnist", "size": 256})
   config.data.file = ml_collections.config_dict.placeholder(str)
   _parts(config, digit=_part("identity"), representation=_part("embedding", omega=0.5, weight=0.5))
@@ -94,7 +95,7 @@ def _representation_digits(config):
 
 
 def _transition_digits(config):
-  """Image transition: a photo with a handwriting on it, and where the handwriting is."""
+  """Image transition: a photo with a digit on it, and the mask of the digit."""
   config.data.name = "digits"
   _parts(config, scene=_part("identity"), mask=_part("embedding", omega=0.5, weight=0.5))
   _network_of_16(config)
@@ -125,7 +126,7 @@ def _files(config, columns):
   encoder = "embedding" if columns[other]["read"] == "mask" else "identity"
   _parts(config, **{main: _part("identity"), other: _part(encoder, omega=0.5, weight=0.5)})
   height, _ = columns[main]["size"]
-  # With patches of 4 x 4 the noise of a colour image would fill all of the width.
+  # With patches of 4 x 4 the noise of a colour image would fill all channels of that width.
   _network(config, width=48, attention=(height // 4, height // 8))
   config.training.batch_size = 32
 
@@ -133,12 +134,12 @@ def _files(config, columns):
 def _imagenet64(config):
   """`label` with the sizes and training published for ImageNet-64 (Dhariwal and Nichol 2021, ADM).
 
-  Not as published are the heads, bfloat16 in place of float16, and the bound on the gradient; the
-  variances of the steps are not learned. 309 M parameters and 2,048 images a step, split over the
-  devices: for several accelerators.
+  Differences from the published setup are the heads, bfloat16 in place of float16, and the bound on
+  the gradient; the variances of the steps are not learned. It has 309 M parameters and takes 2,048
+  images per step, split over the devices: it is meant for several accelerators.
   """
   config.data.name = "imagenet64"
-  # The label's cross-entropy, log 1,000 at first, must not drown the squared errors.
+  # The label's cross-entropy, log 1,000 at the start, must not dominate the squared errors.
   label = _part("embedding", omega=0.5, weight=0.01)
   _parts(config, image=_part("identity"), label=label)
   config.network.update(
@@ -190,63 +191,64 @@ _PRESETS = {
 
 
 def _network_of_16(config):
-  """A network for the 16 x 16 pixels of the embedded digits."""
+  """Sets a network for the 16 x 16 pixels of the included digits."""
   _network(config, width=48, attention=(8, 4))
 
 
 def _network(config, *, width, attention):
-  """A network for images of another size, whose levels have other heights to attend at."""
+  """Sets a network for images of another size, whose levels have other heights to attend at."""
   config.network.update({"width": width, "head_channels": width, "attention": attention})
 
 
 def _parts(config, **parts):
-  """The modalities, of which the first has the shared space's shape."""
+  """Sets the modalities, of which the first has the shape of the shared space."""
   config.modalities = tuple(parts)
   config.main = config.modalities[0]
   config.parts = ConfigDict(parts)
 
 
 def _part(encoder, *, omega=1.0, weight=1.0) -> ConfigDict:
-  """One modality: how it enters the shared space, and what its head counts in the loss."""
-  # identity, embedding or frozen (an embedding as it was drawn).
+  """Returns one modality: its encoder into the shared space and its head's weight in the loss."""
+  # identity, embedding or frozen (an embedding at its initial weights).
   return ConfigDict({"encoder": encoder, "omega": omega, "weight": weight})
 
 
 def _defaults() -> ConfigDict:
   config = common.defaults("mt_diffusion")
-  # Whether modalities have heads; the main one can do without if it is alone, which is DDPM.
+  # Whether modalities have heads; a single modality may have none, which is DDPM.
   config.heads = True
 
-  # What comes in the main modality's place in a share of the examples; "" is nothing.
+  # The modality that replaces the main one in a fraction of the examples; "" is none.
   config.augment = ConfigDict({"modality": "", "share": 0.5})
 
-  # There is no order, and guidance only of informed heads.
+  # There is no order, and guidance is only for informed heads.
   common.small_images(config, steps=10_000)
   process, network, sampling = config.process, config.network, config.sampling
   # start: z_0 is the aggregate of all modalities, and w = 0. steps: z_0 is the main modality, and
   # each step adds w_t of the aggregate of the others.
   process.aggregation = "start"
-  # Of steps: w_t = total a_{t-1} / T (linear) or total / T (constant).
+  # For steps: w_t = total a_{t-1} / T (linear) or total / T (constant).
   process.weights = "linear"
   process.total = 1.0
-  # Whether the encoders are kept from learning through z_t.
+  # Whether the encoders get no gradient through z_t.
   config.stop_gradient = False
 
-  # Whether the heads may see what is known, and the share of examples in which something is.
+  # Whether the heads may read what is given, and the fraction of examples in which something is.
   network.informed = True
   network.given_prob = 0.5
 
-  # dpmpp_2m, or with the aggregation steps ancestral, which alone takes into account what they add.
-  sampling.solver = common.chosen_by(
+  # dpmpp_2m, or ancestral for the aggregation steps, the only solver that accounts for what they
+  # add.
+  sampling.solver = common.default_by(
     process.get_ref("aggregation"), {"steps": "ancestral"}, "dpmpp_2m"
   )
-  # Steps are entries of the table whose roots of this power are even. With 1, even steps, a
-  # Gaussian of variance .04 comes out 14 % too wide in 50 steps.
+  # Steps are entries of the table whose roots of this power are evenly spaced. With 1, that is even
+  # steps, samples of a Gaussian of variance .04 come out 14 % too wide in 50 steps.
   sampling.grid_power = 2.0
-  # replacement: known modalities take the place of what the heads predict; biased. informed: the
-  # heads also see them.
+  # replacement: given modalities replace the predictions of the heads, which is biased. informed:
+  # the heads also read them.
   sampling.mode = "informed"
 
-  # Examples of the test split whose variational bound is computed; 0 leaves it out.
+  # Number of test examples whose variational bound is computed; 0 leaves it out.
   config.evaluation.bound = 32
   return config

@@ -157,7 +157,7 @@ def _steps(
   settings = stage.settings
   group = settings.steps_per_dispatch
   grouped = group > 1
-  layout = parallel.layout_of()
+  layout = parallel.make_layout()
   batches = pipeline.batches(
     examples,
     settings.batch_size,

@@ -62,7 +62,7 @@ def run(
   """
   framework = setup.build(config)
   base.check_stages(framework, stages)
-  layout = parallel.layout_of(**config.parallel)
+  layout = parallel.make_layout(**config.parallel)
   wanted = [stage for stage in framework.stages if not stages or stage.name in stages]
   for stage in wanted:
     parallel.check_batch_size(layout, stage.settings.batch_size, stage.settings.accumulate)

@@ -208,7 +208,7 @@ def generator(
   parts = -(-num // _ROWS)
   size = -(-num // parts)
   # Shuffled rows read one another, and those of other devices are out of sight in pmap.
-  layout = parallel.layout_of("jit" if shuffled else trained.config.parallel.kind)
+  layout = parallel.make_layout("jit" if shuffled else trained.config.parallel.kind)
   made = -(-size // layout.mesh.size) * layout.mesh.size
   like = {
     name: jax.ShapeDtypeStruct((made, *data[name].shape[1:]), data[name].dtype) for name in given

@@ -20,26 +20,26 @@ class Check(NamedTuple):
 
 
 def integer(least: int = 1, most: int = 10**9) -> Check:
-  """An int from `least` to `most`; by default what a counter of 32 bits can hold."""
+  """Accepts an int from `least` to `most`, by default up to what a counter of 32 bits can hold."""
   return Check(
     f"an integer from {least:,} to {most:,}", lambda x: type(x) is int and least <= x <= most
   )
 
 
 def real(least: float = -1e9, most: float = 1e9) -> Check:
-  """An int or float from `least` to `most`; NaN is none."""
+  """Accepts an int or float from `least` to `most`, but not NaN."""
   return Check(
     f"a number from {least:g} to {most:g}", lambda x: type(x) in (int, float) and least <= x <= most
   )
 
 
 def one_of(*values: Any) -> Check:
-  """One of the given values."""
+  """Accepts one of some values."""
   return Check(f"one of {', '.join(map(str, values))}", lambda x: x in values)
 
 
 def tuple_of(check: Check, least: int = 0) -> Check:
-  """A tuple of `least` or more values that each pass a check."""
+  """Accepts a tuple of `least` or more values that each pass a check."""
   at_least = f"{least} or more, " if least else ""
   return Check(
     f"a tuple, of {at_least}each {check.description}",
@@ -69,7 +69,7 @@ def check(config: Any, checks: Mapping[str, Check], section: str = "") -> None:
     section: the section's name followed by a dot; for the message.
 
   Raises:
-    UserError: a field fails its check, or is no section where it must be one.
+    UserError: a field fails its check, or is not a section where it must be one.
   """
   for path, one in checks.items():
     for name, value in fields(config, [path], section):
@@ -89,7 +89,7 @@ def fields(config: Any, paths: Iterable[str], section: str = "") -> Iterator[tup
     Full names, such as "config.score.prediction", and values.
 
   Raises:
-    UserError: a field that must be a section is none.
+    UserError: a field that must be a section is not one.
   """
   for path in paths:
     yield from _fields(config, path.split("."), f"config.{section}")

@@ -1,15 +1,15 @@
-"""Where arrays live: the one module that knows about devices.
+"""Layout of arrays over devices: the only module that knows about devices.
 
 The devices of all processes form a mesh with the axes `data` and `shard`. A batch is split by
-example over both. What a step carries (parameters, running mean, the optimiser's moments) has a
-whole copy along `data`; along `shard` each large array is split and each small one copied. So a
-mesh of (8, 1) is data parallel, (1, 8) is fully sharded, (2, 4) is both, and one device is the same
-code with a mesh of (1, 1). What is not trained is copied.
+example over both. The training state (parameters, EMA, the optimiser's moments) is copied along
+`data`; along `shard` each large array is split and each small one copied. So a mesh of (8, 1) is
+data parallel, (1, 8) is fully sharded, (2, 4) is both, and one device is the same code with a mesh
+of (1, 1). Parameters that are not trained are copied.
 
-The step is compiled either by `jit`, which sees whole arrays and from whose layouts the compiler
-derives the communication, or by `pmap`, which runs the step on each device's examples and says
-itself where to communicate. Either way a step is the same function of the batch and the key, but
-for the order of sums.
+The step is compiled either by `jit`, which sees whole arrays and derives the communication from
+their layouts, or by `pmap`, which runs the step on each device's examples, with explicit
+communication. Either way a step is the same function of the batch and the key, except for the order
+of sums.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -46,12 +46,12 @@ def all_rows(x: Float[Array, "part ..."]) -> Float[Array, "batch ..."]:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """How a step is laid out.
+  """The layout of a step over devices.
 
   Attributes:
     mesh: the devices, with the axes `data` and `shard`.
     kind: "jit" or "pmap".
-    min_shard_size: the number of elements from which on an array is split along `shard`.
+    min_shard_size: the smallest number of elements for which an array is split along `shard`.
   """
 
   mesh: Mesh | AbstractMesh
@@ -59,19 +59,19 @@ class Layout:
   min_shard_size: int = 2**16
 
 
-def layout_of(
+def make_layout(
   kind: str = "jit", mesh: Sequence[int] = (-1, 1), min_shard_size: int = 2**16
 ) -> Layout:
-  """The layout that `config.parallel` describes, over all devices of all processes.
+  """Returns the layout that `config.parallel` describes, over all devices of all processes.
 
   Args:
     kind: "jit" or "pmap".
-    mesh: sizes of the axes (data, shard); -1 is what the other one leaves.
+    mesh: sizes of the axes (data, shard); -1 stands for all devices that the other axis leaves.
     min_shard_size: as in `Layout`.
 
   Raises:
-    UserError: an unknown kind, sizes that do not multiply to the number of devices, or `pmap` of
-      split parameters or over several processes.
+    UserError: the kind is unknown, the sizes do not multiply to the number of devices, or `pmap` is
+      used with split parameters or several processes.
   """
   devices, sizes = jax.device_count(), tuple(mesh)
   if kind not in ("jit", "pmap"):
@@ -84,40 +84,40 @@ def layout_of(
     raise UserError(
       f"config.parallel.mesh is {tuple(mesh)}, for {devices} device{'s' * (devices != 1)}. It must"
       " be two sizes, of the axes data and shard, whose product is the number of devices; one of"
-      " them can be -1, which is what the other one leaves. (-1, 1) always fits."
+      " them can be -1, for all devices that the other axis leaves. (-1, 1) always fits."
     )
   if kind == "pmap" and (sizes[1] > 1 or jax.process_count() > 1):
     raise UserError(
-      "config.parallel.kind 'pmap' has a whole copy of the parameters on every device of one"
-      f" process, and here config.parallel.mesh is {tuple(mesh)} and there are"
-      f" {jax.process_count()} processes. Use 'jit', or a mesh of (-1, 1) in one process."
+      "config.parallel.kind 'pmap' copies the parameters to every device of a single process, but"
+      f" config.parallel.mesh is {tuple(mesh)} and there are {jax.process_count()} processes. Use"
+      " 'jit', or a mesh of (-1, 1) in one process."
     )
-  made = jax.make_mesh(sizes, _AXES, axis_types=(AxisType.Auto,) * 2)
-  return Layout(made, kind, min_shard_size)
+  device_mesh = jax.make_mesh(sizes, _AXES, axis_types=(AxisType.Auto,) * 2)
+  return Layout(device_mesh, kind, min_shard_size)
 
 
 # ---------------------------------------------------------------------------- arrays
 
 
 def replicated(layout: Layout) -> NamedSharding:
-  """A whole copy on every device."""
+  """Returns the layout of a full copy on every device."""
   return NamedSharding(layout.mesh, PartitionSpec())
 
 
 def replicate(layout: Layout, tree: Any) -> Any:
-  """A copy of `tree` on every device; never shares memory with `tree`, so it may be donated."""
+  """Copies `tree` to every device; never shares memory with `tree`, so that it may be donated."""
   return jax.device_put(tree, replicated(layout), may_alias=False)
 
 
 def shardings(layout: Layout, tree: Any) -> Any:
-  """Where what a step carries lives.
+  """Returns the layout of a training state.
 
   An array of `min_shard_size` elements or more is split along the largest of its axes that the
-  mesh's axis `shard` divides (the first of equals); where there is none, and below that size, it is
-  copied. Moments have their parameter's shape, and so its layout.
+  mesh's axis `shard` divides (the first of equals); without such an axis, and below that size, it
+  is copied. Moments have their parameter's shape, and so its layout.
 
   Args:
-    layout: from `layout_of`.
+    layout: from `make_layout`.
     tree: arrays or their shapes.
 
   Returns:
@@ -125,14 +125,14 @@ def shardings(layout: Layout, tree: Any) -> Any:
   """
   size = layout.mesh.shape["shard"]
 
-  def of(x):
+  def sharding(x):
     axes = [axis for axis, n in enumerate(x.shape) if n and n % size == 0]
     if size == 1 or not axes or math.prod(x.shape) < layout.min_shard_size:
       return replicated(layout)
     largest = max(axes, key=lambda axis: x.shape[axis])
     return NamedSharding(layout.mesh, PartitionSpec(*[None] * largest, "shard"))
 
-  return jax.tree.map(of, tree)
+  return jax.tree.map(sharding, tree)
 
 
 # ---------------------------------------------------------------------------- batches
@@ -153,28 +153,28 @@ def check_batch_size(layout: Layout, batch_size: int, pieces: int = 1) -> None:
 
 
 def batch_sharding(layout: Layout, *, grouped: bool = False) -> NamedSharding:
-  """The layout of batches [batch, ...], or [group, batch, ...] when `grouped`: split by example."""
+  """The layout of batches [batch, ...], or [group, batch, ...] if `grouped`: split by example."""
   return NamedSharding(layout.mesh, PartitionSpec(None, _AXES) if grouped else PartitionSpec(_AXES))
 
 
 def local_rows(layout: Layout, batch_size: int) -> Int[np.ndarray, " local"]:
-  """Which rows of a batch live on the devices of this process, in ascending order.
+  """Returns the rows of a batch that are on the devices of this process, in ascending order.
 
-  Over all processes they are every row once.
+  Over all processes, every row occurs once.
   """
-  held = batch_sharding(layout).addressable_devices_indices_map((batch_size,))
-  return np.sort(np.concatenate([np.arange(batch_size)[index] for index in held.values()]))
+  indices = batch_sharding(layout).addressable_devices_indices_map((batch_size,))
+  return np.sort(np.concatenate([np.arange(batch_size)[index] for index in indices.values()]))
 
 
 def shard_batch(
   layout: Layout, batch: Mapping[str, np.ndarray], *, grouped: bool
 ) -> dict[str, Any]:
-  """Puts a batch where `compile_step`'s function wants it.
+  """Arranges a batch as the function from `compile_step` expects it.
 
   Args:
-    layout: from `layout_of`.
-    batch: arrays [local, ...], or [group, local, ...] when `grouped`: of the whole batch the
-      process's `local_rows`.
+    layout: from `make_layout`.
+    batch: arrays [local, ...], or [group, local, ...] if `grouped`: the process's `local_rows` of
+      the whole batch.
     grouped: whether the first axis counts the steps of one dispatch.
 
   Returns:
@@ -187,7 +187,7 @@ def shard_batch(
     return {n: x.reshape(*x.shape[:lead], *split, *x.shape[lead + 1 :]) for n, x in batch.items()}
   if jax.process_count() == 1:
     # The compiled function splits NumPy arrays by itself, in a tenth of the time that the host
-    # takes here; at a few ms a step that can be seen.
+    # would take here, which is noticeable at a few ms per step.
     return dict(batch)
   sharding = batch_sharding(layout, grouped=grouped)
   return jax.make_array_from_process_local_data(sharding, dict(batch))
@@ -196,30 +196,30 @@ def shard_batch(
 # ---------------------------------------------------------------------------- in a step
 
 
-def whole(layout: Layout, tree: Any) -> Any:
-  """Inside a step: all of each array on every device (an all-gather of what is split)."""
+def gather(layout: Layout, tree: Any) -> Any:
+  """Inside a step: copies each array in full to every device (an all-gather of split arrays)."""
   return _constrained(layout, tree, replicated(layout))
 
 
 def split(layout: Layout, tree: Any) -> Any:
-  """Inside a step: as `shardings` says (of a sum over devices, a reduce-scatter)."""
+  """Inside a step: splits arrays as in `shardings` (for a sum over devices, a reduce-scatter)."""
   return _constrained(layout, tree, shardings(layout, tree))
 
 
 def _constrained(layout, tree, to):
-  # Where nothing is split there is nothing to say, and no need to keep the compiler from choosing.
+  # If nothing is split no constraint is needed, and the compiler is free to choose.
   if layout.mesh.shape["shard"] == 1:
     return tree
   return jax.lax.with_sharding_constraint(tree, to)
 
 
 def mean(layout: Layout, tree: Any) -> Any:
-  """Inside a step: the mean over devices of what each made of its part of the batch."""
+  """Inside a step: averages over devices what each computed for its part of the batch."""
   return jax.lax.pmean(tree, PARTS) if layout.kind == "pmap" else tree
 
 
 def first_row(layout: Layout, rows: int) -> int | Int[Array, ""]:
-  """Inside a step that sees `rows` examples: the place of the first of them in the whole batch."""
+  """Inside a step that sees `rows` examples: the index of the first of them in the whole batch."""
   return jax.lax.axis_index(PARTS) * rows if layout.kind == "pmap" else 0
 
 
@@ -228,12 +228,12 @@ def compile_step(
 ) -> Callable[..., Any]:
   """Compiles `(state, meter, frozen, key, batch) -> (state, meter)`.
 
-  The state lives where `shardings` says, the batch is as `shard_batch` has it, and all else is
-  copied; the state and the meter are overwritten in place.
+  The state is laid out by `shardings`, the batch by `shard_batch`, and everything else is copied;
+  the memory of the state and the meter is reused for the results.
 
   Args:
-    layout: from `layout_of`.
-    step: the function, which uses `whole`, `split`, `mean` and `first_row`.
+    layout: from `make_layout`.
+    step: the function, which uses `gather`, `split`, `mean` and `first_row`.
     state: the state or its shapes.
     grouped: whether the first axis of the batch counts the steps of one dispatch.
   """
@@ -246,12 +246,12 @@ def compile_step(
       devices=layout.mesh.devices.ravel().tolist(),
       donate_argnums=(0, 1),
     )
-  copied, of_state = replicated(layout), shardings(layout, state)
+  copied, state_layout = replicated(layout), shardings(layout, state)
   return jax.jit(
     step,
     donate_argnums=(0, 1),
-    in_shardings=(of_state, copied, copied, copied, batch_sharding(layout, grouped=grouped)),
-    out_shardings=(of_state, copied),
+    in_shardings=(state_layout, copied, copied, copied, batch_sharding(layout, grouped=grouped)),
+    out_shardings=(state_layout, copied),
   )
 
 
@@ -268,12 +268,12 @@ def compile_sampler(
   """Compiles `(key, given) -> samples`, whose rows are split over the devices of one process.
 
   Args:
-    layout: from `layout_of`; parameters are copied.
-    sample: `(params, key, given, rows) -> samples`, arrays [rows, ...]; which rows there are beside
-      one must not change it.
-    params: what it is called with.
+    layout: from `make_layout`; parameters are copied.
+    sample: `(params, key, given, rows) -> samples`, arrays [rows, ...]; a row must not depend on
+      the other rows.
+    params: its first argument.
     given: the shapes of what will be given, [rows, ...].
-    rows: how many are made at once, a multiple of the number of devices.
+    rows: number of samples drawn at once, a multiple of the number of devices.
   """
   copied, key = replicated(layout), noise.make_key(0)
   params = jax.device_put(params, copied)
@@ -306,7 +306,7 @@ def compile_sampler(
   program = program.lower(params, key, firsts, like).compile()
 
   def run(key, given):
-    made = program(params, key, firsts, parts(given))
-    return {n: x.reshape(rows, *x.shape[2:]) for n, x in made.items()}
+    samples = program(params, key, firsts, parts(given))
+    return {n: x.reshape(rows, *x.shape[2:]) for n, x in samples.items()}
 
   return run

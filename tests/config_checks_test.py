@@ -34,9 +34,9 @@ def test_checks(check, good, bad):
   assert not any(check.accepts(value) for value in bad)
 
 
-def test_fields_are_named_where_they_are():
+def test_errors_name_the_field_by_its_full_path():
   config = ml_collections.ConfigDict({"a": {"b": {"b": 1}, "c": {"b": 0}}, "d": 2, "nothing": {}})
-  # What is not there is not checked.
+  # Missing fields are not checked.
   config_checks.check(
     config,
     {

@@ -1,1 +1,1 @@
-"""How good what was generated is: classifiers, coherence, Frechet distances, tables, pictures."""
+"""Evaluation of generated samples: classifiers, coherence, Frechet distances, tables, pictures."""

@@ -1,9 +1,9 @@
-"""Classifiers that judge what was generated, one a modality, trained on the training split.
+"""Classifiers that evaluate generated samples, one per modality, trained on the training split.
 
-They share nothing with what they judge: generators are residual MLPs with LayerNorm and SiLU,
-trained from the run's seed; these are a small convolutional network for images, one of single
-frames for videos, and a plain MLP for all else, with ReLU and dropout, trained from a seed of their
-own. So what a modality's classifier is depends on the data alone, and not on the run or the
+They share nothing with the generators, which are residual MLPs with LayerNorm and SiLU, trained
+from the run's seed; the classifiers are a small convolutional network for images, one of single
+frames for videos, and a plain MLP for all other kinds, with ReLU and dropout, trained from a seed
+of their own. So a modality's classifier depends on the data alone, and not on the run or the
 framework.
 """
 
@@ -27,9 +27,9 @@ from mmdiff_jax.data import readers
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.modalities import Modality
 
-_SEED = 7919  # Of the classifiers' own: no run's seed enters them.
+_SEED = 7919  # A seed for the classifiers alone: they do not depend on a run's seed.
 _BATCH = 128
-_CHUNK = 1000  # Rows classified at once.
+_CHUNK = 1000  # Number of rows that are classified at once.
 
 
 class _Images(nn.Module):
@@ -50,7 +50,7 @@ class _Images(nn.Module):
 
 
 class _Videos(nn.Module):
-  """Three convolutions of a frame, the most of each channel wherever it is, the mean of frames."""
+  """Three convolutions of a frame, each channel's maximum over positions, the mean over frames."""
 
   num_classes: int
 
@@ -68,7 +68,7 @@ class _Videos(nn.Module):
 
 
 class _Vectors(nn.Module):
-  """Two hidden layers over everything at once; `vocabulary` > 0 says that the input is tokens."""
+  """Two hidden layers on the flattened input; `vocabulary` > 0 means that the input is tokens."""
 
   num_classes: int
   vocabulary: int
@@ -88,9 +88,9 @@ class Classifier(NamedTuple):
 
   Attributes:
     params: its parameters.
-    apply: `(params, x) -> (logits, features)`, jitted: x in the model's view, [batch, ...]; logits
+    apply: `(params, x) -> (logits, features)`, jitted: model inputs x, [batch, ...]; logits
       [batch, classes]; features of the last hidden layer, [batch, 256], for Frechet distances, or
-      [batch, 0] where there are none.
+      [batch, 0] if there are none.
   """
 
   params: Any
@@ -106,7 +106,10 @@ def _network(modality: Modality, num_classes: int) -> nn.Module:
 
 
 def _num_steps(modality: Modality) -> int:
-  """Images are harder than spectrograms and texts of this size, and colour harder than ink."""
+  """Returns the default number of steps.
+
+  Images are harder than spectrograms and texts of this size, and colour is harder than ink.
+  """
   if modality.kind != "image":
     return 1000 if modality.kind == "video" else 400
   return 1500 if modality.shape[-1] == 1 else 3000
@@ -125,15 +128,15 @@ def fit(
   num_steps: int | None = None,
   say: Callable[[str], None] = print,
 ) -> Classifier:
-  """Trains the classifier of a modality with AdamW, cross-entropy and a cosine to 0.
+  """Trains the classifier of a modality with AdamW, cross-entropy and cosine decay to 0.
 
   Args:
-    modality: what it reads; its kind says which network.
-    x: the training split in the model's view, [examples, ...].
-    labels: classes from 0.
-    key: of the first weights, the dropout and the order of the examples.
+    modality: what the classifier reads; its kind determines the network.
+    x: model inputs of the training split, [examples, ...].
+    labels: classes, counted from 0.
+    key: for the initial weights, the dropout and the order of the examples.
     num_steps: steps of 128 examples; None is enough for small images and short texts.
-    say: takes lines of progress.
+    say: receives lines of progress.
 
   Returns:
     The classifier.
@@ -144,7 +147,7 @@ def fit(
   init_key, dropout_key, order_key = jax.random.split(key, 3)
   params = network.init(init_key, jnp.asarray(x[:1]), train=False)
 
-  # One step a call: gradients of convolutions are slow inside a scan on CPU.
+  # One step per call: gradients of convolutions are slow inside a scan on CPU.
   @functools.partial(jax.jit, donate_argnums=(0, 1))
   def step(params, opt_state, x, labels, index):
     def loss(params):
@@ -158,13 +161,13 @@ def fit(
 
   rng = np.random.default_rng(np.asarray(jax.random.bits(order_key, (4,))))
   opt_state = optimiser.init(params)
-  began = told = time.monotonic()
+  began = reported = time.monotonic()
   for index in range(num_steps):
     rows = rng.integers(len(labels), size=_BATCH)
     params, opt_state, value = step(params, opt_state, x[rows], labels[rows], np.int32(index))
     done, now = index + 1, time.monotonic()
-    if now - told > 5.0 or done == num_steps:
-      told = now
+    if now - reported > 5.0 or done == num_steps:
+      reported = now
       left = (now - began) * (num_steps - done) / done
       say(
         f"classifier of {modality.name}: {done:,}/{num_steps:,}  loss {float(value):.4f}  "
@@ -176,7 +179,7 @@ def fit(
 def classify(
   classifier: Classifier, x: np.ndarray | Column
 ) -> tuple[Int[np.ndarray, " examples"], Float[np.ndarray, "examples features"]]:
-  """The likeliest class and the features of each example, some examples at a time."""
+  """Returns the likeliest class and the features of each example; computed in chunks."""
   logits, features = _outputs(classifier, x)
   return logits.argmax(-1), features
 
@@ -184,7 +187,7 @@ def classify(
 def probabilities(
   classifier: Classifier, x: np.ndarray | Column
 ) -> Float[np.ndarray, "examples classes"]:
-  """How likely each class is of each example; a caption that says nothing has some, too."""
+  """Returns each example's class probabilities, also for a caption that names no class."""
   logits, _ = _outputs(classifier, x)
   return special.softmax(logits, axis=-1)
 
@@ -197,7 +200,7 @@ def _outputs(classifier, x) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _chunks(x: np.ndarray | Column) -> Iterator[np.ndarray]:
-  """Equal parts, the last one filled up by its last row, so that one program serves all."""
+  """Yields equal parts, the last one padded with its last row, so that one program serves all."""
   num = -(-len(x) // _CHUNK)
   size = -(-len(x) // num)
   index = np.minimum(np.arange(num * size), len(x) - 1).reshape(num, size)
@@ -213,19 +216,19 @@ def load_or_fit(
   num_steps: int | None = None,
   say: Callable[[str], None] = print,
 ) -> Classifier:
-  """The classifier of a modality, from `folder/<name>.npz` where it was trained on the same data.
+  """Returns a modality's classifier, from `folder/<name>.npz` if that was fitted to the same data.
 
   Args:
-    modality: what it reads. That of the name "label", the classes themselves, needs no training:
-      its class is its value, and it has no features ([batch, 0]).
-    x: the training split in the model's view.
-    labels: its classes.
-    folder: takes the file; made if need be.
+    modality: what the classifier reads. The modality of the name "label", the classes themselves,
+      needs no training: its class is its value, and it has no features ([batch, 0]).
+    x: model inputs of the training split.
+    labels: their classes.
+    folder: of the file; created if necessary.
     num_steps: as for `fit`.
-    say: takes lines of progress.
+    say: receives lines of progress.
 
   Returns:
-    The classifier. A file of other data, or a damaged one, is replaced.
+    The classifier. A file from other data, or a damaged one, is replaced.
 
   Raises:
     UserError: the file cannot be written.
@@ -234,7 +237,7 @@ def load_or_fit(
     one_hot = functools.partial(jax.nn.one_hot, num_classes=modality.num_classes)
     return Classifier({}, lambda params, x: (jnp.log(one_hot(x)), jnp.zeros((len(x), 0))))
   path = storage.path(folder) / f"{modality.name}.npz"
-  # What the classifier is made of: its recipe and every byte of its data.
+  # All that determines the classifier: seed, number of steps and a checksum of its data.
   made_of = f"{_SEED} {num_steps or _num_steps(modality)}".encode()
   for array in (x, labels):
     digest = 0
@@ -246,7 +249,7 @@ def load_or_fit(
   if saved is not None and np.array_equal(saved.pop("made_of", None), made_of):
     network = _network(modality, int(labels.max()) + 1)
     return Classifier(traverse_util.unflatten_dict(saved, sep="/"), _inference(network))
-  # Before minutes of training.
+  # Checked before minutes of training.
   storage.check_writable(path.parent, "the folder of the classifiers")
   key = noise.modality_key(noise.make_key(_SEED), modality.name)
   classifier = fit(modality, x, labels, key, num_steps=num_steps, say=say)
@@ -261,12 +264,12 @@ def load_or_fit(
 
 
 def accuracy(
-  found: Mapping[str, Classifier],
+  trained: Mapping[str, Classifier],
   data: Mapping[str, np.ndarray | Column],
   labels: np.ndarray,
 ) -> dict[str, float]:
-  """Each classifier's accuracy on arrays in the model's view."""
+  """Returns each classifier's accuracy on model inputs."""
   return {
     name: float(np.mean(classify(classifier, data[name])[0] == labels))
-    for name, classifier in found.items()
+    for name, classifier in trained.items()
   }

@@ -3,8 +3,8 @@
   d^2 = |m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1^1/2 C_2 C_1^1/2)^1/2)                          (1)
 
 (Dowson and Landau 1982; Heusel et al. 2017, Eq. 6.) Its value depends on the features and, through
-the fitted covariances, on the number of samples: compare distances of equal numbers only. With no
-more samples than features the covariance is singular, and the distance far too large.
+the fitted covariances, on the number of samples: only compare distances for equal numbers. With no
+more samples than features the covariance is singular, and the distance is far too large.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ import numpy as np
 
 
 class Gaussian(NamedTuple):
-  """A Gaussian, with the symmetric root of its covariance.
+  """A Gaussian with the symmetric square root of its covariance.
 
   Attributes:
     mean: [features].
@@ -31,16 +31,16 @@ class Gaussian(NamedTuple):
 def fit(
   features: Float[np.ndarray, "samples features"], name: str = "the given features"
 ) -> Gaussian:
-  """Mean and (unbiased) covariance of features, in float64.
+  """Fits the mean and the (unbiased) covariance of features, in float64.
 
-  Warns where there are no more samples than features.
+  Warns if there are no more samples than features.
 
   Args:
-    features: one row a sample.
-    name: what errors and the warning call them.
+    features: one row per sample.
+    name: names the features in errors and the warning.
 
   Raises:
-    ValueError: there are fewer than two samples, or one with a feature that is not finite.
+    ValueError: there are fewer than two samples, or a sample has a feature that is not finite.
   """
   features = np.asarray(features, np.float64)
   num, size = features.shape
@@ -52,12 +52,12 @@ def fit(
   if wrong:
     raise ValueError(
       f"frechet.fit: {wrong} of {num} samples of {name} have NaN or infinite features, so that they"
-      " have no covariance. See whether the samples themselves are finite."
+      " have no covariance. Check whether the samples themselves are finite."
     )
   if num <= size:
     warnings.warn(
       f"frechet.fit: there are no more samples of {name} ({num}) than features ({size}). A Frechet"
-      " distance of so few is biased, it is far too large: take more samples.",
+      " distance from so few samples is biased and far too large: use more samples.",
       stacklevel=2,
     )
   mean = features.mean(0)
@@ -69,7 +69,7 @@ def fit(
 
 
 def distance(a: Gaussian, b: Gaussian) -> float:
-  """The squared Frechet distance (1), which is what is usually called by that name."""
+  """Returns the squared Frechet distance (1), which is what that name usually means."""
   # The product in (1) is symmetric, so that its root's trace needs its eigenvalues only.
   values = np.linalg.eigvalsh(a.root @ b.covariance @ a.root)
   overlap = np.sqrt(np.maximum(values, 0.0)).sum()
@@ -82,12 +82,12 @@ def between_halves(
   sources: Int[np.ndarray, " samples"],
   num: int,
 ) -> list[float]:
-  """Distances between samples of one half of the sources and those of the other half.
+  """Returns distances between samples from one half of the sources and from the other half.
 
   Args:
     features: of each sample.
-    sources: number of the sample's source, such as the digit image that it was drawn from.
-    num: the most samples of the first half that are taken.
+    sources: index of each sample's source, such as the digit image that it was drawn from.
+    num: the largest number of samples that is taken from the first half.
 
   Returns:
     One distance for each of five random halvings, from a fixed seed.
@@ -95,11 +95,11 @@ def between_halves(
   Raises:
     ValueError: a half has fewer than two samples.
   """
-  numbers, place = np.unique(sources, return_inverse=True)
+  numbers, index = np.unique(sources, return_inverse=True)
   rng = np.random.default_rng(0)
   distances = []
   for _ in range(5):
-    first = (rng.permutation(len(numbers)) < len(numbers) // 2)[place]
+    first = (rng.permutation(len(numbers)) < len(numbers) // 2)[index]
     some = rng.permutation(features[first])[:num]
     distances.append(distance(fit(features[~first]), fit(some)))
   return distances

@@ -1,4 +1,4 @@
-"""Sheets of samples for a person: a column a sample, its captions under its pictures."""
+"""Picture sheets of samples: one column per sample, its captions below its images."""
 
 from collections.abc import Mapping, Sequence
 import math
@@ -12,18 +12,18 @@ import numpy as np
 from mmdiff_jax import modalities as modalities_lib, storage
 from mmdiff_jax.modalities import Modality
 
-_INCH = 0.8  # A column's width.
-_TEXT, _TITLE = 0.5, 0.3  # Inches that a caption and a title take.
-_WRAP = 13  # Letters in a line of a caption.
+_INCH = 0.8  # Width of a column.
+_TEXT, _TITLE = 0.5, 0.3  # Heights of a caption and a title in inches.
+_WRAP = 13  # Characters in a line of a caption.
 
 
 class Panel(NamedTuple):
-  """Samples beside each other.
+  """Samples next to each other.
 
   Attributes:
-    title: stands above them.
-    rows: what was generated, arrays in the model's view, {modality: [samples, ...]}.
-    given: likewise what it was generated from, which is drawn above it and marked.
+    title: drawn above the samples.
+    rows: generated model inputs, {modality: [samples, ...]}.
+    given: those that they were generated from, likewise; drawn above the rows and marked.
   """
 
   title: str
@@ -32,7 +32,7 @@ class Panel(NamedTuple):
 
 
 def panels(panel: Panel, columns: int) -> list[Panel]:
-  """The panel in several of at most `columns` samples."""
+  """Splits a panel into panels of at most `columns` samples."""
   num = len(next(iter(panel.rows.values())))
 
   def part(arrays, start):
@@ -49,23 +49,23 @@ def draw(path: str | os.PathLike[str], modalities: Sequence[Modality], sheet: Se
 
   Args:
     path: the file.
-    modalities: what is drawn, from top to bottom of what a panel has of given ones, and then of
-      generated ones.
+    modalities: to be drawn, in their order from top to bottom: in each panel first the given ones
+      that it has, then the generated ones.
     sheet: the panels.
   """
-  # The object-oriented interface: no display, and no state that others may have set.
+  # The object-oriented interface needs no display, and reads no global state.
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
-  strips = []  # A title, or None below a panel's first, a modality, its rows, whether it was given.
+  strips = []  # (title or None below a panel's first strip, modality, its rows, whether given)
   for panel in sheet:
-    own = [
+    panel_strips = [
       (modality, np.asarray(part[modality.name]), given)
       for part, given in ((panel.given, True), (panel.rows, False))
       for modality in modalities
       if modality.name in part
     ]
-    strips += [(None if place else panel.title, *strip) for place, strip in enumerate(own)]
+    strips += [(None if i else panel.title, *strip) for i, strip in enumerate(panel_strips)]
   columns = max(len(rows) for _, _, rows, _ in strips)
   grids = [_grid(modality, rows) for _, modality, rows, _ in strips]
   heights = [
@@ -85,8 +85,8 @@ def draw(path: str | os.PathLike[str], modalities: Sequence[Modality], sheet: Se
     middle = 0.5 * (top + bottom) / height
     figure.text(0.1 / width, middle, label, va="center", size=9, color=colour)
     if tiles is not None:
-      share = len(rows) * _INCH / width
-      axes = figure.add_axes((1.0 / width, bottom / height, share, (top - bottom) / height))
+      fraction = len(rows) * _INCH / width
+      axes = figure.add_axes((1.0 / width, bottom / height, fraction, (top - bottom) / height))
       axes.imshow(tiles, interpolation="nearest", aspect="auto")
       axes.set_axis_off()
     else:
@@ -100,14 +100,14 @@ def draw(path: str | os.PathLike[str], modalities: Sequence[Modality], sheet: Se
 
 
 def _grid(modality: Modality, rows: np.ndarray) -> np.ndarray | None:
-  """The samples side by side, or None for what is read."""
+  """Returns the samples side by side, or None for modalities that are drawn as text."""
   if modality.kind in ("text", "label"):
     return None
   return modalities_lib.grid([_tile(modality, x) for x in rows], len(rows))
 
 
 def _tile(modality: Modality, x: np.ndarray) -> np.ndarray:
-  """A picture of one sample; that of a video has its frames in rows, a strip would be too wide."""
+  """Returns a picture of one sample; a video's frames are arranged in rows, not in a wide strip."""
   if modality.kind != "video":
     return modalities_lib.picture(modality, x)
   frames = [modalities_lib.image_picture(frame) for frame in x]
@@ -115,5 +115,5 @@ def _tile(modality: Modality, x: np.ndarray) -> np.ndarray:
 
 
 def _height(tiles: np.ndarray, rows: np.ndarray) -> float:
-  """How high a strip is, in columns, if its pixels are square."""
+  """Returns the height of a strip with square pixels, in widths of a column."""
   return tiles.shape[0] * len(rows) / tiles.shape[1]

@@ -1,6 +1,6 @@
-"""Results as tables for a person, and the summary that they lead with.
+"""Results as tables for people to read, and the summary at their top.
 
-A measurement is `{"mean": ..., "std": ..., "values": [one a sampling seed]}`.
+A measurement is `{"mean": ..., "std": ..., "values": [one per sampling seed]}`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ Results = Mapping[str, Any]
 
 
 def measurement(values: Sequence[float]) -> dict[str, Any]:
-  """Mean and spread (sample deviation; 0 for a single value) over sampling seeds."""
+  """Returns mean and spread (sample std; 0 for a single value) over sampling seeds."""
   spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
   return {
     "mean": float(np.mean(values)),
@@ -22,14 +22,14 @@ def measurement(values: Sequence[float]) -> dict[str, Any]:
 
 
 def summary(results: Results) -> dict[str, dict[str, Any]]:
-  """The few numbers to compare models by, as shares: {name: measurement}.
+  """Returns the few numbers by which to compare models, as fractions: {name: measurement}.
 
-  Joint coherence; over all pairs of one given and one target, those of all modalities and those
-  within each subset that the settings name; into each modality from all others; and for each
-  modality the pairs that lead from it and those that lead into it. Means over several pairs also
-  have `min`, the mean over seeds of the worst pair. What was given and made anew is no target here;
-  of a pair that is in several tasks the one with the fewest targets counts. Nothing if the data
-  have no classes.
+  These are joint coherence; coherence over all pairs of one given modality and one target, among
+  all modalities and within each subset that the settings name; into each modality from all others;
+  and for each modality over the pairs from it and the pairs into it. Means over several pairs also
+  have `min`, the mean over seeds of the worst pair. A modality that was both given and generated is
+  not a target here; if a pair is in several tasks, the one with the fewest targets counts. The
+  result is empty if the data have no classes.
   """
   if "coherence" not in results["joint"]:
     return {}
@@ -38,10 +38,10 @@ def summary(results: Results) -> dict[str, dict[str, Any]]:
   many_first = sorted(results["conditional"], key=lambda entry: -len(entry["targets"]))
   pairs, rest = (
     {
-      (*entry["given"], target): found["coherence"]["values"]
+      (*entry["given"], target): measures["coherence"]["values"]
       for entry in many_first
       if len(entry["given"]) == size
-      for target, found in entry["targets"].items()
+      for target, measures in entry["targets"].items()
       if target not in entry["given"]
     }
     for size in (1, len(names) - 1)
@@ -63,46 +63,46 @@ def summary(results: Results) -> dict[str, dict[str, Any]]:
   return {name: row for name, row in rows.items() if row}
 
 
-def _over(found, chosen):
-  """Nothing of nothing: not all pairs need have been judged."""
-  if not chosen:
+def _over(pairs, selected):
+  """Returns the mean over pairs; nothing for none, since not all pairs need have been evaluated."""
+  if not selected:
     return {}
-  values = np.array([found[key] for key in chosen])
+  values = np.array([pairs[key] for key in selected])
   return measurement(values.mean(0).tolist()) | {"min": float(values.mean(1).min())}
 
 
 def screen(results: Results) -> str:
-  """The tables that end an evaluation, those there is anything for, and how far to trust them."""
+  """Returns the non-empty tables printed at the end of an evaluation, and their caveats."""
   parts = [
     _summary_table(results),
     _one_to_one_table(results),
     _validity_table(results),
     _adherence_table(results),
     _similarity_table(results),
-    _subsets_table(results, "iou", _share, "IoU of masks, %"),
-    _subsets_table(results, "spread", _fine, "spread of draws"),
-    # Of many subsets it would bury the rest.
+    _subsets_table(results, "iou", _percent_mean_std, "IoU of masks, %"),
+    _subsets_table(results, "spread", _four_decimals, "spread of draws"),
+    # With many subsets it would bury the rest.
     "" if results["conditional"] else _frechet_table(results),
-    _judges_table(results),
+    _classifiers_table(results),
   ]
   text = "\n\n".join(filter(None, parts))
   return "\n\n".join(filter(None, [text, _spread(results, text) + _counts(results)]))
 
 
 def markdown(results: Results) -> str:
-  """All results as the text of `results.md`; a section that there is nothing for is left out."""
+  """Returns all results as the text of `results.md`; empty sections are left out."""
   settings = "\n".join(f"- {name}: {_plain(x)}" for name, x in results["settings"].items())
   draws, split = (results["settings"].get(name) for name in ("draws", "split"))
   split = f"the {split or 'test'} split"
   sections = {
     "Summary: coherence in per cent, mean ± spread": _summary_table(results),
     "From one modality (row) into another (column): coherence": _one_to_one_table(results),
-    "From every subset: coherence": _subsets_table(results, "coherence", _share),
+    "From every subset: coherence": _subsets_table(results, "coherence", _percent_mean_std),
     "Captions that are sentences of the data set's grammar letter for letter, in per cent": (
       _validity_table(results)
     ),
     "Coherence where the classifiers recognise all that is given": _subsets_table(
-      results, "recognised", _share
+      results, "recognised", _percent_mean_std
     ),
     "Samples all of whose targets show the class given, in per cent": _together_table(results),
     "SIM: probability that two modalities name one class": _similarity_table(results),
@@ -112,22 +112,22 @@ def markdown(results: Results) -> str:
     "Total variation of the classes from those of the examples given": _variation_table(results),
     f"Frechet distance to {split}, on the classifiers' features": _frechet_table(results),
     "Masks: mean intersection over union with the true ones, in per cent": _subsets_table(
-      results, "iou", _share
+      results, "iou", _percent_mean_std
     ),
     "Masks: pixels of the true class, in per cent": _subsets_table(
-      results, "pixel_accuracy", _share
+      results, "pixel_accuracy", _percent_mean_std
     ),
-    f"Deviation of {draws} draws from the same example, in units of the model's view": (
-      _subsets_table(results, "spread", _fine)
+    f"Standard deviation of {draws} draws from the same example, in units of the model input": (
+      _subsets_table(results, "spread", _four_decimals)
     ),
     f"Variational bound on {split}": _bound_table(results),
-    f"The classifiers: accuracy in per cent on {split}": _judges_table(results),
+    f"The classifiers: accuracy in per cent on {split}": _classifiers_table(results),
     "Classes of joint samples, in per cent": _classes(results),
     "Cost": _cost_table(results),
-    "TrainConfig": f"{settings}\n\n{_counts(results)}",
+    "Settings": f"{settings}\n\n{_counts(results)}",
   }
   parts = [
-    # SIM's table says itself what its errors are.
+    # SIM's table explains its errors itself.
     f"## {title}\n\n{'' if title.startswith('SIM') else _spread(results, text)}{text}"
     for title, text in sections.items()
     if text
@@ -136,7 +136,7 @@ def markdown(results: Results) -> str:
 
 
 def _spread(results: Results, text: str) -> str:
-  """A paragraph on what the spread in a table is of; empty if it has none."""
+  """Returns a paragraph that explains the spread in a table; empty if it has none."""
   if "±" not in text:
     return ""
   if len(results["settings"]["seeds"]) == 1:
@@ -149,7 +149,7 @@ def _spread(results: Results, text: str) -> str:
 
 def _summary_table(results: Results) -> str:
   rows = [
-    [name, _share(value), _percent(value["min"]) if "min" in value else ""]
+    [name, _percent_mean_std(value), _percent(value["min"]) if "min" in value else ""]
     for name, value in results["summary"].items()
   ]
   return _table(["coherence, %", "mean ± spread", "worst"], rows)
@@ -157,7 +157,7 @@ def _summary_table(results: Results) -> str:
 
 def _one_to_one_table(results: Results) -> str:
   alone = [entry for entry in results["conditional"] if len(entry["given"]) == 1]
-  return _subsets_table({**results, "conditional": alone}, "coherence", _share)
+  return _subsets_table({**results, "conditional": alone}, "coherence", _percent_mean_std)
 
 
 def _subsets_table(results: Results, quantity: str, show, corner: str = "given \\ target") -> str:
@@ -165,7 +165,7 @@ def _subsets_table(results: Results, quantity: str, show, corner: str = "given \
 
 
 def _rows(results: Results, quantity: str, show) -> list[list[str]]:
-  """One a subset given from which there is any of that quantity."""
+  """Returns one row per given subset for which there is any value of that quantity."""
   names = results["settings"]["modalities"]
   rows = [
     [_title(results, entry), *_cells(entry["targets"], names, quantity, show)]
@@ -175,36 +175,36 @@ def _rows(results: Results, quantity: str, show) -> list[list[str]]:
 
 
 def _cells(targets, names, quantity, show) -> list[str]:
-  found = (targets.get(name, {}).get(quantity) for name in names)
-  return ["" if value is None else show(value) for value in found]
+  values = (targets.get(name, {}).get(quantity) for name in names)
+  return ["" if value is None else show(value) for value in values]
 
 
 def _validity_table(results: Results) -> str:
-  """One row for joint samples and for each subset given, one column for each grammar."""
-  found = [("(joint)", results["joint"].get("validity", {}))]
+  """Returns one row for joint samples and each given subset, one column for each grammar."""
+  titled = [("(joint)", results["joint"].get("validity", {}))]
   for entry in results["conditional"]:
     targets = entry["targets"].items()
-    validity = {name: of["validity"] for name, of in targets if "validity" in of}
-    found.append((_title(results, entry), validity))
-  names = list(dict.fromkeys(name for _, validity in found for name in validity))
+    validity = {name: x["validity"] for name, x in targets if "validity" in x}
+    titled.append((_title(results, entry), validity))
+  names = list(dict.fromkeys(name for _, validity in titled for name in validity))
   rows = [
-    [title, *(_share(validity[name]) if name in validity else "" for name in names)]
-    for title, validity in found
+    [title, *(_percent_mean_std(validity[name]) if name in validity else "" for name in names)]
+    for title, validity in titled
     if validity
   ]
   return _table(["valid, %", *names], rows)
 
 
 def _adherence_table(results: Results) -> str:
-  """One row a subset given and a target of which there is any, one column a measure."""
-  found = [
-    (entry, target, of["adherence"], of["adherence_shuffled"])
+  """Returns one row per given subset and measured target, one column per measure."""
+  measured = [
+    (entry, target, measures["adherence"], measures["adherence_shuffled"])
     for entry in results["conditional"]
-    for target, of in entry["targets"].items()
-    if of.get("adherence")
+    for target, measures in entry["targets"].items()
+    if measures.get("adherence")
   ]
-  names = list(dict.fromkeys(name for *_, adherence, _ in found for name in adherence))
-  several = len({target for _, target, *_ in found}) > 1
+  names = list(dict.fromkeys(name for *_, adherence, _ in measured for name in adherence))
+  several = len({target for _, target, *_ in measured}) > 1
 
   def cell(name, *parts):
     if not all(name in part for part in parts):
@@ -212,31 +212,31 @@ def _adherence_table(results: Results) -> str:
     return "{} ({})".format(*(_percent(part[name]["mean"]) for part in parts))
 
   def title(entry, target):
-    whole = _title(results, entry)
-    if "->" in whole:
-      return f"{whole}: {target}" if len(entry["targets"]) > 1 else whole
-    return f"{whole} -> {target}" if several else whole
+    task = _title(results, entry)
+    if "->" in task:
+      return f"{task}: {target}" if len(entry["targets"]) > 1 else task
+    return f"{task} -> {target}" if several else task
 
   rows = [
     [title(entry, target), *(cell(name, *parts) for name in names)]
-    for entry, target, *parts in found
+    for entry, target, *parts in measured
   ]
   return _table(["adherence, % (shuffled)", *names], rows)
 
 
 def _similarity_table(results: Results) -> str:
-  """One row a task and a pair of its targets."""
+  """Returns one row per task and pair of its targets."""
   entries = [("(joint)", results["joint"])]
   entries += [(_title(results, entry), entry) for entry in results["conditional"]]
-  found = [
-    (title, pair, ways)
+  measured = [
+    (title, pair, estimates)
     for title, entry in entries
-    for pair, ways in entry.get("similarity", {}).items()
+    for pair, estimates in entry.get("similarity", {}).items()
   ]
-  columns = list(dict.fromkeys(way for *_, ways in found for way in ways))
+  columns = list(dict.fromkeys(name for *_, estimates in measured for name in estimates))
   rows = [
-    [title, pair, *(f"{ways[way]['mean']:.4f} ± {ways[way]['error']:.4f}" for way in columns)]
-    for title, pair, ways in found
+    [title, pair, *(f"{x[name]['mean']:.4f} ± {x[name]['error']:.4f}" for name in columns)]
+    for title, pair, x in measured
   ]
   if not rows:
     return ""
@@ -245,9 +245,9 @@ def _similarity_table(results: Results) -> str:
 
 
 def _together_table(results: Results) -> str:
-  """Of each subset from which several modalities were generated."""
+  """Returns one row per given subset from which several modalities were generated."""
   rows = [
-    [_title(results, entry), _share(entry["together"])]
+    [_title(results, entry), _percent_mean_std(entry["together"])]
     for entry in results["conditional"]
     if "together" in entry
   ]
@@ -255,7 +255,7 @@ def _together_table(results: Results) -> str:
 
 
 def _title(results: Results, entry: Mapping[str, Any]) -> str:
-  """What was given, and what was generated if something else was at another time."""
+  """Names the given modalities, and the targets if other tasks have the same given ones."""
   title = " + ".join(entry["given"])
   same = [other for other in results["conditional"] if other["given"] == entry["given"]]
   return f"{title} -> {' + '.join(entry['targets'])}" if len(same) > 1 else title
@@ -268,20 +268,20 @@ def _frechet_table(results: Results) -> str:
   joint = {name: {"frechet": value} for name, value in results["joint"]["frechet"].items()}
   real = results["frechet_of_training_split"]
   rows = [
-    ["(joint)", *_cells(joint, names, "frechet", _number)],
-    *_rows(results, "frechet", _number),
+    ["(joint)", *_cells(joint, names, "frechet", _two_decimals)],
+    *_rows(results, "frechet", _two_decimals),
     ["training split", *(f"{real[name]:.2f}" if name in real else "" for name in names)],
   ]
   yardsticks = (
     "The row `training split` is as many real examples: a yardstick and no floor, since samples"
-    " from given examples follow the reference's own."
+    " from given examples depend on the reference's own examples."
   )
   if halves := results.get("frechet_between_halves"):
     halves = {name: {"frechet": value} for name, value in halves.items()}
-    rows.append(["halves by source", *_cells(halves, names, "frechet", _number)])
+    rows.append(["halves by source", *_cells(halves, names, "frechet", _two_decimals)])
     yardsticks += (
       " The row `halves by source` is real examples, at most as many, drawn from one half of the"
-      " reference's digit images, recordings, ... and held against those from the other half: mean"
+      " reference's digit images, recordings, ... and compared with those from the other half: mean"
       " and standard deviation of five random halvings."
     )
   table = _table(["given \\ target", *names], rows)
@@ -289,7 +289,7 @@ def _frechet_table(results: Results) -> str:
 
 
 def _bias(settings: Mapping[str, Any]) -> str:
-  """A paragraph on the modalities that have no more samples than features, if any."""
+  """Returns a paragraph on the modalities that have no more samples than features, if any."""
   num = min(settings["num"], settings.get("frechet_reference_samples", settings["num"]))
   sizes = settings.get("frechet_sizes", {})
   few = [f"{name} has {size}" for name, size in sizes.items() if num <= size]
@@ -305,13 +305,13 @@ def _bound_table(results: Results) -> str:
   if "bound" not in results:
     return ""
   terms = dict(results["bound"])
-  # Bits for each component of the main modality, as is the custom for images.
+  # Bits for each component of the main modality, as is customary for images.
   scale = terms.pop("bits_per_dim") / terms["total"]
   rows = [[name, f"{nats:.4g}", f"{scale * nats:.4g}"] for name, nats in terms.items()]
-  return _table(["term", "nats an example", "bits a dimension"], rows)
+  return _table(["term", "nats per example", "bits per dimension"], rows)
 
 
-def _judges_table(results: Results) -> str:
+def _classifiers_table(results: Results) -> str:
   names = results["settings"]["modalities"]
   rows = [
     [title, *(_percent(results[key][name]) for name in names)]
@@ -327,9 +327,9 @@ def _judges_table(results: Results) -> str:
 def _classes(results: Results) -> str:
   if "histogram" not in results["joint"]:
     return ""
-  laws = results["joint"]["histogram"]
-  header = ["class", *map(str, range(len(laws["data"])))]
-  table = _table(header, [[name, *map(_percent, law)] for name, law in laws.items()])
+  histograms = results["joint"]["histogram"]
+  header = ["class", *map(str, range(len(histograms["data"])))]
+  table = _table(header, [[name, *map(_percent, x)] for name, x in histograms.items()])
   return f"{table}\n\n{_variation(results)}"
 
 
@@ -345,16 +345,16 @@ def _cost_table(results: Results) -> str:
     ]
     for title, entry in entries
   ]
-  header = ["given", "network evaluations", "seconds a seed", "seconds compiling"]
+  header = ["given", "network evaluations", "seconds per seed", "seconds compiling"]
   return _table(header, rows)
 
 
 def _variation_table(results: Results) -> str:
-  """One row for each subset given; what settles the class goes below a perfect sampler's floor."""
-  table = _subsets_table(results, "total_variation", _fine)
+  """Returns one row per given subset; if it determines the class, values go below the floor."""
+  table = _subsets_table(results, "total_variation", _four_decimals)
   if not table:
     return ""
-  return f"Of samples that all show the class given it is 0. {_floor(results)}\n\n{table}"
+  return f"For samples that all show the given class it is 0. {_floor(results)}\n\n{table}"
 
 
 def _floor(results: Results) -> str:
@@ -366,10 +366,10 @@ def _floor(results: Results) -> str:
 
 
 def _variation(results: Results) -> str:
-  found = results["joint"].get("total_variation")
-  if found is None:
+  measured = results["joint"].get("total_variation")
+  if measured is None:
     return "The examples have no classes: coherence and Frechet distances are left out."
-  parts = [f"{name} {value['mean']:.3f} ± {value['std']:.3f}" for name, value in found.items()]
+  parts = [f"{name} {value['mean']:.3f} ± {value['std']:.3f}" for name, value in measured.items()]
   return (
     f"Total variation from the data's classes, of each seed's samples: {', '.join(parts)}."
     f" {_floor(results)}"
@@ -382,24 +382,24 @@ def _counts(results: Results) -> str:
   return (
     f"{_variation(results)}\n{len(settings['seeds'])} seeds of {settings['num']:,} samples, "
     f"{settings['solver']} with {settings['steps']} steps{guidance}: "
-    f"{results['joint']['evaluations']} network evaluations a joint sample. "
+    f"{results['joint']['evaluations']} network evaluations per joint sample. "
     f"{results['seconds']:.0f} s in all."
   )
 
 
-def _percent(share: float) -> str:
-  return f"{100 * share:.1f}"
+def _percent(fraction: float) -> str:
+  return f"{100 * fraction:.1f}"
 
 
-def _share(value: Mapping[str, Any]) -> str:
+def _percent_mean_std(value: Mapping[str, Any]) -> str:
   return f"{100 * value['mean']:.1f} ± {100 * value['std']:.1f}"
 
 
-def _number(value: Mapping[str, Any]) -> str:
+def _two_decimals(value: Mapping[str, Any]) -> str:
   return f"{value['mean']:.2f} ± {value['std']:.2f}"
 
 
-def _fine(value: Mapping[str, Any]) -> str:
+def _four_decimals(value: Mapping[str, Any]) -> str:
   return f"{value['mean']:.4f} ± {value['std']:.4f}"
 
 
@@ -412,7 +412,7 @@ def _plain(value: Any) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """A Markdown table whose columns are also even on a screen; nothing if it has no rows."""
+  """Returns a Markdown table whose columns also align on a screen; empty if it has no rows."""
   if not rows:
     return ""
   columns = list(zip(header, *rows, strict=True))

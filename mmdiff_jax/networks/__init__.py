@@ -1,1 +1,1 @@
-"""Flax networks: arrays and times in, arrays out. No diffusion in them."""
+"""Flax networks: arrays and times in, arrays out. They know nothing of diffusion processes."""

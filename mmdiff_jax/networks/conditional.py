@@ -1,4 +1,4 @@
-"""The network of an expert: a U-Net that reads a noisy image and what is known of it."""
+"""The network of an expert: a U-Net that reads a noisy image and its conditions."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -13,12 +13,12 @@ from mmdiff_jax.networks.heads import ImageHead
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-  """Something that may be known of an image.
+  """A modality that may be given to condition an image.
 
   Attributes:
-    name: its modality.
+    name: of the modality.
     shape: of its value, without the batch axis.
-    text: whether it is a text, [length, vocabulary] one-hot, which is read by a `TextEncoder`.
+    text: whether it is a text, [length, vocabulary] one-hot, which a `TextEncoder` reads.
   """
 
   name: str
@@ -27,12 +27,12 @@ class Condition:
 
 
 class TextEncoder(nn.Module):
-  """Two convolutions over characters, and of each channel the maximum over the text.
+  """Two convolutions over characters, then the maximum of each channel over the text.
 
-  Each sees nine characters, which is a word or so; where in the text it stands does not matter.
+  Each output sees nine characters, about one word; its position in the text does not matter.
 
   Attributes:
-    width: channels, and half the size of the result.
+    width: channels of the first convolution, half the size of the result.
   """
 
   width: int
@@ -48,13 +48,13 @@ class TextEncoder(nn.Module):
 
 
 class Conditional(nn.Module):
-  """Predicts the noise of an image, or whatever has its shape, from all that it is shown.
+  """Predicts the noise of an image, or another array of its shape, from it and its conditions.
 
   Attributes:
     backbone: `(z, t, train, condition) -> (features, bottleneck)`, with an attribute `patch`.
     shape: of the image, [height, width, channels].
-    conditions: what may be known; values of the image's height and width become channels.
-    text_width: of the encoders of texts.
+    conditions: what may be given; values of the image's height and width become channels.
+    text_width: width of the text encoders.
   """
 
   backbone: nn.Module
@@ -67,24 +67,24 @@ class Conditional(nn.Module):
     self,
     z: Float[Array, "batch height width channels"],
     t: Float[Array, " batch"] | Float[Array, ""],
-    known: Mapping[str, tuple[Float[Array, " _"], Float[Array, "batch ..."]]],
+    given: Mapping[str, tuple[Float[Array, " _"], Float[Array, "batch ..."]]],
     train: bool = False,
   ) -> Float[Array, "batch height width channels"]:
-    """Predicts.
+    """Predicts for each row.
 
     Args:
       z: noisy images.
       t: times in [0, 1].
-      known: (flag, value) of conditions; the flag, one a row or one for all, is 1 where it is known
-        and 0 elsewhere. What is not in it is nowhere known.
+      given: (flag, value) of conditions; the flag, one per row or one for all, is 1 where the
+        condition is given and 0 elsewhere. A condition without an entry is given nowhere.
       train: whether dropout is on; it needs the key "dropout".
     """
-    shown = []
+    pairs = []
     for condition in self.conditions:
-      nowhere = jnp.zeros(1), jnp.zeros((len(z), *condition.shape))
-      flag, value = known.get(condition.name, nowhere)
+      absent = jnp.zeros(1), jnp.zeros((len(z), *condition.shape))
+      flag, value = given.get(condition.name, absent)
       if condition.text:
         value = TextEncoder(self.text_width, name=f"read_{condition.name}")(value)
-      shown.append((flag, value))
-    inputs, told = concat_conditioning(z, shown)
-    return ImageHead(self.shape, self.backbone.patch)(*self.backbone(inputs, t, train, told))
+      pairs.append((flag, value))
+    inputs, vector = concat_conditioning(z, pairs)
+    return ImageHead(self.shape, self.backbone.patch)(*self.backbone(inputs, t, train, vector))

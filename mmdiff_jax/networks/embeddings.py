@@ -16,7 +16,7 @@ MAX_FREQUENCY = 1000.0
 
 
 def sinusoidal(t: Float[Array, "*axes"], size: int) -> Float[Array, "*axes size"]:
-  """Cosines and sines of `t` at geometrically spaced angular frequencies.
+  """Returns cosines and sines of `t` at geometrically spaced angular frequencies.
 
   Args:
     t: times in [0, 1].
@@ -42,7 +42,7 @@ class MultiTimeEmbedding(nn.Module):
   Attributes:
     size: length of the embedding.
     features: number of sinusoidal features of each time, even.
-    dtype: of the computation behind these; parameters are float32.
+    dtype: of the computation after the sinusoids; parameters are float32.
   """
 
   size: int

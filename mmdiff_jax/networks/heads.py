@@ -1,7 +1,7 @@
-"""Heads of the U-Net: one modality's prediction each, from the features that all share.
+"""Heads of the U-Net: each predicts one modality from the features that all heads share.
 
-A head reads the features, one position a patch of the image, or the U-Net's bottleneck, or both.
-Its last layer starts at zero, and therefore its prediction: noise 0, even odds, the vector 0.
+A head reads the features, one position per patch of the image, or the U-Net's bottleneck, or both.
+Its last layer starts at zero, and so does its prediction: noise 0, equal logits, the vector 0.
 """
 
 from flax import linen as nn
@@ -14,18 +14,18 @@ from mmdiff_jax.networks.unet import groups
 def pooled(
   features: Float[Array, "batch _ _ channels"], bottleneck: Float[Array, "batch _ _ inner"]
 ) -> Float[Array, "batch channels+inner"]:
-  """Means of both over all positions."""
+  """Returns the means of both over all positions, concatenated."""
   return jnp.concatenate([features.mean(axis=(1, 2)), bottleneck.mean(axis=(1, 2))], axis=-1)
 
 
 class ImageHead(nn.Module):
   """GroupNorm, SiLU, 3 x 3 convolution: an image, the noise of one, or logits of a mask's classes.
 
-  Each position of the features makes a patch of pixels; patches that stand over are cut.
+  Each position of the features yields a patch of pixels; pixels beyond the shape are cut off.
 
   Attributes:
     shape: of the output, [height, width, channels].
-    patch: side of the patches.
+    patch: side of the patches, in pixels.
   """
 
   shape: tuple[int, int, int]
@@ -47,7 +47,7 @@ class ImageHead(nn.Module):
 
 
 class LabelHead(nn.Module):
-  """A linear classifier of both, pooled over positions; the bottleneck after GroupNorm and SiLU.
+  """A linear classifier of both inputs, pooled; the bottleneck first passes GroupNorm and SiLU.
 
   Attributes:
     num_classes: number of logits.
@@ -68,10 +68,10 @@ class LabelHead(nn.Module):
 
 
 class VectorHead(nn.Module):
-  """LayerNorm, a hidden layer four times as wide, SiLU and a linear layer on both, pooled.
+  """LayerNorm, a hidden layer four times as wide, SiLU and a linear layer on both inputs, pooled.
 
   Attributes:
-    size: size of the vector.
+    size: length of the vector.
   """
 
   size: int

@@ -1,10 +1,10 @@
-"""The multi-time denoiser of small latents: a tower for each modality, a trunk for all.
+"""The multi-time denoiser of small latents: one tower per modality, one trunk for all.
 
 The published score MLP (`mlp.ScoreMLP`) reads all latents through one linear layer. Here each
 modality first passes a tower of its own, conditioned on its own time: reading a clean latent that
-is given and cleaning a noisy one are different work, and a class that hides in a large latent must
-be dug out before the others can follow it. The trunk then mixes, and each output reads the trunk
-beside its own tower.
+is given and denoising a noisy one are different tasks, and a class hidden in a large latent must be
+extracted before the other modalities can follow it. The trunk then mixes all towers, and each
+output reads the trunk and its own tower.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ class LatentDenoiser(nn.Module):
     depth: residual blocks of the trunk.
     tower_width: width of the towers.
     tower_depth: residual blocks of a tower.
-    features: sinusoidal features of a time.
+    features: number of sinusoidal features of a time.
     dtype: of the computation, e.g. bfloat16; parameters and predictions stay float32.
   """
 
@@ -48,19 +48,19 @@ class LatentDenoiser(nn.Module):
     """Predicts for every modality of `x`; `t` has the same names, times in [0, 1]."""
     names = sorted(x)
     dense, block = (partial(layer, dtype=self.dtype) for layer in (nn.Dense, ResidualBlock))
-    own, towers = {}, {}
+    embeddings, towers = {}, {}
     for name in names:
       embedded = dense(self.features, name=f"time_{name}")(
         sinusoidal(jnp.atleast_1d(t[name]), self.features)
       )
-      own[name] = nn.silu(embedded)
+      embeddings[name] = nn.silu(embedded)
       h = dense(self.tower_width, name=f"in_{name}")(x[name])
       for i in range(self.tower_depth):
-        h = block(self.tower_width, name=f"tower_{name}_{i}")(h, own[name])
+        h = block(self.tower_width, name=f"tower_{name}_{i}")(h, embeddings[name])
       towers[name] = h
-    # Times may be scalars for some and one a row for others.
-    rows = max(embedding.shape[0] for embedding in own.values())
-    every = [jnp.broadcast_to(own[name], (rows, self.features)) for name in names]
+    # Some times may be scalars while others have one entry per row.
+    rows = max(embedding.shape[0] for embedding in embeddings.values())
+    every = [jnp.broadcast_to(embeddings[name], (rows, self.features)) for name in names]
     condition = nn.silu(dense(2 * self.features, name="time")(jnp.concatenate(every, -1)))
     h = dense(self.width, name="mix")(jnp.concatenate([towers[n] for n in names], -1))
     for i in range(self.depth):

@@ -18,14 +18,14 @@ from jaxtyping import Array, DTypeLike, Float
 from mmdiff_jax.networks import embeddings
 
 NUM_BLOCKS = 7
-EPSILON = 1e-6  # keeps a group of equal values finite
+EPSILON = 1e-6  # Keeps a group of equal values finite.
 
 
 class GroupNorm(nn.Module):
   """Normalises groups of neighbouring channels, then scales and shifts each channel.
 
-  Flax's own takes any axes and reads the input more often: at 1,000 rows on a CPU it is twice as
-  slow, and a third of this network's time.
+  Flax's GroupNorm takes any axes and reads the input more often: at 1,000 rows on a CPU it is twice
+  as slow, and a third of this network's time.
 
   Attributes:
     groups: number of groups, a divisor of the number of channels.
@@ -37,7 +37,7 @@ class GroupNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "batch channels"]) -> Float[Array, "batch channels"]:
-    """Brings each group of each row to mean 0 and variance 1; the rest is learned."""
+    """Brings each group of each row to mean 0 and variance 1; scale and bias are learned."""
     scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
     bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
     precise = jnp.promote_types(x.dtype, jnp.float32)
@@ -95,10 +95,10 @@ class ScoreMLP(nn.Module):
     x: Mapping[str, Float[Array, "batch _"]],
     t: Mapping[str, Float[Array, ""] | Float[Array, " batch"]],
   ) -> dict[str, Float[Array, "batch _"]]:
-    """Predicts for each modality an array of its own shape.
+    """Predicts one array for each modality, of the modality's shape.
 
     Args:
-      x: noised latents.
+      x: perturbed latents.
       t: one time in [0, 1] for each modality of `x`.
 
     Returns:

@@ -1,8 +1,8 @@
 """One backbone in a space that several modalities share: encoders into it, heads out of it.
 
-A modality's *value* is what a head predicts the mean of: an image in [-1, 1], a vector as it is,
-the probabilities of a category's classes on a last axis. All encoders are affine in the value, so
-that the encoded mean is the mean of what is encoded.
+A modality's *value* is the array whose mean a head predicts: an image in [-1, 1], an unchanged
+vector, the probabilities of a category's classes on a last axis. All encoders are affine in the
+value, so that encoding the mean gives the mean of the encodings.
 """
 
 from collections.abc import Mapping
@@ -24,18 +24,18 @@ Values = Mapping[str, Float[Array, "batch ..."]]
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """One modality, as the network sees it.
+  """One modality as the network reads it.
 
   Attributes:
     name: of the modality.
     shape: of its value, without the batch axis.
     categorical: whether the value's last axis has probabilities.
     encoder: "identity", for values of the space's own shape; "embedding", a learned linear map,
-      pixel by pixel if the value has the space's height and width; or "frozen", the same map as it
-      was drawn, never trained.
+      pixel by pixel if the value has the space's height and width; or "frozen", the same map at
+      its initial weights, never trained.
 
   Raises:
-    ValueError: an unknown encoder.
+    ValueError: the encoder is unknown.
   """
 
   name: str
@@ -53,17 +53,17 @@ class Part:
 class Multitask(nn.Module):
   """The backbone, a head for the noise, and an encoder and a head for each modality.
 
-  An embedding is kept at a root mean square of about 1 a component (for one-hot values, and for
-  others of uncorrelated components of that size), so that training does not drown the noise in it.
+  An embedding is kept at a root mean square of about 1 per component (for one-hot values, and for
+  others with uncorrelated components of that size), so that training cannot drown the noise in it.
 
   Attributes:
     backbone: `(z, t, train, condition) -> (features, bottleneck)`, with an attribute `patch`:
-      features have one position for each patch of so many pixels a side.
+      features have one position for each patch of so many pixels per side.
     space: shape of the shared space, [height, width, channels].
     parts: the modalities.
-    heads: whether they have heads; the noise always has.
-    informed: whether the backbone is also shown what is known: E_i(x_i) of a modality of the
-      space's height and width, and x_i of any other.
+    heads: whether the modalities have heads; the noise always has one.
+    informed: whether the backbone also reads what is given: E_i(x_i) of a modality of the space's
+      height and width, and x_i of any other.
   """
 
   backbone: nn.Module
@@ -73,7 +73,7 @@ class Multitask(nn.Module):
   informed: bool
 
   def setup(self):
-    """Makes the heads and the learned maps."""
+    """Creates the heads and the learned maps."""
     self.noise_head = ImageHead(self.space, self.backbone.patch)
     self.part_heads = {p.name: self._head(p) for p in self.parts if self.heads}
     kernels = {}
@@ -98,7 +98,7 @@ class Multitask(nn.Module):
     return VectorHead(math.prod(part.shape))
 
   def encode(self, values: Values) -> dict[str, Float[Array, "batch height width channels"]]:
-    """E_i(x_i) of each value."""
+    """Returns E_i(x_i) of each value."""
     encoded = {}
     for part in self.parts:
       if part.name not in values:
@@ -120,29 +120,29 @@ class Multitask(nn.Module):
     self,
     z: Float[Array, "batch height width channels"],
     t: Float[Array, " batch"] | Float[Array, ""],
-    known: Mapping[str, tuple[Float[Array, " batch"], Float[Array, "batch ..."]]],
+    given: Mapping[str, tuple[Float[Array, " batch"], Float[Array, "batch ..."]]],
     train: bool = False,
   ) -> tuple[Float[Array, "batch height width channels"], dict[str, Float[Array, "batch ..."]]]:
-    """Predicts the noise, and each modality.
+    """Predicts the noise and each modality.
 
     Args:
       z: points of the shared space.
       t: times in [0, 1].
-      known: for an informed network (flag, value) of modalities; the flag is 1 in the rows in which
-        it is known and 0 elsewhere. What is not in it is nowhere known.
+      given: for an informed network (flag, value) of modalities; the flag is 1 in the rows in which
+        the modality is given and 0 elsewhere. A modality without an entry is given nowhere.
       train: whether dropout is on.
 
     Returns:
-      The noise, and for each modality the mean of its value, or logits.
+      The noise, and for each modality the mean of its value or its logits.
     """
-    shown = []
+    pairs = []
     for part in self.parts if self.informed else ():
-      nowhere = jnp.zeros(len(z)), jnp.zeros((len(z), *part.shape))
-      flag, value = known.get(part.name, nowhere)
+      absent = jnp.zeros(len(z)), jnp.zeros((len(z), *part.shape))
+      flag, value = given.get(part.name, absent)
       if self._is_image(part):
         value = self.encode({part.name: value})[part.name]
-      shown.append((flag, value))
-    inputs, condition = concat_conditioning(z, shown)
+      pairs.append((flag, value))
+    inputs, condition = concat_conditioning(z, pairs)
     hidden = self.backbone(inputs, t, train, condition)
     predicted = {
       part.name: self.part_heads[part.name](*hidden).reshape(-1, *part.shape)
@@ -152,7 +152,7 @@ class Multitask(nn.Module):
     return self.noise_head(*hidden), predicted
 
   def initialise(self, values: Values) -> None:
-    """Meets all parameters, for `init`."""
+    """Calls all layers, so that `init` creates all parameters."""
     self.encode(values)
     rows = len(next(iter(values.values())))
     self(jnp.zeros((rows, *self.space)), jnp.zeros(rows), {})

@@ -1,8 +1,7 @@
-"""Pretrained networks of the user's: a frozen autoencoder or prompt encoder in place of ours.
+"""A user's pretrained networks: a frozen autoencoder or prompt encoder in place of ours.
 
 The config names a function, `my_package.my_module:function`, which takes the `Modality` and returns
-a `Pretrained`: parameters and pure functions of them, from whatever library. They are never
-trained.
+a `Pretrained`: parameters and pure functions of them, from any library. They are never trained.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,20 +18,20 @@ from mmdiff_jax.errors import UserError
 from mmdiff_jax.modalities import Modality
 from mmdiff_jax.networks.prompts import unit
 
-_BATCH = 5  # Examples in the trial of shapes: any number that is not likely to be a size.
+_BATCH = 5  # Examples in the check of shapes: any number that is unlikely to be a size.
 
 
 class Pretrained(NamedTuple):
-  """What a user's function returns.
+  """The return value of a user's function.
 
   Attributes:
-    params: any pytree of arrays. The run's checkpoints keep them, and all that is trained upon them
-      goes on with these, whatever the function brings later.
-    encode: `(params, x) -> z`, pure: a batch in the model's view (see `Modality`) to float32
-      [batch, latent]; of a video whose latents are those of its frames, [batch, frames, latent].
-      Thousands of examples may come at once.
-    decode: `(params, z) -> x`, pure: the way back, of the view's shape and type. A prompt encoder
-      needs none.
+    params: any pytree of arrays. The run's checkpoints keep them, and everything that is trained on
+      top of them continues with these, whatever the function returns later.
+    encode: `(params, x) -> z`, pure: a batch of model inputs (see `Modality`) to float32
+      [batch, latent]; for a video with one latent per frame, [batch, frames, latent]. It may be
+      called with thousands of examples at once.
+    decode: `(params, z) -> x`, pure: back to the shape and type of the model input. A prompt
+      encoder needs none.
   """
 
   params: Any
@@ -45,9 +44,9 @@ class PretrainedModule:
   """A `Pretrained` with the interface of a Flax module.
 
   Attributes:
-    network: what the user's function returned.
-    latent: size of what it encodes to.
-    path: where it came from.
+    network: the return value of the user's function.
+    latent: size of an encoding.
+    path: of the user's function, for messages.
   """
 
   network: Pretrained
@@ -56,116 +55,126 @@ class PretrainedModule:
 
   @property
   def entry(self) -> dict[str, Any]:
-    """The parameters as an entry of a framework's: leaves by number, in the order of the pytree.
+    """The parameters as an entry of a framework's params: leaves by number, in the pytree's order.
 
-    Checkpoints give back dicts and arrays, whatever containers the pytree had.
+    Checkpoints restore dicts and arrays, whatever containers the pytree had.
     """
     return {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(self.network.params))}
 
   def apply(
     self, entry: Mapping[str, Any], x: Shaped[Array, "batch ..."], method: str = "encode"
   ) -> Shaped[Array, "batch ..."]:
-    """Encodes, or with the method "decode" decodes, by the parameters in `entry`.
+    """Encodes, or with the method "decode" decodes, with the parameters in `entry`.
 
     Raises:
-      UserError: the function brings other parameters now than when the entry was made.
+      UserError: the function now returns parameters of other shapes than those of the entry.
     """
-    own = self.entry
-    if {n: jnp.shape(leaf) for n, leaf in own.items()} != {n: x.shape for n, x in entry.items()}:
+    leaves = self.entry
+    if {n: jnp.shape(leaf) for n, leaf in leaves.items()} != {n: x.shape for n, x in entry.items()}:
       raise UserError(
-        f"{self.path} brings parameters of other shapes than those that this run keeps in its"
-        " checkpoint. Go back to the version that the run was trained with, or train another."
+        f"{self.path} returns parameters of other shapes than those in this run's checkpoint. Go"
+        " back to the version that the run was trained with, or train a new run."
       )
     structure = jax.tree.structure(self.network.params)
-    params = jax.tree.unflatten(structure, [entry[name] for name in own])
+    params = jax.tree.unflatten(structure, [entry[name] for name in leaves])
     return getattr(self.network, method)(params, x)
 
 
 def autoencoder(modality: Modality, path: str, latent: int, *, frames: bool) -> PretrainedModule:
-  """The autoencoder that `config.autoencoder.NAME.pretrained` names.
+  """Loads the autoencoder that `config.autoencoder.NAME.pretrained` names.
 
   Args:
-    modality: what it is of.
+    modality: what the autoencoder encodes.
     path: `my_package.my_module:function`.
     latent: `config.autoencoder.NAME.latent`.
-    frames: whether the view's first axis is one of the latent's, too.
+    frames: whether the latent keeps the first axis of the model input, that of frames.
 
   Raises:
-    UserError: there is no such function, or what it brings has other shapes or types.
+    UserError: there is no such function, or its networks have other shapes or types.
   """
   size = f"config.autoencoder.{modality.name}"
-  said = f"{size}.pretrained is {path!r}"
-  network = _bring(modality, path, said)
+  setting = f"{size}.pretrained is {path!r}"
+  network = _load(modality, path, setting)
   if network.decode is None:
-    raise UserError(f"{said}, which brings no decode; an autoencoder needs Pretrained(.., decode).")
-  x = _view(modality)
+    raise UserError(
+      f"{setting}, which returns no decode; an autoencoder needs Pretrained(.., decode)."
+    )
+  x = _model_input(modality)
   shape = (*x.shape[: 1 + frames], latent)
   z = jax.ShapeDtypeStruct(shape, jnp.float32)
-  remedy = f"as {size}.latent={latent} says. Set that, or flatten what encode gives"
-  _check(f"{said}, whose encode makes", network.encode, network.params, x, z, remedy)
-  remedy = f"as the model's view of {modality.name!r} is"
-  _check(f"{said}, whose decode makes", network.decode, network.params, z, x, remedy)
+  remedy = f"as {size}.latent={latent} says. Change that field, or flatten encode's result"
+  _check(f"{setting}, whose encode returns", network.encode, network.params, x, z, remedy)
+  remedy = f"as the model input of {modality.name!r}"
+  _check(f"{setting}, whose decode returns", network.decode, network.params, z, x, remedy)
   return PretrainedModule(network, latent, path)
 
 
 def prompt_encoder(modality: Modality, path: str, size: int) -> PretrainedModule:
-  """The prompt encoder of `config.bridging.pretrained.NAME`, its vectors brought to length 1.
+  """Loads the prompt encoder of `config.bridging.pretrained.NAME`, its vectors scaled to length 1.
 
   Args:
-    modality: what it reads.
+    modality: what the encoder reads.
     path: `my_package.my_module:function`.
     size: `config.bridging.network.size`.
 
   Raises:
-    UserError: there is no such function, or what it brings has other shapes or types.
+    UserError: there is no such function, or its network has other shapes or types.
   """
-  said = f"config.bridging.pretrained.{modality.name} is {path!r}"
-  network = _bring(modality, path, said)
+  setting = f"config.bridging.pretrained.{modality.name} is {path!r}"
+  network = _load(modality, path, setting)
   z = jax.ShapeDtypeStruct((_BATCH, size), jnp.float32)
   remedy = f"as config.bridging.network.size={size} says; all prompts have one size"
-  _check(f"{said}, whose encode makes", network.encode, network.params, _view(modality), z, remedy)
+  _check(
+    f"{setting}, whose encode returns",
+    network.encode,
+    network.params,
+    _model_input(modality),
+    z,
+    remedy,
+  )
   directions = network._replace(encode=lambda params, x: unit(network.encode(params, x)))
   return PretrainedModule(directions, size, path)
 
 
-def _bring(modality: Modality, path: str, said: str) -> Pretrained:
-  """Calls the user's function."""
+def _load(modality: Modality, path: str, setting: str) -> Pretrained:
+  """Imports and calls the user's function."""
   if not re.fullmatch(r"\w+(\.\w+)*:\w+", path):
-    raise UserError(f"{said}; it must be of the form my_package.my_module:function.")
-  where, name = path.split(":")
+    raise UserError(f"{setting}; it must be of the form my_package.my_module:function.")
+  module_name, name = path.split(":")
   try:
-    module = importlib.import_module(where)
+    module = importlib.import_module(module_name)
   except ImportError as error:
     raise UserError(
-      f"{said}, but {where} cannot be imported ({error}). It is looked for in the folder where you"
-      " start the program, in PYTHONPATH and among what is installed."
+      f"{setting}, but {module_name} cannot be imported ({error}). It is searched for in the folder"
+      " where you start the program, in PYTHONPATH and among the installed packages."
     ) from error
   function = getattr(module, name, None)
   if not callable(function):
-    raise UserError(f"{said}, but {module} has no function {name!r}.")
+    raise UserError(f"{setting}, but {module} has no function {name!r}.")
   network = function(modality)
   if not isinstance(network, Pretrained):
     raise UserError(
-      f"{said}, which returned {type(network).__name__} for the modality {modality.name!r}; it must"
-      f" return {Pretrained.__module__}.Pretrained."
+      f"{setting}, which returned {type(network).__name__} for the modality {modality.name!r}; it"
+      f" must return {Pretrained.__module__}.Pretrained."
     )
   return network
 
 
-def _view(modality: Modality) -> jax.ShapeDtypeStruct:
+def _model_input(modality: Modality) -> jax.ShapeDtypeStruct:
   dtype = jnp.int32 if modality.num_classes else jnp.float32
   return jax.ShapeDtypeStruct((_BATCH, *modality.shape), dtype)
 
 
-def _check(said, function, params, given, wanted, remedy) -> None:
-  found = jax.eval_shape(function, params, given)
-  if _words(found) != _words(wanted):
+def _check(subject, function, params, inputs, expected, remedy) -> None:
+  output = jax.eval_shape(function, params, inputs)
+  if _description(output) != _description(expected):
     raise UserError(
-      f"{said} {_words(found)} of {_words(given)}; it must be {_words(wanted)}, {remedy}."
+      f"{subject} {_description(output)} for {_description(inputs)}; it must be"
+      f" {_description(expected)}, {remedy}."
     )
 
 
-def _words(found: Any) -> str:
-  if not hasattr(found, "shape"):
-    return f"a {type(found).__name__}"
-  return f"{found.dtype} {list(found.shape)}"
+def _description(output: Any) -> str:
+  if not hasattr(output, "shape"):
+    return f"a {type(output).__name__}"
+  return f"{output.dtype} {list(output.shape)}"

@@ -1,4 +1,4 @@
-"""Prompt encoders: C(x) of a modality, as directions in a space that all modalities share."""
+"""Prompt encoders: C(x) of a modality, a direction in a space that all modalities share."""
 
 from flax import linen as nn
 import jax
@@ -9,20 +9,20 @@ from mmdiff_jax.networks.conditional import TextEncoder
 
 
 def unit(h: Float[Array, "batch size"]) -> Float[Array, "batch size"]:
-  """Each vector at length 1, but for one that is all but 0."""
-  # A norm has no gradient at 0: a row of zeros is divided by that of another one.
+  """Returns each vector scaled to length 1, except one that is nearly 0."""
+  # A norm has no gradient at 0: a row of zeros is divided by the norm of another row.
   other = jnp.where(jnp.any(h != 0, axis=-1, keepdims=True), h, 1.0)
   return h / jnp.maximum(jnp.linalg.norm(other, axis=-1, keepdims=True), 1e-6)
 
 
 class PromptEncoder(nn.Module):
-  """Maps a view to a unit vector.
+  """Maps a model input to a unit vector.
 
   Attributes:
-    kind: of the modality, as `Modality.kind`; a text is read by its characters, a video frame by
-      frame, what has a height and a width by convolutions, all else whole.
-    num_classes: of the view, 0 if it has none.
-    size: of the vector.
+    kind: of the modality, as `Modality.kind`; a text is read character by character, a video frame
+      by frame, inputs with a height and a width by convolutions, all others as one vector.
+    num_classes: of the model input, 0 if it has none.
+    size: length of the vector.
     width: of the hidden layers.
   """
 
@@ -33,7 +33,7 @@ class PromptEncoder(nn.Module):
 
   @nn.compact
   def __call__(self, x: Shaped[Array, "batch ..."]) -> Float[Array, "batch {self.size}"]:
-    """Encodes each view."""
+    """Encodes each row."""
     x = jax.nn.one_hot(x, self.num_classes) if self.num_classes else 2.0 * x - 1.0
     if self.kind == "text":
       h = TextEncoder(self.width, name="text")(x)

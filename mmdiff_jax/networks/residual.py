@@ -1,4 +1,4 @@
-"""Residual MLP: what the autoencoders and the latent denoiser are made of."""
+"""Residual MLP, of which the autoencoders and the latent denoiser are built."""
 
 from flax import linen as nn
 from jaxtyping import Array, DTypeLike, Float
@@ -30,7 +30,7 @@ class ResidualBlock(nn.Module):
       scale, shift = (nn.Dense(channels, dtype=self.dtype)(condition) for _ in range(2))
       h = h * (1.0 + scale) + shift
     h = nn.silu(nn.Dense(self.width, dtype=self.dtype)(h))
-    # A small start keeps the stack near the identity, where deep stacks train well.
+    # A small initial scale keeps the stack near the identity, where deep stacks train well.
     small = nn.initializers.variance_scaling(0.1, "fan_in", "normal")
     return x + nn.Dense(channels, kernel_init=small, dtype=self.dtype)(h)
 

@@ -1,10 +1,10 @@
-"""A denoiser of one modality's latent, and of the latents of a video's frames.
+"""A denoiser of one modality's latent, or of the latents of a video's frames.
 
 A latent is a few tokens. Blocks are those of a diffusion transformer (Peebles and Xie 2023, "adaLN
-zero"): what the time and the prompt say scales, shifts and gates every branch. For a video the same
-network reads every frame, and after each block two layers are put in between that mix frames. Each
-block may also attend to tokens of other modalities. What is put in ends in a layer that starts at
-zero, so that it changes nothing until it is trained.
+zero"): an embedding of time and prompt scales, shifts and gates every branch. For a video the same
+network reads every frame, and each block is followed by two layers that mix frames. Each block may
+also attend to tokens of other modalities. These additions end in a layer that starts at zero, so
+that they change nothing until they are trained.
 """
 
 from functools import partial
@@ -19,16 +19,16 @@ ZEROS = nn.initializers.zeros
 
 
 def shift_frames(
-  h: Float[Array, "batch frames tokens width"], share: float = 0.25
+  h: Float[Array, "batch frames tokens width"], fraction: float = 0.25
 ) -> Float[Array, "batch frames tokens width"]:
-  """Moves the first channels of each frame to the next one, and as many others to the one before.
+  """Moves the first channels of each frame to the next one, and as many others to the previous one.
 
   Args:
-    h: features; frame i of the result has from frame i - 1 its first `share` of the channels, from
-      frame i + 1 the second, and the rest of its own. Beyond the ends there are zeros.
-    share: of the channels, at most a half.
+    h: features; frame i of the result takes the first `fraction` of its channels from frame i - 1,
+      the second from frame i + 1, and the rest from itself. Beyond the ends there are zeros.
+    fraction: of the channels, at most a half.
   """
-  group = int(share * h.shape[-1])
+  group = int(fraction * h.shape[-1])
   none = jnp.zeros_like(h[:, :1])
   later = jnp.concatenate([none, h[:, :-1]], axis=1)[..., :group]
   earlier = jnp.concatenate([h[:, 1:], none], axis=1)[..., group : 2 * group]
@@ -52,26 +52,26 @@ class Attention(nn.Module):
     h: Float[Array, "*axes queries width"],
     context: Float[Array, "*axes keys _"] | None = None,
   ) -> Float[Array, "*axes queries width"]:
-    """What is to be added to `h`."""
-    own = nn.LayerNorm(dtype=self.dtype, name="norm")(h)
-    read = own if context is None else context
+    """Returns the term to be added to `h`."""
+    queries = nn.LayerNorm(dtype=self.dtype, name="norm")(h)
+    keys = queries if context is None else context
     return nn.MultiHeadDotProductAttention(
       self.heads, self.dtype, qkv_features=h.shape[-1], out_kernel_init=ZEROS, name="attend"
-    )(own, read)
+    )(queries, keys)
 
 
 class LatentTransformer(nn.Module):
-  """Predicts the noise, or whatever has the latent's shape.
+  """Predicts the noise, or another array of the latent's shape.
 
-  Parameters of the layers that read other modalities have names that begin with `cross`; they are
-  there once a context has been met.
+  Parameters of the layers that read other modalities have names that begin with `cross`; they exist
+  only if the network was initialised with a context.
 
   Attributes:
     width: of the features.
     depth: number of blocks.
-    heads: of attention, a divisor of the width.
-    hidden: of a block's two-layer perceptron.
-    features: sinusoidal features of a time.
+    heads: number of attention heads, a divisor of the width.
+    hidden: hidden size of a block's two-layer perceptron.
+    features: number of sinusoidal features of a time.
     dtype: of the computation, e.g. bfloat16; parameters and results stay float32.
   """
 
@@ -93,10 +93,10 @@ class LatentTransformer(nn.Module):
     """Predicts for each row.
 
     Args:
-      z: latents at their times; one frame but for videos.
+      z: latents at their times; one frame, except for videos.
       t: times in [0, 1]; a scalar serves all rows.
-      prompt: embeddings of what is given; zeros are no prompt.
-      context: tokens of other modalities; None leaves out what reads them.
+      prompt: embeddings of what is given; zeros mean no prompt.
+      context: tokens of other modalities; None leaves out the layers that read them.
     """
     frames, tokens = z.shape[1:3]
     dense, norm = (partial(layer, dtype=self.dtype) for layer in (nn.Dense, nn.LayerNorm))
@@ -123,7 +123,7 @@ class LatentTransformer(nn.Module):
         h = h + gate * x
       if frames > 1:
         h = h + dense(self.width, kernel_init=ZEROS, name=f"shift_{i}")(shift_frames(h))
-        # Attention knows no order but by this.
+        # Without this, attention would not know the order of frames.
         order = sinusoidal(jnp.arange(frames) / frames, self.width)[:, None]
         by_token = jnp.swapaxes(h + order.astype(h.dtype), 1, 2)
         h = h + jnp.swapaxes(Attention(self.heads, self.dtype, name=f"frames_{i}")(by_token), 1, 2)
@@ -138,13 +138,13 @@ class LatentTransformer(nn.Module):
 
 
 class Environment(nn.Module):
-  """V: a noisy latent, as tokens in a space that all modalities share.
+  """V: encodes a noisy latent as tokens in a space that all modalities share.
 
   Attributes:
-    tokens: how many. Attention to a single one is no choice: it adds the same to all that reads.
+    tokens: their number. Attention to a single token has no choice: every reader gets the same.
     size: of a token.
     width: of the two hidden layers.
-    features: sinusoidal features of a time.
+    features: number of sinusoidal features of a time.
     dtype: of the computation, e.g. bfloat16; parameters and results stay float32.
   """
 

@@ -1,14 +1,15 @@
 """U-Net of the guided-diffusion kind (Dhariwal and Nichol 2021, appendix A; the ADM network).
 
-Residual blocks whose second norm is scaled and shifted by the time, attention where the config
-says, resampling inside residual blocks, a skip from every block on the way down to one on the way
-up. As published, but for two things: sizes need not be powers of 2, and queries, keys and values
-have no bias (the norm before them has one). At the published ImageNet-64 size (width 192,
-multipliers 1, 2, 3, 4, 3 blocks, attention at 32, 16, 8) the features and an `ImageHead` of 3
-channels have 295,092,675 parameters. The published network has 295.90 M: 0.77 M for its classes'
-embedding, 5 k for the variances that it predicts beside the noise and 38 k for those biases.
+Residual blocks whose second norm is scaled and shifted by the time, attention at the heights that
+the config names, resampling inside residual blocks, a skip from every block on the way down to one
+on the way up. It is as published except for two things: sizes need not be powers of 2, and queries,
+keys and values have no bias (the norm before them has one). At the published ImageNet-64 size
+(width 192, multipliers 1, 2, 3, 4, 3 blocks, attention at 32, 16, 8) the features and an
+`ImageHead` of 3 channels have 295,092,675 parameters. The published network has 295.90 M: 0.77 M
+more for its class embedding, 5 k for the variances that it predicts beside the noise and 38 k for
+those biases.
 
-The backbone ends in features at its highest resolution; `heads` turn them into predictions.
+The backbone outputs features at its highest resolution; `heads` turn them into predictions.
 """
 
 from collections.abc import Callable
@@ -23,17 +24,17 @@ from jaxtyping import Array, DTypeLike, Float
 from mmdiff_jax.networks.embeddings import sinusoidal
 
 MAX_GROUPS = 32
-MIN_GROUP = 4  # channels; with 1 a norm would hide each channel's mean
+MIN_GROUP = 4  # Channels; with 1 a norm would remove each channel's mean.
 
 
 def groups(channels: int) -> int:
-  """Groups of a GroupNorm: as many as divide, up to `MAX_GROUPS`, of `MIN_GROUP` or more."""
+  """Returns the most groups of `MIN_GROUP` or more that divide the channels, up to `MAX_GROUPS`."""
   most = max(1, min(MAX_GROUPS, channels // MIN_GROUP))
   return max(count for count in range(1, most + 1) if channels % count == 0)
 
 
 def halve(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch _ _ channels"]:
-  """Means of 2 x 2 neighbours; of an odd size the last row or column stands alone (7 -> 4)."""
+  """Averages 2 x 2 neighbours; with an odd size the last row or column is alone (7 -> 4)."""
   odd = (x.shape[1] % 2, x.shape[2] % 2)
   if any(odd):
     x = jnp.pad(x, ((0, 0), (0, odd[0]), (0, odd[1]), (0, 0)), mode="edge")
@@ -44,20 +45,20 @@ def halve(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch
 def double(
   x: Float[Array, "batch _ _ channels"], height: int, width: int
 ) -> Float[Array, "batch {height} {width} channels"]:
-  """Each value four times, cut to the size that `halve` came from (4 -> 8 or 7)."""
+  """Repeats each value 2 x 2 times, cut to the size before `halve` (4 -> 8 or 7)."""
   return x.repeat(2, axis=1).repeat(2, axis=2)[:, :height, :width]
 
 
 class ResBlock(nn.Module):
   """x + two of (GroupNorm, SiLU, 3 x 3 convolution), the second norm scaled and shifted by time.
 
-  The second convolution starts at zero, the block therefore as the identity (or a projection).
+  The second convolution starts at zero, so that the block starts as the identity or a projection.
 
   Attributes:
     channels: channels of the output.
     dropout: rate of dropout before the second convolution.
     train: whether dropout is on.
-    resample: applied to `x` and, before the first convolution, to what is added to it.
+    resample: applied to `x` and, before the first convolution, to the branch that is added to it.
     dtype: of the computation; parameters are float32.
   """
 
@@ -75,8 +76,8 @@ class ResBlock(nn.Module):
     h = nn.silu(nn.GroupNorm(groups(x.shape[-1]), dtype=self.dtype)(x))
     h, x = self.resample(h), self.resample(x)
     h = nn.Conv(self.channels, (3, 3), dtype=self.dtype)(h)
-    moved = nn.Dense(2 * self.channels, dtype=self.dtype)(time)[:, None, None, :]
-    scale, shift = jnp.split(moved, 2, axis=-1)
+    modulation = nn.Dense(2 * self.channels, dtype=self.dtype)(time)[:, None, None, :]
+    scale, shift = jnp.split(modulation, 2, axis=-1)
     h = nn.GroupNorm(groups(self.channels), dtype=self.dtype)(h) * (1.0 + scale) + shift
     h = nn.Dropout(self.dropout, deterministic=not self.train)(nn.silu(h))
     h = nn.Conv(self.channels, (3, 3), kernel_init=nn.initializers.zeros, dtype=self.dtype)(h)
@@ -86,7 +87,7 @@ class ResBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-  """x + Linear(attention of all positions to all(GroupNorm(x))), the linear layer zero at first.
+  """x + Linear(self-attention over all positions of GroupNorm(x)); the linear layer starts at zero.
 
   Attributes:
     head_channels: channels of a head, a divisor of the channels of `x`.
@@ -105,7 +106,7 @@ class SelfAttention(nn.Module):
     if channels % self.head_channels:
       raise ValueError(
         f"UNet: heads of {self.head_channels} channels do not divide the {channels} channels at "
-        f"height {height}, where it attends. Choose head_channels that divides all of them."
+        f"height {height}, which has attention. Choose head_channels that divides all of them."
       )
     h = nn.GroupNorm(groups(channels), dtype=self.dtype)(x)
     h = nn.Dense(3 * channels, use_bias=False, dtype=self.dtype)(h)
@@ -116,22 +117,22 @@ class SelfAttention(nn.Module):
 
 
 class UNet(nn.Module):
-  """Maps a noisy image and its time to features at its first and its last level.
+  """Maps a noisy image and its time to features at the first and the last level.
 
-  With `patch` = p the net runs at 1 / p of the image's height and width: it reads p x p pixels at
-  once, and a head writes as many. On a small budget this pays: the cost of a layer falls by p^2,
-  and its parameters stay. Heights of the levels are ceil(height / p), then ceil-halved at each: any
-  size goes, 28 -> 14 -> 7 -> 4.
+  With `patch` = p the network runs at 1 / p of the image's height and width: it reads p x p pixels
+  at once, and a head writes as many. On a small budget this pays: the cost of a layer falls by p^2,
+  and its parameters stay the same. The first level has height ceil(height / p), each further one
+  half of the one before, rounded up, so that any size works: 28 -> 14 -> 7 -> 4.
 
   Attributes:
     width: channels of the first layer, even (half of the time's features are cosines).
     multipliers: channels of each level, in widths; the first is 1.
-    blocks: residual blocks a level on the way down; one more on the way up.
-    attention: heights (of levels) at which blocks attend, of which the middle is one if named.
+    blocks: residual blocks per level on the way down; one more on the way up.
+    attention: heights of the levels whose blocks attend; the middle attends if the last is named.
     head_channels: channels of an attention head.
     dropout: rate of dropout in residual blocks.
     patch: side of the patches.
-    remat: recompute the insides of blocks for the gradient: less memory, one more forward pass.
+    remat: recompute activations inside blocks for the gradient: less memory, one more forward pass.
     dtype: of the computation, e.g. bfloat16; parameters stay float32.
   """
 
@@ -160,12 +161,12 @@ class UNet(nn.Module):
 
     Args:
       z: noisy images.
-      t: times in [0, 1] (of discrete steps: step / T); a scalar serves all rows.
+      t: times in [0, 1] (for discrete steps: step / T); a scalar serves all rows.
       train: whether dropout is on; it needs the key "dropout".
-      condition: what every block is told together with the time; 0 says nothing.
+      condition: added, by a linear map, to the time embedding of every block; 0 has no effect.
 
     Returns:
-      Features, one position a patch, and the bottleneck, in the type of `z`.
+      Features, one position per patch, and the bottleneck, in the type of `z`.
 
     Raises:
       ValueError: the first multiplier is not 1, no level has a height named in `attention`, or

@@ -116,7 +116,7 @@ def make_train_step(
     state: TrainState, meter: Meter, frozen: Params, key: Array, batch: Batch
   ) -> tuple[TrainState, Meter]:
     key = jax.random.fold_in(key, state.step)
-    params = parallel.whole(layout, state.params)
+    params = parallel.gather(layout, state.params)
     if layout.kind == "jit" and settings.accumulate == 1:
       grads, values = gradients(params, frozen, key, batch)
     else:

@@ -59,7 +59,7 @@ def check(
       kept.
   """
   base.check_stages(framework, stages)
-  layout = parallel.layout_of(**config.parallel)
+  layout = parallel.make_layout(**config.parallel)
   if config.monitor.keep < 1:
     raise UserError(
       f"config.monitor.keep is {config.monitor.keep}: at least the last checkpoint must be kept, 1."
@@ -94,10 +94,10 @@ def train(
 
   Args:
     framework: what to train.
-    config: `seed`, `parallel` (see `parallel.layout_of`) and `monitor` are read here: `log_every`,
-      `report_every`, `checkpoint_every` in steps, `keep`, how many of the last checkpoints stay,
-      `best`, the metric of which the lowest one's stays, too, and `stall_timeout` (see
-      `monitoring.Monitor`); all of it is kept in the workdir.
+    config: `seed`, `parallel` (see `parallel.make_layout`) and `monitor` are read here:
+      `log_every`, `report_every`, `checkpoint_every` in steps, `keep`, how many of the last
+      checkpoints stay, `best`, the metric of which the lowest one's stays, too, and `stall_timeout`
+      (see `monitoring.Monitor`); all of it is kept in the workdir.
     workdir: takes the checkpoints, `config.json`, `data.json`, `metrics.jsonl` and TensorBoard's
       files; a folder or `gs://BUCKET/FOLDER`.
     train_data: the training split, arrays or columns whose first axis is the example.

@@ -1,4 +1,4 @@
-"""What holds of every autoencoder, and what each promises beyond it."""
+"""Tests of the properties of all autoencoders, and of those specific to each."""
 
 import dataclasses
 
@@ -74,7 +74,7 @@ def test_signal_loss_is_its_likelihood(likelihood, expected):
   codec = signal(likelihood)
   x = jax.random.uniform(jax.random.key(1), (3, 4, 4, 1))
   params = codec.init(jax.random.key(0), method=both(codec, x))
-  # Shrunk towards its bias, so that no mean is clipped.
+  # Parameters are shrunk, so that no mean is clipped.
   params = jax.tree.map(lambda p: 0.3 * p, params)
   z = codec.apply(params, x, method="encode")
   mean = np.asarray(codec.apply(params, z, method="decode"), np.float64)
@@ -82,8 +82,8 @@ def test_signal_loss_is_its_likelihood(likelihood, expected):
   np.testing.assert_allclose(loss, expected(np.asarray(x), mean), rtol=1e-4)
 
 
-def test_trajectories_that_leave_the_canvas_are_taken_as_they_are():
-  """Their codes tell them apart; what is decoded ends at the edge."""
+def test_trajectories_beyond_the_canvas_are_encoded_unclipped():
+  """Their codes differ; decoded trajectories end at the edge."""
   x = jnp.stack([jnp.linspace(a, b, 16).reshape(8, 2) for a, b in ((0, 1), (-0.3, 1), (0, 1.3))])
   codec = SignalAutoencoder((8, 2), 4, 32, 1, "gaussian")
   params, loss = fit(codec, x)
@@ -92,7 +92,7 @@ def test_trajectories_that_leave_the_canvas_are_taken_as_they_are():
   np.testing.assert_allclose(back, np.clip(x, 0, 1), atol=0.1)
 
 
-def test_unbounded_views_come_back_wherever_they_are():
+def test_unbounded_inputs_are_reconstructed_at_any_value():
   x = 3.0 * jax.random.normal(jax.random.key(1), (12, 6))
   codec = SignalAutoencoder((6,), 8, 32, 1, "gaussian", bounded=False)
   params, _ = fit(codec, x)
@@ -102,8 +102,8 @@ def test_unbounded_views_come_back_wherever_they_are():
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 2), ()])
-def test_classes_come_back_exactly(shape):
-  """A text, a mask and a label."""
+def test_classes_are_reconstructed_exactly(shape):
+  """Classes come as a text, a mask and a label."""
   codec = CategoricalAutoencoder(shape, num_classes=7, latent=8, width=32, depth=1)
   x = jax.random.randint(jax.random.key(1), (12, *shape), 0, 7)
   params, loss = fit(codec, x)
@@ -123,7 +123,7 @@ def test_text_loss_of_an_ignorant_decoder_is_uniform():
 
 
 def test_figure_is_drawn_by_the_shape_latent_alone():
-  """Colours change no shape: two images of one z_shape differ by layers that are nearly flat."""
+  """Colours do not change the shape: two images of one z_shape differ by nearly flat layers."""
   x = jax.random.uniform(jax.random.key(1), (4, 8, 8, 3))
   params = LAYERED.init(jax.random.key(0), method=both(LAYERED, x))
   z = jax.random.normal(jax.random.key(2), (4, 10))
@@ -131,13 +131,13 @@ def test_figure_is_drawn_by_the_shape_latent_alone():
   same = LAYERED.apply(params, z, method="decode")
   moved = LAYERED.apply(params, other_shape, method="decode")
   assert np.abs(same - moved).max() > 1e-3
-  # With figure and ground of one colour there is nothing to be seen of the shape.
+  # If figure and ground have one colour, the shape is invisible.
   layers = params["params"]["layers"]
   last = max(name for name in layers if name.startswith("Dense"))
   kernel, bias = layers[last]["kernel"], layers[last]["bias"]
 
   def one_colour(p):
-    return jnp.tile(p[..., :3], 5)  # the figure's, and that of the 2 x 2 of the ground
+    return jnp.tile(p[..., :3], 5)  # the figure's colour, for it and for the 2 x 2 of the ground
 
   layers = layers | {last: {"kernel": one_colour(kernel), "bias": one_colour(bias)}}
   flat = {"params": params["params"] | {"layers": layers}}
@@ -149,7 +149,7 @@ def test_figure_is_drawn_by_the_shape_latent_alone():
 
 
 def test_figure_can_be_the_negative_of_the_ground():
-  """Black on white and white on black of one mask: they add up to 1 where layers are opposite."""
+  """Black on white and white on black of one mask add up to 1 where layers are opposite."""
   codec = dataclasses.replace(LAYERED, negative=True)
   x = jax.random.uniform(jax.random.key(1), (4, 8, 8, 3))
   params = codec.init(jax.random.key(0), method=both(codec, x))

@@ -24,11 +24,11 @@ def test_every_stage_builds_and_its_networks_run(name, of):
         for m in framework.modalities
       }
       params = jax.eval_shape(stage.init, jax.random.key(0), {}, batch)
-      found, _ = jax.eval_shape(stage.loss, params, frozen, jax.random.key(0), batch)
-      assert found.shape == ()
+      loss, _ = jax.eval_shape(stage.loss, params, frozen, jax.random.key(0), batch)
+      assert loss.shape == ()
       frozen |= params
 
 
-def test_unknown_name_is_said():
+def test_unknown_names_are_refused_with_the_valid_ones():
   with pytest.raises(UserError, match="digits"):
     codi.get_config("none")

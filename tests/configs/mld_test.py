@@ -7,7 +7,7 @@ from experiments import setup
 from mmdiff_jax.errors import UserError
 
 
-def test_long_is_longer_and_nothing_else():
+def test_long_differs_in_length_alone():
   short, long = mld.get_config("digits").to_dict(), mld.get_config("digits_long").to_dict()
   assert long["score"]["training"]["steps"] > short["score"]["training"]["steps"]
   for tree in (short, long):
@@ -25,12 +25,12 @@ def test_every_preset_builds(name):
   assert set(config.autoencoder) == set(config.modalities)
 
 
-def test_unknown_name_is_said():
+def test_unknown_names_are_refused_with_the_valid_ones():
   with pytest.raises(UserError, match="digits_long"):
     mld.get_config("none")
 
 
-def test_paper_s_preset_has_the_published_sizes():
+def test_preset_of_the_paper_has_the_published_sizes():
   config = mld.get_config("mnist_svhn")
   score = setup.build(config).stages[-1]
   latents = {name: jnp.zeros((2, config.autoencoder[name].latent)) for name in config.modalities}

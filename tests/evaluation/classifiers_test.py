@@ -10,13 +10,13 @@ IMAGE = Modality("image", "image", (8, 8, 1), str)
 TEXT = Modality("text", "text", (4,), str, num_classes=6)
 SOUND = Modality("sound", "audio", (4, 5), str, sample_rate=100)
 VIDEO = Modality("video", "video", (2, 8, 8, 1), str)
-# A beam that lies, one that stands, and a block.
+# A horizontal bar, a vertical bar and a block.
 FIGURES = np.zeros((3, 3, 3, 1), np.float32)
 FIGURES[0, 1], FIGURES[1, :, 1], FIGURES[2] = 1, 1, 1
 
 
 def examples(modality, size, seed=0):
-  """Three classes that a glance tells apart."""
+  """Returns examples of three classes that are easy to distinguish."""
   rng = np.random.default_rng(seed)
   labels = rng.integers(0, 3, size).astype(np.int32)
   if modality.kind == "text":
@@ -25,7 +25,7 @@ def examples(modality, size, seed=0):
     return x, labels
   x = rng.uniform(0, 0.5, (size, *modality.shape)).astype(np.float32)
   if modality.kind == "video":
-    # Anywhere, and elsewhere in each frame.
+    # At a random position, which differs from frame to frame.
     x *= 0.2
     for i, frame in np.ndindex(size, 2):
       row, column = rng.integers(0, 6, 2)
@@ -43,31 +43,31 @@ def examples(modality, size, seed=0):
 def test_learns_what_is_easy(modality, steps):
   lines, key = [], jax.random.key(0)
   x, labels = examples(modality, 500)
-  found = classifiers.fit(modality, x, labels, key, num_steps=steps, say=lines.append)
+  classifier = classifiers.fit(modality, x, labels, key, num_steps=steps, say=lines.append)
   test, truth = examples(modality, 200, seed=1)
-  assert classifiers.accuracy({"it": found}, {"it": test}, truth)["it"] > 0.95
+  assert classifiers.accuracy({"it": classifier}, {"it": test}, truth)["it"] > 0.95
   assert f"{steps}/{steps}" in lines[-1]
-  logits, features = found.apply(found.params, test)
+  logits, features = classifier.apply(classifier.params, test)
   assert logits.shape == (200, 3)
   assert features.shape == (200, 256)
-  # It shares no layers with the generators, which have LayerNorm and SiLU: no reciprocal root and
-  # no logistic function is in its program.
-  program = str(jax.make_jaxpr(found.apply)(found.params, test))
+  # It shares no layers with the generators, which have LayerNorm and SiLU: its program contains no
+  # reciprocal root and no logistic function.
+  program = str(jax.make_jaxpr(classifier.apply)(classifier.params, test))
   assert "rsqrt" not in program
   assert "logistic" not in program
 
 
-def test_classifies_in_parts_as_at_once():
-  """No dropout, no statistics of the batch: a row's class and features are its own."""
+def test_classifying_in_parts_equals_classifying_at_once():
+  """There is no dropout and no batch statistics: a row's class and features depend on it alone."""
   x, labels = examples(SOUND, 1001)
-  found = classifiers.fit(SOUND, x, labels, jax.random.key(0), num_steps=5)
-  classes, features = classifiers.classify(found, x)
-  logits, at_once = found.apply(found.params, x)
+  classifier = classifiers.fit(SOUND, x, labels, jax.random.key(0), num_steps=5)
+  classes, features = classifiers.classify(classifier, x)
+  logits, at_once = classifier.apply(classifier.params, x)
   assert classes.shape == (1001,)
   np.testing.assert_array_equal(classes, np.argmax(logits, -1))
   np.testing.assert_allclose(features, at_once, atol=1e-5)
   expected = jax.nn.softmax(logits, axis=-1)
-  np.testing.assert_allclose(classifiers.probabilities(found, x), expected, atol=1e-6)
+  np.testing.assert_allclose(classifiers.probabilities(classifier, x), expected, atol=1e-6)
 
 
 def no_training(line):
@@ -95,7 +95,7 @@ def test_trains_once_for_the_same_data(saved):
   assert [path.name for path in folder.iterdir()] == ["sound.npz"]
 
 
-def test_column_is_judged_as_the_array_that_it_stands_for(saved, monkeypatch):
+def test_column_is_classified_as_the_array_that_it_represents(saved, monkeypatch):
   folder, first = saved
   x, labels = examples(SOUND, 300)
   index = np.arange(300)[::-1].copy()
@@ -109,7 +109,7 @@ def test_column_is_judged_as_the_array_that_it_stands_for(saved, monkeypatch):
 
 
 @pytest.mark.parametrize("change", ["data", "labels", "damage", "not a file of arrays"])
-def test_trains_anew_otherwise(saved, tmp_path, change):
+def test_trains_again_otherwise(saved, tmp_path, change):
   x, labels = examples(SOUND, 300)
   content = (saved[0] / "sound.npz").read_bytes()
   if change == "data":
@@ -127,12 +127,12 @@ def test_trains_anew_otherwise(saved, tmp_path, change):
   get(tmp_path, x, labels, say=no_training)
 
 
-def test_labels_are_their_own_judges(tmp_path):
+def test_labels_are_their_own_classifiers(tmp_path):
   label = Modality("label", "label", (), str, num_classes=5)
   labels = np.array([3, 0, 4, 3], np.int32)
-  found = classifiers.load_or_fit(label, labels, labels, tmp_path, say=no_training)
-  classes, features = classifiers.classify(found, labels[::-1])
+  classifier = classifiers.load_or_fit(label, labels, labels, tmp_path, say=no_training)
+  classes, features = classifiers.classify(classifier, labels[::-1])
   np.testing.assert_array_equal(classes, labels[::-1])
   assert features.shape == (4, 0)
-  np.testing.assert_array_equal(classifiers.probabilities(found, labels), np.eye(5)[labels])
+  np.testing.assert_array_equal(classifiers.probabilities(classifier, labels), np.eye(5)[labels])
   assert not list(tmp_path.iterdir())

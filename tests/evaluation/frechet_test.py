@@ -1,4 +1,4 @@
-"""The distance against its closed forms."""
+"""Tests of the distance against its closed forms."""
 
 import warnings
 
@@ -19,7 +19,7 @@ def random_covariance(rng, size):
 
 
 def test_halves_by_source_are_further_apart_than_random_ones():
-  """Thirty sources of ten samples each, which hardly differ from one another."""
+  """There are thirty sources of ten samples each, which hardly differ from one another."""
   rng = np.random.default_rng(1)
   sources = rng.permutation(np.repeat(np.arange(30), 10))
   features = rng.normal(size=(30, 4))[sources] + 0.1 * rng.normal(size=(300, 4))
@@ -33,11 +33,11 @@ def test_halves_by_source_are_further_apart_than_random_ones():
   expected = [
     frechet.distance(*(frechet.fit(np.repeat(half, 5)[:, None]) for half in pair)) for pair in pairs
   ]
-  for found in frechet.between_halves(line, np.repeat(np.arange(4), 5), 100):
-    assert np.isclose(found, expected).sum() == 1
+  for distance in frechet.between_halves(line, np.repeat(np.arange(4), 5), 100):
+    assert np.isclose(distance, expected).sum() == 1
 
 
-def test_halves_take_no_more_samples_than_asked():
+def test_halves_take_no_more_samples_than_requested():
   features = np.random.default_rng(0).normal(size=(40, 1))
   few, all_ = (frechet.between_halves(features, np.arange(40), num) for num in (2, 20))
   assert np.mean(few) > np.mean(all_)
@@ -46,7 +46,7 @@ def test_halves_take_no_more_samples_than_asked():
 
 
 def test_covariances_that_commute():
-  """Then it is |m1 - m2|^2 + sum (s1 - s2)^2 over the axes they share."""
+  """The distance is then |m1 - m2|^2 + sum (s1 - s2)^2 over the axes that they share."""
   rng = np.random.default_rng(0)
   axes = linalg.qr(rng.standard_normal((5, 5)))[0]
   s1, s2 = rng.uniform(0.1, 3.0, (2, 5))
@@ -57,15 +57,15 @@ def test_covariances_that_commute():
   assert frechet.distance(a, b) == pytest.approx(expected, rel=1e-9)
 
 
-def test_covariances_that_do_not():
+def test_covariances_that_do_not_commute():
   rng = np.random.default_rng(1)
   c1, c2 = random_covariance(rng, 6), random_covariance(rng, 6)
   zero = np.zeros(6)
   expected = np.trace(c1 + c2 - 2 * np.real(linalg.sqrtm(c1 @ c2)))
-  found = frechet.distance(gaussian(zero, c1), gaussian(zero, c2))
-  assert found == pytest.approx(expected, rel=1e-6)
-  assert found == pytest.approx(frechet.distance(gaussian(zero, c2), gaussian(zero, c1)))
-  assert found > 0.1
+  distance = frechet.distance(gaussian(zero, c1), gaussian(zero, c2))
+  assert distance == pytest.approx(expected, rel=1e-6)
+  assert distance == pytest.approx(frechet.distance(gaussian(zero, c2), gaussian(zero, c1)))
+  assert distance > 0.1
 
 
 def test_fit_is_the_sample_mean_and_covariance():
@@ -78,7 +78,7 @@ def test_fit_is_the_sample_mean_and_covariance():
 
 
 def test_fewer_samples_than_features():
-  """A covariance that is singular is no obstacle: the distance of a fit to itself is 0."""
+  """A singular covariance is no obstacle: the distance of a fit to itself is 0."""
   features = np.random.default_rng(3).standard_normal((10, 40))
   with pytest.warns(UserWarning, match=r"samples of digits \(10\) than features \(40\).*biased"):
     fitted = frechet.fit(features, "digits")

@@ -12,8 +12,8 @@ def test_probability_of_one_class():
 
 
 @pytest.mark.parametrize("sharpness", [(9.0, 9.0), (9.0, 1.0), (1.0, 1.0), (0.1, 0.5), (0.0, 0.0)])
-def test_similarity_of_independent_pairs_does_not_depend_on_how_sure_the_classifiers_are(sharpness):
-  """All pairs of ten equally likely classes, and classifiers that mistake neighbours."""
+def test_similarity_of_independent_pairs_does_not_depend_on_classifiers_confidence(sharpness):
+  """Takes all pairs of ten equally likely classes, with classifiers that confuse neighbours."""
   shift = (np.arange(10) - np.arange(10)[:, None]) % 10
   logits = np.where(shift == 0, 1.0, np.where(shift == 1, 0.5, 0.0))
   a, b = (np.exp(s * logits) / np.exp(s * logits).sum(1, keepdims=True) for s in sharpness)
@@ -22,41 +22,49 @@ def test_similarity_of_independent_pairs_does_not_depend_on_how_sure_the_classif
 
 
 def test_differences_are_taken_sample_by_sample():
-  """Of four samples: deviations with the divisor 3, and the root of 4."""
+  """Four samples have the divisor 3 in the variance, and the root of 4 in the error of the mean."""
   together = np.array([1.0, 0.9, 0.8, 0.7])
   alone = np.array([0.9, 0.7, 0.7, 0.5])
-  found = similarity.compared(np.arange(4), together, alone, alone[::-1])
-  assert list(found) == ["together", "alone", "shuffled", "together - alone", "shuffled - alone"]
-  assert found["together"] == pytest.approx({"mean": 0.85, "error": (0.05 / 3) ** 0.5 / 2})
+  estimates = similarity.compared(np.arange(4), together, alone, alone[::-1])
+  assert list(estimates) == [
+    "together",
+    "alone",
+    "shuffled",
+    "together - alone",
+    "shuffled - alone",
+  ]
+  assert estimates["together"] == pytest.approx({"mean": 0.85, "error": (0.05 / 3) ** 0.5 / 2})
   # 0.1, 0.2, 0.1 and 0.2.
-  assert found["together - alone"] == pytest.approx({"mean": 0.15, "error": (0.01 / 3) ** 0.5 / 2})
+  assert estimates["together - alone"] == pytest.approx(
+    {"mean": 0.15, "error": (0.01 / 3) ** 0.5 / 2}
+  )
   # -0.4, 0, 0 and 0.4.
-  assert found["shuffled - alone"] == pytest.approx(
+  assert estimates["shuffled - alone"] == pytest.approx(
     {"mean": 0.0, "error": (0.32 / 3) ** 0.5 / 2}, abs=1e-12
   )
-  found = similarity.compared(np.arange(4), together, alone)
-  assert list(found) == ["together", "alone", "together - alone"]
+  estimates = similarity.compared(np.arange(4), together, alone)
+  assert list(estimates) == ["together", "alone", "together - alone"]
 
 
-def test_more_samples_of_the_same_examples_are_no_more_evidence():
+def test_more_samples_of_the_same_examples_add_no_evidence():
   values, examples = np.array([0.1, 0.5, 0.2, 0.9]), np.array([7, 3, 5, 0])
   once = similarity.estimate(values, examples)
   again = similarity.estimate(np.tile(values, 25), np.tile(examples, 25))
   assert again == pytest.approx(once)
-  # Independent samples are.
+  # Independent samples do.
   assert similarity.estimate(np.tile(values, 25), np.arange(100))["error"] < once["error"] / 4
 
 
 def test_standard_error_is_the_spread_of_the_mean():
-  """Clusters of 1 to 5 samples that share most of their value."""
+  """Draws clusters of 1 to 5 samples that share most of their value."""
   rng = np.random.default_rng(0)
   means, errors = [], []
   for _ in range(400):
     examples = np.repeat(np.arange(60), np.arange(60) % 5 + 1)
     values = rng.normal(size=60)[examples] + 0.5 * rng.normal(size=len(examples))
-    found = similarity.estimate(values, examples)
-    means.append(found["mean"])
-    errors.append(found["error"])
+    estimates = similarity.estimate(values, examples)
+    means.append(estimates["mean"])
+    errors.append(estimates["error"])
   assert np.mean(errors) == pytest.approx(np.std(means), rel=0.1)
 
 

@@ -5,7 +5,7 @@ import pytest
 from mmdiff_jax.evaluation import coherence, tables
 
 NAMES = ("a", "b", "c")
-# Coherence of the pairs, one value a seed.
+# Coherence of the pairs, one value per seed.
 PAIRS = {
   ("a", "b"): (0.5, 0.7),
   ("a", "c"): (0.9, 0.9),
@@ -16,7 +16,7 @@ PAIRS = {
 }
 
 
-FOUND = PAIRS | {("a", "b", "c"): (0.3, 0.6)}
+COHERENCE = PAIRS | {("a", "b", "c"): (0.3, 0.6)}
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def results():
     {
       "given": list(given),
       "targets": {
-        name: {"coherence": tables.measurement(FOUND.get((*given, name), (1.0, 1.0)))}
+        name: {"coherence": tables.measurement(COHERENCE.get((*given, name), (1.0, 1.0)))}
         | {"frechet": one}
         for name in NAMES
         if name not in given
@@ -57,13 +57,13 @@ def results():
     "order": [["a"], ["b", "c"]],
     "subsets": [["a", "c"]],
   }
-  share = dict.fromkeys(NAMES, 0.98765)
+  accuracy = dict.fromkeys(NAMES, 0.98765)
   results = {
     "settings": settings,
     "joint": joint,
     "conditional": conditional,
-    "classifier_accuracy": share,
-    "reconstruction_accuracy": share,
+    "classifier_accuracy": accuracy,
+    "reconstruction_accuracy": accuracy,
     "total_variation_floor": {"mean": 0.0378, "std": 0.0096},
     "frechet_of_training_split": dict.fromkeys(NAMES, 0.125),
     "seconds": 61.0,
@@ -72,33 +72,33 @@ def results():
 
 
 def test_measurement():
-  found = tables.measurement([1.0, 2.0, 3.0])
-  assert found == {"mean": 2.0, "std": 1.0, "values": [1.0, 2.0, 3.0]}
+  measured = tables.measurement([1.0, 2.0, 3.0])
+  assert measured == {"mean": 2.0, "std": 1.0, "values": [1.0, 2.0, 3.0]}
   assert tables.measurement([4.0])["std"] == 0.0
 
 
 def test_summary_takes_the_right_pairs(results):
-  found = results["summary"]
-  assert list(found)[:2] == ["joint a+b", "joint all 3"]
-  assert found["joint a+b"]["mean"] == 0.5
-  alone = found["from b alone"]
+  summary = results["summary"]
+  assert list(summary)[:2] == ["joint a+b", "joint all 3"]
+  assert summary["joint a+b"]["mean"] == 0.5
+  alone = summary["from b alone"]
   assert alone["values"] == pytest.approx([0.5, 0.5])
   assert alone["mean"] == pytest.approx(0.5)
   assert alone["std"] == pytest.approx(0.0, abs=1e-12)
   assert alone["min"] == pytest.approx(0.3)
-  into = found["into b from any other one"]
+  into = summary["into b from any other one"]
   assert into["values"] == pytest.approx([0.3, 0.5])
   assert into["min"] == pytest.approx(0.2)
-  rest = found["a, c from each other"]
+  rest = summary["a, c from each other"]
   assert rest["values"] == pytest.approx([0.95, 0.85])
   assert rest["min"] == pytest.approx(0.9)
-  every = found["all 3 from each other"]
+  every = summary["all 3 from each other"]
   assert every["mean"] == pytest.approx(0.6)
   assert every["min"] == pytest.approx(0.2)
-  last = found["each from all others"]
+  last = summary["each from all others"]
   assert last["values"] == pytest.approx([(0.3 + 1 + 1) / 3, (0.6 + 1 + 1) / 3])
   assert last["min"] == pytest.approx(0.45)
-  assert len(found) == 2 + 3 + 2 * len(NAMES)
+  assert len(summary) == 2 + 3 + 2 * len(NAMES)
 
 
 def test_two_modalities_are_a_pair_and_no_more(results):
@@ -108,8 +108,8 @@ def test_two_modalities_are_a_pair_and_no_more(results):
     for entry in results["conditional"]
     if entry["given"] in (["a"], ["b"])
   ]
-  found = list(tables.summary(results))
-  assert found == ["joint a+b", "joint all 3", "all 2 from each other"]
+  summary = list(tables.summary(results))
+  assert summary == ["joint a+b", "joint all 3", "all 2 from each other"]
 
 
 def test_without_conditionals_there_are_joint_rows_alone(results):
@@ -122,7 +122,7 @@ def cells(text, row):
   return [cell.strip() for cell in line.split("|")]
 
 
-def test_screen_says_it_all_in_even_columns(results):
+def test_screen_has_all_results_in_aligned_columns(results):
   text = tables.screen(results)
   assert cells(text, "from b alone") == ["50.0 ± 0.0", "30.0"]
   assert cells(text, "joint a+b") == ["50.0 ± 35.4", ""]
@@ -142,11 +142,11 @@ def test_markdown_has_every_subset_and_setting(results):
   assert cells(text, "training split") == ["0.12"] * 3
   assert cells(text, "majority") == ["40.0", "60.0"]
   assert "Masks" not in text
-  assert "draws" not in text.split("## TrainConfig")[0]
+  assert "draws" not in text.split("## Settings")[0]
   assert "bound" not in text
 
 
-def test_every_table_with_a_spread_says_what_it_is_of(results):
+def test_every_table_with_a_spread_explains_it(results):
   estimates = {"together": {"mean": 0.5, "error": 0.25}}
   results["joint"]["similarity"] = {"a + b": estimates}
   results["joint"]["validity"] = {"a": tables.measurement([0.5, 0.75])}
@@ -165,7 +165,7 @@ def test_every_table_with_a_spread_says_what_it_is_of(results):
   assert "One sampling seed of one trained model: no spread is measured" in tables.screen(results)
 
 
-def test_sections_of_what_is_there(results):
+def test_sections_exist_for_all_measured_quantities(results):
   first = results["conditional"][0]["targets"]
   first["b"] |= {
     "recognised": tables.measurement([0.75, 0.25]),
@@ -182,22 +182,22 @@ def test_sections_of_what_is_there(results):
     "Masks: mean": ["", "12.5 ± 0.0", ""],
     "Masks: pixels": ["", "37.5 ± 0.0", ""],
     "Total variation of the": ["", "0.0312 ± 0.0000", ""],
-    "Deviation of 4 draws": ["", "", "0.0625 ± 0.0000"],
+    "Standard deviation of 4 draws": ["", "", "0.0625 ± 0.0000"],
   }.items():
     (text,) = (text for name, text in sections.items() if name.startswith(title))
     assert cells(text, "a") == row
   (text,) = (text for name, text in sections.items() if name.startswith("Variational bound"))
   assert cells(text, "nll_a") == ["7.75", "1.938"]
   assert cells(text, "total") == ["8", "2"]
-  shown = tables.screen(results)
+  screen = tables.screen(results)
   floor = "1,000 samples of a perfect sampler are at 0.038 ± 0.010 by chance."
-  assert floor in shown
+  assert floor in screen
   for title in ("Total variation of the", "Classes of joint samples"):
     (text,) = (text for name, text in sections.items() if name.startswith(title))
     assert floor in text
-  assert "| IoU of masks, %" in shown
-  assert "| spread of draws" in shown
-  assert "37.5" not in shown
+  assert "| IoU of masks, %" in screen
+  assert "| spread of draws" in screen
+  assert "37.5" not in screen
 
 
 def test_yardsticks_are_no_floors(results):
@@ -211,15 +211,15 @@ def test_yardsticks_are_no_floors(results):
 
 
 def test_adherence_has_a_row_for_each_subset_that_is_measured(results):
-  share = lambda *values: tables.measurement(values)  # noqa: E731
+  measurement = lambda *values: tables.measurement(values)  # noqa: E731
   first, _, third, fourth = (entry["targets"] for entry in results["conditional"][:4])
   first["b"] |= {
-    "adherence": {"edges": share(0.9, 0.962)},
-    "adherence_shuffled": {"edges": share(0.41)},
+    "adherence": {"edges": measurement(0.9, 0.962)},
+    "adherence_shuffled": {"edges": measurement(0.41)},
   }
   third["b"] |= {
-    "adherence": {"edges": share(0.5), "words": share(1.0)},
-    "adherence_shuffled": {"words": share(0.125)},
+    "adherence": {"edges": measurement(0.5), "words": measurement(1.0)},
+    "adherence_shuffled": {"words": measurement(0.125)},
   }
   next(iter(fourth.values())).update({"adherence": {}, "adherence_shuffled": {}})
   titled = tables.markdown(results).split("## Adherence to what was given, in per cent")[1]
@@ -228,16 +228,19 @@ def test_adherence_has_a_row_for_each_subset_that_is_measured(results):
     assert cells(table, "a")[:2] == ["93.1 (41.0)", ""]
     assert cells(table, "c")[:2] == ["", "100.0 (12.5)"]
   assert not re.search(r"^\| (b|a \+ b) +\|", titled.split("## ")[0], re.M)
-  # Of several targets each has rows of its own.
-  first["c"] |= {"adherence": {"edges": share(0.1)}, "adherence_shuffled": {"edges": share(0.2)}}
+  # With several targets, each has its own rows.
+  first["c"] |= {
+    "adherence": {"edges": measurement(0.1)},
+    "adherence_shuffled": {"edges": measurement(0.2)},
+  }
   text = tables.markdown(results).split("## Adherence to what was given, in per cent")[1]
   assert cells(text, "a -> c")[0] == "10.0 (20.0)"
 
 
-def test_tasks_of_the_same_given_are_told_apart(results):
-  share = tables.measurement([0.5])
+def test_tasks_with_the_same_given_modalities_have_distinct_titles(results):
+  measurement = tables.measurement([0.5])
   one = results["conditional"][0]
-  other = one | {"targets": {"c": one["targets"]["c"]}, "together": share}
+  other = one | {"targets": {"c": one["targets"]["c"]}, "together": measurement}
   results["conditional"].append(other)
   text = tables.markdown(results)
   assert cells(text.split("## Cost")[1], "a -> c")
@@ -245,12 +248,12 @@ def test_tasks_of_the_same_given_are_told_apart(results):
   assert cells(table, "a -> c") == ["50.0 ± 0.0"]
 
 
-def test_summary_leaves_out_what_was_made_anew_and_takes_targets_alone_first(results):
-  """And it says how many pairs there were."""
+def test_summary_leaves_out_regenerated_targets_and_prefers_single_targets(results):
+  """It also states the number of pairs."""
 
   def entry(given, **targets):
-    found = {name: {"coherence": tables.measurement([x])} for name, x in targets.items()}
-    return {"given": given, "targets": found}
+    measures = {name: {"coherence": tables.measurement([x])} for name, x in targets.items()}
+    return {"given": given, "targets": measures}
 
   results["conditional"] = [
     entry(["a"], b=0.5),
@@ -258,18 +261,18 @@ def test_summary_leaves_out_what_was_made_anew_and_takes_targets_alone_first(res
     entry(["a", "b"], b=0.2),
     entry(["a", "b"], c=0.25),
   ]
-  found = tables.summary(results)
-  assert found["all 3 from each other (2 of 6 pairs)"]["mean"] == pytest.approx(0.6)
-  assert found["a, c from each other (1 of 2 pairs)"]["mean"] == pytest.approx(0.7)
-  assert found["from a alone"]["values"] == pytest.approx([0.6])
-  assert "into a from any other one" not in found
-  assert found["each from all others"]["values"] == [0.25]
+  summary = tables.summary(results)
+  assert summary["all 3 from each other (2 of 6 pairs)"]["mean"] == pytest.approx(0.6)
+  assert summary["a, c from each other (1 of 2 pairs)"]["mean"] == pytest.approx(0.7)
+  assert summary["from a alone"]["values"] == pytest.approx([0.6])
+  assert "into a from any other one" not in summary
+  assert summary["each from all others"]["values"] == [0.25]
 
 
-def test_adherence_of_a_target_in_several_tasks_is_told_apart(results):
-  share = tables.measurement([0.5])
+def test_adherence_of_a_target_in_several_tasks_has_distinct_titles(results):
+  measurement = tables.measurement([0.5])
   first = results["conditional"][0]
-  measured = {"adherence": {"edges": share}, "adherence_shuffled": {"edges": share}}
+  measured = {"adherence": {"edges": measurement}, "adherence_shuffled": {"edges": measurement}}
   first["targets"]["b"] |= measured
   results["conditional"].append(first | {"targets": {"b": measured}})
   text = tables.screen(results).split("adherence, % (shuffled)")[1]
@@ -293,12 +296,12 @@ def test_without_classes(results):
   assert sentence in text
   assert [line for line in text.splitlines() if line.startswith("## ")] == [
     "## Cost",
-    "## TrainConfig",
+    "## Settings",
   ]
 
 
 @pytest.mark.parametrize(("num", "reference"), [(64, 700), (1000, 64)])
-def test_few_samples_are_said_once(results, num, reference):
+def test_too_few_samples_are_reported_once(results, num, reference):
   settings = results["settings"]
   settings |= {"num": num, "frechet_reference_samples": reference}
   settings["frechet_sizes"] = {"a": 64, "b": 63, "c": 128}

@@ -141,7 +141,7 @@ def stage_of(monkeypatch):
 
   def stage_of(config, draw):
     framework = setup.build(config)
-    layout = parallel.layout_of(**config.parallel)
+    layout = parallel.make_layout(**config.parallel)
     for stage in framework.stages:
       parallel.check_batch_size(layout, stage.settings.batch_size, stage.settings.accumulate)
     data = {

@@ -92,7 +92,7 @@ def stages(name):
   "name", [*list(FRAMEWORKS)[:-1], pytest.param("codi", marks=pytest.mark.slow)]
 )
 def test_computes_in_bfloat16_and_trains_float32(name):
-  key, layout = jax.random.key(0), parallel.layout_of()
+  key, layout = jax.random.key(0), parallel.make_layout()
   for rough, exact, frozen, examples in stages(name):
     tx = state_lib.optimizer(rough.settings)
     state, _ = step_lib.initial_state(rough, tx, layout, key, frozen, examples)

@@ -17,7 +17,7 @@ def test_sinusoidal_is_cosines_then_sines_from_1_to_1000_rad():
   np.testing.assert_allclose(features, expected, atol=2e-4)
 
 
-def test_sinusoidal_tells_close_times_apart():
+def test_sinusoidal_separates_close_times():
   features = embeddings.sinusoidal(jnp.array([0.0, 1e-3]), 128)
   assert jnp.linalg.norm(features[1] - features[0]) > 0.5
 

@@ -32,7 +32,7 @@ def test_starts_at_zero(name, inputs):
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_rows_do_not_meet_and_each_input_is_read(name, inputs):
+def test_rows_are_independent_and_each_input_is_read(name, inputs):
   head, _ = HEADS[name]
   params = off_zero(head, inputs)
   plain = head.apply(params, *inputs)
@@ -56,8 +56,8 @@ def test_gradient_reaches_every_parameter(name, inputs):
 
 
 @pytest.mark.parametrize("name", ["label", "vector"])
-def test_vectors_do_not_see_where(name, inputs):
-  """A class or a representation stays when what the image shows moves."""
+def test_vectors_ignore_position(name, inputs):
+  """A class or a representation stays the same when the content of the image moves."""
   head, _ = HEADS[name]
   params = off_zero(head, inputs)
   rolled = [jnp.roll(x, (1, 2), axis=(1, 2)) for x in inputs]

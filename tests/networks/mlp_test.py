@@ -30,7 +30,7 @@ def _network():
 
 @pytest.fixture(scope="module", name="params")
 def _params(network):
-  """Parameters whose last layer is no longer zero."""
+  """Returns parameters whose last layer is no longer zero."""
   params = network.init(jax.random.key(1), _inputs(), _times(0.5, 0.5))
   leaves, tree = jax.tree.flatten(params)
   keys = jax.random.split(jax.random.key(2), len(leaves))
@@ -53,7 +53,7 @@ def test_starts_at_zero_with_the_shapes_of_its_input(network):
   assert all((value == 0).all() for value in out.values())
 
 
-def test_shared_times_give_what_the_same_times_row_by_row_give(network, params):
+def test_shared_times_give_the_same_as_equal_times_row_by_row(network, params):
   x, t = _inputs(), _times(0.3, 0.8)
   shared = network.apply(params, x, t)
   rows = network.apply(params, x, {name: jnp.full((5,), value) for name, value in t.items()})

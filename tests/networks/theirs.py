@@ -1,4 +1,4 @@
-"""What a user might bring."""
+"""Pretrained networks as a user might write them."""
 
 import math
 
@@ -14,7 +14,7 @@ def _orthogonal(size):
 
 
 def rotation(modality):
-  """The flat view turned in its space, a video frame by frame: what is decoded is what it was."""
+  """Rotates the flat input, a video frame by frame; decoding inverts it exactly."""
   frames = modality.kind == "video"
   shape = modality.shape[frames:]
   lead = 1 + frames
@@ -32,19 +32,19 @@ def rotation(modality):
 
   size = math.prod(shape) * max(modality.num_classes, 1)
   turn = _orthogonal(size)
-  # Containers of several kinds.
+  # The pytree has containers of several kinds.
   return Pretrained({"turn": (turn, turn.T), "shift": np.float32(0.5)}, encode, decode)
 
 
 def pixels(modality):
-  """Without parameters: the view itself."""
+  """Has no parameters and encodes the input as itself."""
   return Pretrained(
     {}, lambda _, x: x.reshape(len(x), -1), lambda _, z: z.reshape(-1, *modality.shape)
   )
 
 
 def directions(modality):
-  """A prompt encoder of six numbers, far from length 1."""
+  """A prompt encoder to six numbers, far from length 1."""
 
   def encode(params, x):
     return 7.0 * x.reshape(len(x), -1).astype(jnp.float32) @ params
@@ -55,16 +55,16 @@ def directions(modality):
 
 
 def tokens(modality):
-  """Of the wrong type."""
+  """Encodes to integers, the wrong type."""
   return Pretrained({}, lambda _, x: jnp.zeros((len(x), 6), jnp.int32), lambda _, z: z)
 
 
 def blank(modality):
-  """Whose way back ends elsewhere."""
+  """Decodes to another shape."""
   encode, decode = (lambda _, x: x.reshape(len(x), -1)), (lambda _, z: z)
   return Pretrained({}, encode, decode)
 
 
 def nothing(modality):
-  """No network at all."""
+  """Returns no network at all."""
   return {"params": {}}

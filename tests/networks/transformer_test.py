@@ -24,7 +24,7 @@ def inputs(frames=3, tokens=2, rows=4):
 
 
 def drawn(network, *args):
-  """Parameters of which none is zero."""
+  """Returns parameters none of which is zero."""
   params = jax.eval_shape(network.init, KEY, *args)
   rng = np.random.default_rng(0)
   return jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32), params)
@@ -44,7 +44,7 @@ def test_shift_is_by_index(frames, width):
 
 
 def test_one_frame_is_an_image():
-  """The very same parameters, in which the layers between frames have been trained."""
+  """The parameters are the same, and the layers between frames are not zero."""
   z, t, prompt, context = inputs(frames=3)
   params = drawn(NETWORK, z, t, prompt, context)
   image = {n: p for n, p in params["params"].items() if not n.startswith(("shift", "frames"))}
@@ -57,10 +57,10 @@ def test_one_frame_is_an_image():
 
 
 @pytest.mark.parametrize(("frames", "tokens"), [(1, 1), (1, 3), (3, 2)])
-def test_what_is_put_in_starts_as_nothing(frames, tokens):
+def test_inserted_layers_start_at_zero(frames, tokens):
   z, t, prompt, context = inputs(frames, tokens)
   params = jax.jit(NETWORK.init)(KEY, z, t, prompt, context)
-  # All but the layers that start at zero, so that something comes out at all.
+  # All layers but the inserted ones are random, as otherwise the output would be zero.
   rng = np.random.default_rng(0)
 
   def trained(path, x):
@@ -71,16 +71,16 @@ def test_what_is_put_in_starts_as_nothing(frames, tokens):
   params = jax.tree_util.tree_map_with_path(trained, params)
   without = {n: p for n, p in params["params"].items() if not n.startswith("cross")}
   plain = apply({"params": without}, z, t, prompt)
-  # Compiling may round the same sums in other ways.
+  # Two compilations may round the same sums differently.
   np.testing.assert_allclose(apply(params, z, t, prompt, context), plain, atol=1e-6, rtol=1e-6)
   assert np.abs(plain).max() > 0.1
   if frames > 1:
-    # Without its layers a frame is as it is alone.
+    # Without the layers that mix frames, a frame is processed as if it were alone.
     alone = apply(params, z[:, 1:2], t, prompt)
     np.testing.assert_allclose(plain[:, 1:2], alone, atol=1e-5)
 
 
-def test_everything_is_read():
+def test_every_input_is_read():
   z, t, prompt, context = inputs()
   params = drawn(NETWORK, z, t, prompt, context)
   run = partial(apply, params)
@@ -92,9 +92,9 @@ def test_everything_is_read():
     (z, t, prompt.at[1].add(1.0), context),
     (z, t, prompt, context.at[1].add(1.0)),
   ):
-    found = run(*changed)
-    assert np.abs(found - plain)[row].max() > 1e-3
-    np.testing.assert_allclose(found[~row], plain[~row], atol=1e-5)
+    output = run(*changed)
+    assert np.abs(output - plain)[row].max() > 1e-3
+    np.testing.assert_allclose(output[~row], plain[~row], atol=1e-5)
   # A scalar time serves all rows.
   np.testing.assert_allclose(
     run(z, jnp.float32(0.3), prompt, context), run(z, jnp.full(4, 0.3), prompt, context),
@@ -102,7 +102,7 @@ def test_everything_is_read():
   )  # fmt: skip
 
 
-def test_tokens_know_their_places_and_frames_their_order():
+def test_order_of_tokens_and_frames_matters():
   z, t, prompt, _ = inputs()
   params = drawn(NETWORK, z, t, prompt)
   plain = apply(params, z, t, prompt)
@@ -125,10 +125,10 @@ def test_environment_gives_tokens_of_one_scale():
   z, t, _, _ = inputs()
   network = Environment(tokens=3, size=6, width=8, features=8)
   params = network.init(KEY, z, t)
-  found = network.apply(params, z, t)
-  assert found.shape == (4, 3, 6)
-  np.testing.assert_allclose(found.std(axis=-1), 1, atol=1e-2)
-  assert np.abs(network.apply(params, z, t + 0.1) - found).max() > 1e-3
+  tokens = network.apply(params, z, t)
+  assert tokens.shape == (4, 3, 6)
+  np.testing.assert_allclose(tokens.std(axis=-1), 1, atol=1e-2)
+  assert np.abs(network.apply(params, z, t + 0.1) - tokens).max() > 1e-3
   moved = network.apply(params, z.at[1].add(1.0), t)
-  np.testing.assert_array_equal(moved[0], found[0])
-  assert np.abs(moved[1] - found[1]).max() > 1e-3
+  np.testing.assert_array_equal(moved[0], tokens[0])
+  assert np.abs(moved[1] - tokens[1]).max() > 1e-3

@@ -18,7 +18,7 @@ def count(tree):
 
 
 def shapes(network, *size):
-  """Shapes of features, bottleneck and parameters, without computing them."""
+  """Returns the shapes of features, bottleneck and parameters, without computing them."""
   z, t = jax.ShapeDtypeStruct((2, *size), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.float32)
   init = partial(network.init_with_output, jax.random.key(0))
   (features, bottleneck), params = jax.eval_shape(init, z, t)
@@ -26,7 +26,7 @@ def shapes(network, *size):
 
 
 def drawn(network, *size):
-  """Random parameters, none of them zero; quicker than to compile `init`."""
+  """Returns random parameters, none of them zero; faster than compiling `init`."""
   generator = np.random.default_rng(0)
 
   def draw(path, leaf):
@@ -45,7 +45,7 @@ def inputs():
 
 
 @pytest.fixture(scope="module")
-def made(inputs):
+def small(inputs):
   return drawn(SMALL, 7, 6, 2), *inputs
 
 
@@ -80,7 +80,7 @@ def test_groups_divide_and_hold_four_channels(channels, expected):
     ((16, 16, 2), 4, (4, 4), (1, 1)),
   ],
 )
-def test_any_size_goes(size, patch, first, bottleneck):
+def test_any_size_works(size, patch, first, bottleneck):
   network = unet.UNet(8, (1, 1, 3), 1, (), 8, patch=patch)
   features, inner, _ = shapes(network, *size)
   assert features == (2, *first, 8)
@@ -88,7 +88,7 @@ def test_any_size_goes(size, patch, first, bottleneck):
 
 
 def test_patches_stay_in_place():
-  """Where blocks do nothing a pixel moves the features of its own patch and no others."""
+  """Without the effect of blocks, a pixel changes the features of its own patch and no others."""
   network = unet.UNet(4, (1,), 0, (), 4, patch=3)
   pixels = [(0, 0), (5, 3), (15, 10)]
   z = jnp.zeros((4, 16, 11, 1))
@@ -104,15 +104,15 @@ def test_patches_stay_in_place():
     np.testing.assert_array_equal(moved, rows[:, None] & columns)
 
 
-def test_scalar_time_serves_all_rows(made):
-  params, z, _ = made
+def test_scalar_time_serves_all_rows(small):
+  params, z, _ = small
   one = apply(params, z, jnp.float32(0.3))
   each = apply(params, z, jnp.full(3, 0.3))
   jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), one, each)
 
 
-def test_rows_do_not_meet(made):
-  params, z, t = made
+def test_rows_are_independent(small):
+  params, z, t = small
   plain = apply(params, z, t)
   other = apply(params, z.at[1].add(1.0), t.at[1].add(0.05))
   for a, b in zip(plain, other, strict=True):
@@ -120,18 +120,18 @@ def test_rows_do_not_meet(made):
     assert np.abs(a[1] - b[1]).max() > 1e-2
 
 
-def test_time_matters(made):
-  params, z, t = made
+def test_time_matters(small):
+  params, z, t = small
   for a, b in zip(apply(params, z, t), apply(params, z, t + 0.05), strict=True):
     assert (np.abs(a - b).max(axis=(1, 2, 3)) > 1e-2).all()
 
 
-def test_condition_is_told_to_each_row_and_0_says_nothing(made):
-  params, z, t = made
+def test_condition_acts_on_its_row_and_0_has_no_effect(small):
+  params, z, t = small
   kernel = np.random.default_rng(2).normal(size=(5, 32)).astype(np.float32)
-  told = {"params": {**params["params"], "condition": {"kernel": kernel}}}
+  extended = {"params": {**params["params"], "condition": {"kernel": kernel}}}
   plain = apply(params, z, t)
-  conditioned = apply(told, z, t, condition=jnp.zeros((3, 5)).at[1, 2].set(1.0))
+  conditioned = apply(extended, z, t, condition=jnp.zeros((3, 5)).at[1, 2].set(1.0))
   for a, b in zip(plain, conditioned, strict=True):
     np.testing.assert_allclose(a[jnp.array([0, 2])], b[jnp.array([0, 2])], atol=1e-5)
     assert np.abs(a[1] - b[1]).max() > 1e-2
@@ -144,7 +144,7 @@ def test_blocks_start_as_the_identity():
 
 
 def test_time_scales_and_shifts_the_second_norm():
-  """With a scale of -1 the block's inside is the shift's alone: its input is lost."""
+  """With a scale of -1 the block's branch depends on the shift alone: its input is lost."""
   block = unet.ResBlock(4)
   x, time = jax.random.normal(jax.random.key(0), (2, 3, 3, 4)), jnp.ones((1, 2))
   params = block.init(jax.random.key(1), x, time)
@@ -157,7 +157,7 @@ def test_time_scales_and_shifts_the_second_norm():
   np.testing.assert_allclose(block.apply(params, x, time), expected, atol=1e-6)
 
 
-def test_attention_is_that_of_the_equation():
+def test_attention_matches_its_equation():
   layer = unet.SelfAttention(head_channels=2)
   x = jax.random.normal(jax.random.key(0), (1, 2, 3, 4))
   params = layer.init(jax.random.key(1), x)["params"]
@@ -175,7 +175,7 @@ def test_attention_is_that_of_the_equation():
 
 
 @pytest.mark.parametrize("heights, middle", [((), False), ((14,), False), ((14, 7), True)])
-def test_attends_at_chosen_heights_only(heights, middle):
+def test_attends_at_the_named_heights_only(heights, middle):
   _, _, params = shapes(unet.UNet(8, (1, 2, 2), 2, heights, 8), 28, 28, 1)
   levels = [{28: 0, 14: 1, 7: 2}[height] for height in heights]
   expected = {f"down_{level}_{i}_attention" for level in levels for i in range(2)}
@@ -184,8 +184,8 @@ def test_attends_at_chosen_heights_only(heights, middle):
   assert {name for name in params["params"] if name.endswith("_attention")} == expected
 
 
-def test_gradient_reaches_every_parameter(made):
-  params, z, t = made
+def test_gradient_reaches_every_parameter(small):
+  params, z, t = small
 
   def loss(params):
     return sum(jnp.sum(out**2) for out in SMALL.apply(params, z, t))
@@ -207,7 +207,7 @@ def test_dropout_in_training_only(tiny):
   assert np.abs(out[0] - out[2]).max() > 1e-2
 
 
-def test_bfloat16_computes_but_does_not_keep(tiny):
+def test_bfloat16_is_used_to_compute_but_not_to_store(tiny):
   params, z, t = tiny
   network = TINY.clone(dtype=jnp.bfloat16)
   kept = jax.eval_shape(network.init, jax.random.key(0), z, t)
@@ -216,7 +216,7 @@ def test_bfloat16_computes_but_does_not_keep(tiny):
   for a, b in zip(exact, rounded, strict=True):
     assert b.dtype == jnp.float32
     error = jnp.linalg.norm(a - b) / jnp.linalg.norm(a)
-    # Eight bits of mantissa, some dozens of roundings; none at all would be float32.
+    # Eight bits of mantissa and some dozens of roundings; an error below 1e-4 would mean float32.
     assert 1e-4 < error < 0.05
 
 
@@ -229,7 +229,7 @@ def test_remat_recomputes_the_same(tiny):
 
   plain, again = jax.jit(gradient(False))(params), jax.jit(gradient(True))(params)
   jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3), plain, again)
-  # Every convolution inside a block forward, again, and backward for its input and its kernel.
+  # Every convolution in a block runs forward, once more, and backward for its input and kernel.
   convolutions = [
     str(jax.make_jaxpr(gradient(remat))(params)).count("conv_general_dilated[")
     for remat in (False, True)
@@ -239,7 +239,7 @@ def test_remat_recomputes_the_same(tiny):
 
 
 def test_imagenet64_has_the_published_size():
-  """295.90 M less the classes' embedding, the predicted variances and the biases of attention."""
+  """The size is 295.90 M less the class embedding, predicted variances and attention biases."""
   network = unet.UNet(192, (1, 2, 3, 4), 3, (32, 16, 8), 64)
   features, bottleneck, params = shapes(network, 64, 64, 3)
   assert features == (2, 64, 64, 192) and bottleneck == (2, 8, 8, 768)

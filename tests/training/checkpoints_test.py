@@ -98,7 +98,7 @@ def pointers(tree):
 
 def test_what_is_written_in_the_background_is_of_its_step(toy, tmp_path):
   """Of many arrays, while steps overwrite the state in place and take further batches."""
-  layout = parallel.layout_of()
+  layout = parallel.make_layout()
   values = {str(i): np.zeros(2**12, np.float32) for i in range(50)}
   state = TrainState(np.int32(0), values, values, {"mu": values, "nu": values})
   state = jax.device_put(state, parallel.shardings(layout, state), may_alias=False)

@@ -34,7 +34,7 @@ LAYOUTS = {
 def layout_of(name):
   """One of `LAYOUTS`, or "one" for a single device."""
   if name != "one":
-    return parallel.layout_of(**LAYOUTS[name], min_shard_size=16)
+    return parallel.make_layout(**LAYOUTS[name], min_shard_size=16)
   axes = {"axis_types": (AxisType.Auto,) * 2, "devices": jax.devices()[:1]}
   return parallel.Layout(jax.make_mesh((1, 1), ("data", "shard"), **axes))
 
@@ -161,13 +161,13 @@ def check_alike(stage, frozen, examples, names, *, pieces=()):
     ({"mesh": (0, -1)}, "8 devices"),
     ({"mesh": (-8, -1)}, "8 devices"),
     ({"mesh": (8,)}, "8 devices"),
-    ({"mesh": (4, 2), "kind": "pmap"}, "whole copy"),
+    ({"mesh": (4, 2), "kind": "pmap"}, "copies the parameters to every device"),
     ({"min_shard_size": 0}, "min_shard_size"),
   ],
 )
 def test_layouts_that_cannot_be_are_refused(toy, tmp_path, fields, words):
   with pytest.raises(UserError, match=words):
-    parallel.layout_of(**fields)
+    parallel.make_layout(**fields)
   config = toy.config()
   config.parallel.update(fields)
   with pytest.raises(UserError, match=words):
@@ -379,7 +379,7 @@ def check_samples_alike(framework, params, sampling, data, given, targets, num, 
 
   found = generate()
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(parallel, "layout_of", lambda _: layout_of("one"))
+    patch.setattr(parallel, "make_layout", lambda _: layout_of("one"))
     expected = generate()
   for name in targets:
     assert len(found[name]) == num

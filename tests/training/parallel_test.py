@@ -28,12 +28,12 @@ def test_uneven_batch_is_refused():
 
 def test_replicate_copies():
   x = jax.numpy.ones(3)
-  y = parallel.replicate(parallel.layout_of(), x)
+  y = parallel.replicate(parallel.make_layout(), x)
   assert x.unsafe_buffer_pointer() != y.addressable_data(0).unsafe_buffer_pointer()
 
 
 def test_one_process_makes_all_rows():
-  np.testing.assert_array_equal(parallel.local_rows(parallel.layout_of(), 6), np.arange(6))
+  np.testing.assert_array_equal(parallel.local_rows(parallel.make_layout(), 6), np.arange(6))
 
 
 @pytest.mark.parametrize("marked", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
@@ -184,7 +184,7 @@ def test_two_processes_make_the_batches_of_one_train_as_one_and_resume(toy, tmp_
     jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
     assert (jax.device_count(), jax.local_device_count()) == (4, 2)
 
-    layout = parallel.layout_of()
+    layout = parallel.make_layout()
     rows = parallel.local_rows(layout, 8)
     made = {}
     for group in (1, 3):

@@ -33,7 +33,7 @@ def main():
   key = jax.random.key(0)
   found = {}
   for name, mesh in {"data": (-1, 1), "shard": (1, -1)}.items():
-    layout = parallel.layout_of(mesh=mesh, min_shard_size=2**10)
+    layout = parallel.make_layout(mesh=mesh, min_shard_size=2**10)
     tx = state_lib.optimizer(stage.settings)
     state, _ = step_lib.initial_state(stage, tx, layout, key, {}, batch)
     names, step = step_lib.make_train_step(stage, tx, layout, state.params, {}, batch)
