@@ -1,5 +1,6 @@
 """MT-Diffusion: its parts, tasks and ways to sample. Its laws are in tests/laws."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -10,9 +11,17 @@ import numpy as np
 import pytest
 
 from configs import mt_diffusion as config_lib
-from mmdiff_jax import modalities as modalities_lib, shared_space, solvers
+from mmdiff_jax import modalities as modalities_lib, solvers
 from mmdiff_jax.errors import UserError
-from mmdiff_jax.frameworks import base, mt_diffusion, mt_diffusion_bound
+from mmdiff_jax.frameworks import base, mt_diffusion
+from mmdiff_jax.frameworks.mt_diffusion import (
+  bound as bound_lib,
+  heads,
+  losses,
+  model as model_lib,
+  process as process_lib,
+)
+from mmdiff_jax.frameworks.mt_diffusion.model import AGGREGATIONS, make_model, MODES
 
 
 def show(x):
@@ -47,12 +56,12 @@ class Tiny(nn.Module):
     return h, jnp.tanh(nn.Dense(4)(h.mean(axis=(1, 2), keepdims=True)))
 
 
-_backbone = mt_diffusion._backbone
+_backbone = model_lib._backbone
 
 
 @pytest.fixture(autouse=True)
 def tiny_backbone(monkeypatch):
-  monkeypatch.setattr(mt_diffusion, "_backbone", lambda config: Tiny())
+  monkeypatch.setattr(model_lib, "_backbone", lambda config: Tiny())
 
 
 def tiny(**changes):
@@ -86,11 +95,11 @@ def made(config, modalities=(DIGIT, LABEL)):
   leaves, tree = jax.tree.flatten(params)
   rng = np.random.default_rng(1)
   leaves = [x + 0.3 * rng.normal(size=x.shape).astype(np.float32) for x in leaves]
-  return mt_diffusion.model_of(config, modalities), framework, jax.tree.unflatten(tree, leaves)
+  return make_model(config, modalities), framework, jax.tree.unflatten(tree, leaves)
 
 
 def loss_of(model, params, batch):
-  return jax.jit(functools.partial(mt_diffusion.loss, model))(params, KEY, batch)
+  return jax.jit(functools.partial(losses.loss, model))(params, KEY, batch)
 
 
 def jitted(framework):
@@ -123,7 +132,7 @@ def test_loss_is_the_weighted_sum_of_its_terms():
 def test_what_the_heads_are_shown_has_no_loss(monkeypatch):
   model, _, params = made(tiny())
   monkeypatch.setattr(
-    mt_diffusion, "draw_known", lambda key, names, rows, prob: {n: jnp.ones(rows) for n in names}
+    losses, "draw_given", lambda key, names, rows, prob: {n: jnp.ones(rows) for n in names}
   )
   _, terms = loss_of(model, params, data())
   assert terms["loss_digit"] == terms["loss_label"] == 0
@@ -132,7 +141,7 @@ def test_what_the_heads_are_shown_has_no_loss(monkeypatch):
 
 def test_some_modalities_are_known_but_never_all():
   names, rows = ("a", "b", "c"), 30_000
-  flags = np.stack(list(mt_diffusion.draw_known(KEY, names, rows, 0.6).values()))
+  flags = np.stack(list(losses.draw_given(KEY, names, rows, 0.6).values()))
   law = {(0, 0, 0): 0.4}
   law |= {known: 0.1 for known in itertools.product((0, 1), repeat=3) if 0 < sum(known) < 3}
   for known in itertools.product((0, 1), repeat=3):
@@ -174,7 +183,7 @@ def test_all_kinds_of_modality_have_encoders_and_heads():
   for m in modalities:
     assert out[m.name].shape == (ROWS, *m.shape)
     assert out[m.name].dtype == data(modalities)[m.name].dtype
-  values = mt_diffusion.values_of(model, data(modalities))
+  values = heads.values_of(model, data(modalities))
   encoded = model.network.apply(params["network"], values, method="encode")
   for m in modalities:
     assert encoded[m.name].shape == (ROWS, *SHAPE)
@@ -230,13 +239,12 @@ def test_augmenting_puts_another_modality_in_the_main_one_s_place():
   one, other = data()["digit"], np.zeros((ROWS, *SHAPE), np.float32)
   _, examples = framework.stages[0].prepare({}, {"digit": one, "masked": other, "more": one})
   assert set(examples) == {"digit", "masked"}
-  config.augment.share = 0.5
-  half = loss_of(model, params, examples)[0]
-  config.augment.share = 1.0
-  always = loss_of(model, params, examples)[0]
-  config.augment.share = 0.0
-  never = loss_of(model, params, examples)[0]
-  swapped = loss_of(model, params, {"digit": other, "masked": one})[0]
+  half, always, never = (
+    loss_of(dataclasses.replace(model, augment_prob=prob), params, examples)[0]
+    for prob in (0.5, 1.0, 0.0)
+  )
+  exchanged = {"digit": other, "masked": one}
+  swapped = loss_of(dataclasses.replace(model, augment_prob=0.0), params, exchanged)[0]
   np.testing.assert_array_equal(always, swapped)
   assert len({float(x) for x in (half, always, never)}) == 3
 
@@ -248,8 +256,8 @@ def test_network_is_told_which_images_are_augmented():
   same = data() | {"masked": data()["digit"]}
   told, untold = (loss_of(model, p, same)[0] for p in (params, deaf(params)))
   assert abs(told - untold) > 1e-4
-  config.augment.share = 0.0
-  np.testing.assert_array_equal(loss_of(model, params, same)[0], untold)
+  never = dataclasses.replace(model, augment_prob=0.0)
+  np.testing.assert_array_equal(loss_of(never, params, same)[0], untold)
   one, other = (
     jitted(framework)(p, KEY, {}, ("digit",), ROWS, sampling())["digit"]
     for p in (params, deaf(params))
@@ -264,11 +272,11 @@ def test_augmenting_by_what_is_not_there_is_refused(other):
     framework.stages[0].prepare({}, data() | other)
 
 
-@pytest.mark.parametrize("aggregation", mt_diffusion.AGGREGATIONS)
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_no_shared_space_leaves_the_main_modality_alone_in_it(aggregation):
   model, _, _ = made(tiny(parts__label__omega=0.0, process__aggregation=aggregation))
   digit, label = jnp.ones((2, *SHAPE)), 5 * jnp.ones((2, *SHAPE))
-  z0, total = mt_diffusion.aggregate(model, {"digit": digit, "label": label})
+  z0, total = heads.aggregate(model, {"digit": digit, "label": label})
   np.testing.assert_array_equal(z0, digit)
   np.testing.assert_array_equal(total, 0 * digit)
 
@@ -276,10 +284,10 @@ def test_no_shared_space_leaves_the_main_modality_alone_in_it(aggregation):
 def test_aggregates():
   digit, label = jnp.ones((2, *SHAPE)), 5 * jnp.ones((2, *SHAPE))
   found = {
-    aggregation: mt_diffusion.aggregate(
+    aggregation: heads.aggregate(
       made(tiny(process__aggregation=aggregation))[0], {"digit": digit, "label": label}
     )
-    for aggregation in mt_diffusion.AGGREGATIONS
+    for aggregation in AGGREGATIONS
   }
   np.testing.assert_allclose(found["start"][0], 3.5 * digit)
   np.testing.assert_array_equal(found["start"][1], 0 * digit)
@@ -290,9 +298,7 @@ def test_aggregates():
 # --- generation
 
 
-@pytest.mark.parametrize(
-  ("mode", "aggregation"), list(zip(mt_diffusion.MODES, mt_diffusion.AGGREGATIONS, strict=True))
-)
+@pytest.mark.parametrize(("mode", "aggregation"), list(zip(MODES, AGGREGATIONS, strict=True)))
 def test_any_subset_from_any_other(mode, aggregation):
   _, framework, params = made(tiny(process__aggregation=aggregation, sampling__mode=mode))
   run = jitted(framework)
@@ -341,7 +347,7 @@ def test_a_label_to_be_predicted_is_not_in_the_aggregate():
   _, predicted = model.network.apply(params["network"], z, t, shown)
   share = {"label": jax.nn.softmax(predicted["label"])}
   label = model.network.apply(params["network"], share, method="encode")["label"]
-  z0, _ = mt_diffusion.estimate(model, params, z, t, {"digit": digit}, informed=True)
+  z0, _ = heads.estimate(model, params, z, t, {"digit": digit}, informed=True)
   np.testing.assert_allclose(z0, digit + 0.5 * label, atol=1e-5)
 
 
@@ -350,11 +356,11 @@ def test_with_nothing_known_the_noise_says_where_z_began_once_there_is_little():
   z = jax.random.normal(KEY, (ROWS, *SHAPE))
   for time, little in ((0.25, True), (0.75, False)):
     t = jnp.float32(time)
-    eps, values = mt_diffusion.read(model, params, z, t, {}, informed=True)
+    eps, values = heads.read(model, params, z, t, {}, informed=True)
     encoded = model.network.apply(params["network"], values, method="encode")
-    rebuilt, _ = mt_diffusion.aggregate(model, encoded)
+    rebuilt, _ = heads.aggregate(model, encoded)
     start = model.process.start(z, eps, jnp.zeros_like(z), t)
-    z0, _ = mt_diffusion.estimate(model, params, z, t, {}, informed=True)
+    z0, _ = heads.estimate(model, params, z, t, {}, informed=True)
     np.testing.assert_array_equal(z0, start if little else rebuilt)
     assert np.abs(start - rebuilt).max() > 1e-2
 
@@ -364,7 +370,7 @@ def test_heads_see_what_is_known_in_the_informed_mode_only():
   z, t = jax.random.normal(KEY, (ROWS, *SHAPE)), jnp.float32(0.5)
 
   def label(known, informed):
-    _, values = mt_diffusion.read(model, params, z, t, known, informed=informed)
+    _, values = heads.read(model, params, z, t, known, informed=informed)
     return values["label"]
 
   known = {"digit": 2 * jnp.asarray(data()["digit"]) - 1}
@@ -402,7 +408,7 @@ def test_evaluations_are_those_that_run(solver, guidance, monkeypatch):
       jax.debug.callback(lambda: calls.append(1))
       return super().__call__(*inputs)
 
-  monkeypatch.setattr(mt_diffusion, "_backbone", lambda config: Counting())
+  monkeypatch.setattr(model_lib, "_backbone", lambda config: Counting())
   framework = mt_diffusion.build(tiny(), (DIGIT, LABEL))
   settings = sampling(solver=solver, guidance=guidance)
   given = {"label": data()["label"]}
@@ -431,16 +437,16 @@ def test_report_has_joint_samples_and_the_main_modality_from_the_others():
 def test_levels_are_a_law():
   x = jnp.arange(256)[:, None] / 255
   for mean, deviation in itertools.product((-1.2, 0.1, 0.9), (0.003, 0.1, 3.0)):
-    log_p = mt_diffusion_bound._log_level(x, jnp.full((256, 1), mean), deviation)
+    log_p = bound_lib._log_level(x, jnp.full((256, 1), mean), deviation)
     assert np.isfinite(log_p).all()
     np.testing.assert_allclose(jnp.exp(log_p).sum(), 1, rtol=2e-3)
 
 
 def test_bound_of_an_image_and_a_label():
   model, _, params = made(tiny())
-  deviations = jax.jit(functools.partial(mt_diffusion_bound.residuals, model))(params, KEY, data())
+  deviations = jax.jit(functools.partial(bound_lib.residuals, model))(params, KEY, data())
   assert set(deviations) == {"digit"}
-  bound = jax.jit(functools.partial(mt_diffusion_bound.bound, model))
+  bound = jax.jit(functools.partial(bound_lib.bound, model))
   terms = bound(params, KEY, data(), deviations)
   assert set(terms) == {"prior", "steps", "nll_digit", "nll_label", "total", "bits_per_dim"}
   assert all(term > 0 for term in terms.values())
@@ -449,7 +455,7 @@ def test_bound_of_an_image_and_a_label():
 
 
 def test_bound_is_measured_over_rows_in_parts(monkeypatch):
-  monkeypatch.setattr(mt_diffusion_bound, "_CHUNK", 3)
+  monkeypatch.setattr(bound_lib, "_CHUNK", 3)
   x = np.arange(8.0, dtype=np.float32) ** 2
   seen = []
 
@@ -457,13 +463,13 @@ def test_bound_is_measured_over_rows_in_parts(monkeypatch):
     jax.debug.callback(seen.append, batch["x"])
     return {"mean": params["factor"] * batch["x"].mean()}
 
-  found = mt_diffusion_bound._mean_over(mean, {"factor": 2.0}, KEY, {"x": x}, 100)
+  found = bound_lib._mean_over(mean, {"factor": 2.0}, KEY, {"x": x}, 100)
   jax.effects_barrier()
   # Parts of 3, 3 and 2 rows.
   assert found["mean"] == pytest.approx(2 * x.mean())
   assert sorted(np.concatenate(seen)) == x.tolist()
   seen.clear()
-  mt_diffusion_bound._mean_over(mean, {"factor": 2.0}, KEY, {"x": x}, 3)
+  bound_lib._mean_over(mean, {"factor": 2.0}, KEY, {"x": x}, 3)
   jax.effects_barrier()
   assert [len(part) for part in seen] == [3]
 
@@ -485,10 +491,8 @@ def test_bound_of_a_modality_that_never_changes_is_finite():
   model, _, _ = made(tiny())
   batch = data() | {"digit": np.full((ROWS, *SHAPE), 0.5, np.float32)}
   like = {name: jnp.asarray(x) for name, x in batch.items()}
-  params = {
-    "network": model.network.init(KEY, mt_diffusion.values_of(model, like), method="initialise")
-  }
-  terms = mt_diffusion_bound.measure(model, params, KEY, batch, batch, num=ROWS)
+  params = {"network": model.network.init(KEY, heads.values_of(model, like), method="initialise")}
+  terms = bound_lib.measure(model, params, KEY, batch, batch, num=ROWS)
   assert np.isfinite(list(terms.values())).all()
 
 
@@ -565,7 +569,7 @@ def test_examples_that_lack_a_modality_are_refused():
 def test_network_that_cannot_be_is_said():
   config = tiny(network__attention=(5,))
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(mt_diffusion, "_backbone", _backbone)
+    patch.setattr(model_lib, "_backbone", _backbone)
     framework = mt_diffusion.build(config, (DIGIT, LABEL))
   batch = {name: jnp.asarray(x) for name, x in data().items()}
   with pytest.raises(UserError, match=r"config.network: UNet: attention at heights \(5,\)"):
@@ -581,4 +585,4 @@ def test_target_that_is_given_is_refused():
 def test_process_wants_a_weight_an_entry():
   table = made(tiny())[0].process.table
   with pytest.raises(ValueError, match="3 weights for a table of 20"):
-    shared_space.Process(table, (0.0, 0.0, 0.0))
+    process_lib.Process(table, (0.0, 0.0, 0.0))

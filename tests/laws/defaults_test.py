@@ -14,10 +14,14 @@ from configs import (
   mld as mld_config,
   mt_diffusion as mt_diffusion_config,
 )
-from mmdiff_jax import modalities as modalities_lib, multitime, shared_space, solvers
-from mmdiff_jax.frameworks import base, codi_model, ddpm, mt_diffusion
+from mmdiff_jax import modalities as modalities_lib, multitime, solvers
+from mmdiff_jax.frameworks import base, codi_model
 from mmdiff_jax.frameworks.mcdm import model as mcdm_model, sampling as mcdm_sampling
 from mmdiff_jax.frameworks.mld import model as mld_model, sampling as mld_sampling
+from mmdiff_jax.frameworks.mt_diffusion import (
+  model as mt_diffusion_model,
+  sampling as mt_diffusion_sampling,
+)
 from tests.laws import gaussian
 
 CORRELATION = 0.8
@@ -110,13 +114,12 @@ def sample_codi(config, sampling, monkeypatch):
 def sample_mt_diffusion(config, sampling, monkeypatch):
   del monkeypatch
   config.main, config.modalities, config.heads = "image", ("image",), False
-  table = ddpm.make_table(config.process)
-  process = shared_space.Process(table, shared_space.no_weights(table))
+  config.parts = {"image": {"encoder": "identity", "omega": 1.0, "weight": 1.0}}
   network = types.SimpleNamespace(
     apply=lambda params, z, *args, method=None: z if method else (z, {})
   )
-  model = mt_diffusion.Model(config, (IMAGE,), process, network)
-  return mt_diffusion.sample(model, {"network": None}, KEY, {}, ("image",), 2, sampling)
+  model = dataclasses.replace(mt_diffusion_model.make_model(config, (IMAGE,)), network=network)
+  return mt_diffusion_sampling.sample(model, {"network": None}, KEY, {}, ("image",), 2, sampling)
 
 
 def sample_mcdm(config, sampling, monkeypatch):

@@ -16,15 +16,22 @@ from mmdiff_jax import (
   multitime,
   noise as noise_lib,
   schedules,
-  shared_space,
   solvers,
 )
-from mmdiff_jax.frameworks import base, mt_diffusion, mt_diffusion_bound
+from mmdiff_jax.frameworks import base
+from mmdiff_jax.frameworks.mt_diffusion import (
+  bound as bound_lib,
+  heads,
+  losses,
+  process as process_lib,
+  sampling as sampling_lib,
+)
+from mmdiff_jax.frameworks.mt_diffusion.model import AGGREGATIONS, MODES, MTDiffusion
 from mmdiff_jax.networks.multitask import Multitask, Part
 
 TABLE = schedules.Table(schedules.betas_linear(12, beta_min=0.02, beta_max=0.6))
 WEIGHTS = (0.5, -0.2, 0.0, 0.3, 1.0, 0.1, 0.4, 0.0, -0.6, 0.2, 0.3, 0.7)
-PROCESS = shared_space.Process(TABLE, WEIGHTS)
+PROCESS = process_lib.Process(TABLE, WEIGHTS)
 DDPM = schedules.Table(schedules.betas_linear(1000))
 CORRELATED = np.array([[1.0, 0.8], [0.8, 1.0]])
 
@@ -87,7 +94,7 @@ def test_posterior_is_that_of_bayes_rule_at_any_stride():
 @pytest.mark.parametrize("power", [1.0, 1.5, 2.0, 7.0, 100.0])
 def test_grid_has_each_entry_once_and_both_ends(power):
   for size in (2, 12, 1000):
-    process = shared_space.Process(schedules.Table((0.1,) * size), (0.0,) * size)
+    process = process_lib.Process(schedules.Table((0.1,) * size), (0.0,) * size)
     for num in {2, size // 2 + 1, size}:
       entries = process.grid(num, power) * size
       np.testing.assert_allclose(entries, np.round(entries), rtol=0, atol=1e-9)
@@ -99,7 +106,7 @@ def test_grid_has_each_entry_once_and_both_ends(power):
 
 
 def test_grid_is_even_in_roots():
-  process = shared_space.Process(DDPM, shared_space.no_weights(DDPM))
+  process = process_lib.Process(DDPM, process_lib.no_weights(DDPM))
   np.testing.assert_allclose(process.grid(4) * 1000, [1000, 667, 334, 1])
   roots = np.sqrt(process.grid(20, 2.0) * 1000)
   np.testing.assert_allclose(np.diff(roots)[:10], (1 - 1000**0.5) / 19, atol=0.03)
@@ -115,7 +122,7 @@ def test_last_step_is_the_start():
 def test_zero_terminal_snr():
   """At a_T = 0 eps does not determine z_0, which `start` takes as -W_T E, the prior's mean."""
   betas = (0.1, 0.3, 0.6, 1.0)
-  process = shared_space.Process(schedules.Table(betas), (0.2, 0.5, -0.3, 0.4))
+  process = process_lib.Process(schedules.Table(betas), (0.2, 0.5, -0.3, 0.4))
   process.check_prior(1.0, 1.0)
   z, eps, aggregate = (jnp.full((1, 1), value) for value in (0.4, 0.4, -1.3))
   one = jnp.asarray(1.0)
@@ -137,11 +144,11 @@ def test_numbers_of_steps_beyond_the_table_are_rejected(num_steps):
 
 def test_without_weights_each_step_is_ddpm_to_the_bit():
   """XLA runs the operations one by one; compiled into one program both may round differently."""
-  process = shared_space.Process(TABLE, shared_space.no_weights(TABLE))
+  process = process_lib.Process(TABLE, process_lib.no_weights(TABLE))
   z, z0, aggregate = (
     jnp.asarray(x, jnp.float32) for x in np.random.default_rng(0).normal(size=(3, 50, 3))
   )
-  ours = shared_space.posterior_sampling(process)
+  ours = process_lib.posterior_sampling(process)
   denoiser = solvers.from_x0(lambda x, t: {"z": z0}, TABLE)
   for s, t in ((0, 1), (3, 11)):
     times = ({"z": jnp.asarray(i / 12, jnp.float32)} for i in (t, s))
@@ -185,32 +192,55 @@ GAUSSIAN = tuple(modalities_lib.Modality(n, k, ONE, str) for n, k in
                  (("a", "image"), ("b", "trajectory")))  # fmt: skip
 
 
+def record(config, modalities, process, network):
+  """Returns the record of a config, with another process and network than it describes."""
+  names = [modality.name for modality in modalities]
+  return MTDiffusion(
+    modalities=modalities,
+    main=config.main,
+    process=process,
+    network=network,
+    omega={name: config.parts[name].omega for name in names},
+    loss_weight={name: config.parts[name].weight for name in names},
+    aggregation=config.process.aggregation,
+    heads=config.heads,
+    informed=config.network.informed,
+    given_prob=config.network.given_prob,
+    stop_gradient=config.stop_gradient,
+    augment=config.augment.modality,
+    augment_prob=config.augment.share,
+    mode=config.sampling.mode,
+    grid_power=config.sampling.grid_power,
+    training=base.make_train_config(config.training, "training."),
+    sampler=base.make_sampler_config(config),
+  )
+
+
 def gaussian_model(aggregation, mode, table=DDPM, covariance=CORRELATED):
   config = config_lib.get_config()
-  config.main, config.modalities = "a", ("a", "b")
+  config.main = "a"
   part = {"encoder": "identity", "omega": 1.0, "weight": 1.0}
   config.parts = {"a": part, "b": part}
   config.process.aggregation, config.sampling.mode = aggregation, mode
-  config.process.num = len(table.betas)
   weights = (
-    shared_space.no_weights(table)
+    process_lib.no_weights(table)
     if aggregation == "start"
-    else shared_space.linear_weights(table, 2.0)
+    else process_lib.linear_weights(table, 2.0)
   )
-  process = shared_space.Process(table, weights)
-  return mt_diffusion.Model(config, GAUSSIAN, process, Exact(process, covariance))
+  process = process_lib.Process(table, weights)
+  return record(config, GAUSSIAN, process, Exact(process, covariance))
 
 
 def moments(model, given, num_steps, guidance=1.0):
   """Returns mean and variance of the modality that is not given (1): each step is affine."""
-  informed = model.config.sampling.mode == "informed"
+  informed = model.mode == "informed"
   target = "b" if given == "a" else "a"
-  times = jnp.asarray(model.process.grid(num_steps, model.config.sampling.grid_power))
+  times = jnp.asarray(model.process.grid(num_steps, model.grid_power))
   unit = jnp.array([0.0, 1.0]).reshape(2, *ONE)
   conditions = {given: jnp.ones((2, *ONE))}
 
   def start_of(conditions, t):
-    return mt_diffusion.estimate(model, {"network": None}, unit, t, conditions, informed=informed)
+    return heads.estimate(model, {"network": None}, unit, t, conditions, informed=informed)
 
   def step(law, ends):
     mean, variance = law
@@ -224,9 +254,7 @@ def moments(model, given, num_steps, guidance=1.0):
 
   prior = (jnp.zeros(ONE), jnp.ones(ONE))
   (mean, variance), _ = jax.lax.scan(step, prior, (times[:-1], times[1:]))
-  _, values = mt_diffusion.read(
-    model, {"network": None}, unit, times[-1], conditions, informed=informed
-  )
+  _, values = heads.read(model, {"network": None}, unit, times[-1], conditions, informed=informed)
   offset, slope = values[target][0], values[target][1] - values[target][0]
   return float((offset + slope * mean).squeeze()), float((slope**2 * variance).squeeze())
 
@@ -268,7 +296,7 @@ def test_samples_have_these_moments(mode, guidance):
   model, num = gaussian_model("start", mode), 4000
   sampling = base.SamplerConfig(solvers.ancestral, 100, guidance)
   given = {"a": jnp.ones((num, *ONE))}
-  out = mt_diffusion.sample(
+  out = sampling_lib.sample(
     model, {"network": None}, jax.random.key(0), given, ("b",), num, sampling
   )
   x = 2 * np.asarray(out["b"]).ravel() - 1
@@ -285,14 +313,14 @@ def test_guidance_emphasises_given_modalities():
   assert left < variance
 
 
-@pytest.mark.parametrize("aggregation", mt_diffusion.AGGREGATIONS)
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_both_forms_are_one_with_nothing_given(aggregation):
   model = gaussian_model(aggregation, "replacement")
   z = jax.random.normal(jax.random.key(0), (6, *ONE))
   t = jnp.asarray(0.3)
-  z0, aggregate = mt_diffusion.estimate(model, {"network": None}, z, t, {}, informed=False)
-  eps, values = mt_diffusion.read(model, {"network": None}, z, t, {}, informed=False)
-  rebuilt = mt_diffusion.aggregate(model, values)
+  z0, aggregate = heads.estimate(model, {"network": None}, z, t, {}, informed=False)
+  eps, values = heads.read(model, {"network": None}, z, t, {}, informed=False)
+  rebuilt = heads.aggregate(model, values)
   np.testing.assert_allclose(z0, rebuilt[0], atol=1e-9)
   np.testing.assert_allclose(aggregate, rebuilt[1], atol=1e-9)
   s = jnp.asarray(0.29)
@@ -304,7 +332,7 @@ def test_both_forms_are_one_with_nothing_given(aggregation):
     np.testing.assert_allclose(x0_form, eps_form, atol=1e-9)
 
 
-@pytest.mark.parametrize("aggregation", mt_diffusion.AGGREGATIONS)
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_bound_on_a_gaussian(aggregation):
   """The closed form uses the covariance of (z_0, E) given z_t, and not the code's process."""
   betas = np.array(schedules.betas_cosine(30))
@@ -314,7 +342,7 @@ def test_bound_on_a_gaussian(aggregation):
   num, stds = 20_000, {"a": 0.1, "b": 0.2}
   x = np.random.default_rng(0).multivariate_normal([0, 0], covariance, num)
   batch = {n: jnp.asarray(0.5 * (x[:, i] + 1)).reshape(num, *ONE) for i, n in enumerate("ab")}
-  got = jax.jit(lambda key: mt_diffusion_bound.bound(model, {"network": None}, key, batch, stds))(
+  got = jax.jit(lambda key: bound_lib.bound(model, {"network": None}, key, batch, stds))(
     jax.random.key(0)
   )
 
@@ -359,7 +387,7 @@ def test_bound_on_a_gaussian(aggregation):
   # It is a bound on the entropy of the law itself.
   entropy = 0.5 * np.log(np.linalg.det(2 * np.pi * np.e * covariance)) - np.log(2 / 255)
   assert got["total"] > entropy
-  errors = mt_diffusion_bound.residuals(model, {"network": None}, jax.random.key(1), batch)
+  errors = bound_lib.residuals(model, {"network": None}, jax.random.key(1), batch)
   for i, n in enumerate("ab"):
     np.testing.assert_allclose(errors[n] ** 2, left(1)[1][i, i], rtol=0.04)
 
@@ -384,8 +412,7 @@ class BadHead:
 def with_bad_head(aggregation, mode="informed", names="ab", heads="ab"):
   """Returns a model, values of images a and vectors b, and the rms error of a that z_1 allows."""
   model, shape = gaussian_model(aggregation, mode, FEW), (100, 4, 4, 1)
-  for name, omega in (("a", WEIGHT), ("b", OTHER_WEIGHT)):
-    model.config.parts[name] = {"encoder": "identity", "omega": omega, "weight": 1.0}
+  model = dataclasses.replace(model, omega={"a": WEIGHT, "b": OTHER_WEIGHT})
   rng = np.random.default_rng(0)
   # The values are among the 256 levels, and far enough from the ends that none is clipped.
   batch = {"a": rng.integers(64, 192, shape) / 255, "b": rng.uniform(size=shape)}
@@ -399,27 +426,28 @@ def with_bad_head(aggregation, mode="informed", names="ab", heads="ab"):
     noise, misread = noise / abs(WEIGHT), OTHER_WEIGHT * MISREAD / abs(WEIGHT)
   elif len(names) > 1:
     misread = model.process.weights[0] * OTHER_WEIGHT * MISREAD
-  return model._replace(modalities=modalities, network=network), batch, 1.1 * noise, misread
+  model = dataclasses.replace(model, modalities=modalities, network=network)
+  return model, batch, 1.1 * noise, misread
 
 
 def sampled(model, z, given, monkeypatch):
   """Returns samples of a at this z_1."""
-  monkeypatch.setattr(mt_diffusion.solvers, "sample", lambda *args, **kwargs: {"z": z})
+  monkeypatch.setattr(sampling_lib.solvers, "sample", lambda *args, **kwargs: {"z": z})
   sampling = base.SamplerConfig(solvers.ancestral, 20)
   key = jax.random.key(0)
-  return mt_diffusion.sample(model, NETWORK, key, given, ("a",), len(z), sampling)["a"]
+  return sampling_lib.sample(model, NETWORK, key, given, ("a",), len(z), sampling)["a"]
 
 
 def first(model, batch):
   """Draws z_1 of a batch."""
-  z0, total = mt_diffusion.aggregate(model, mt_diffusion.values_of(model, batch))
+  z0, total = heads.aggregate(model, heads.values_of(model, batch))
   mean, std = model.process.marginal(z0, total, jnp.asarray(1 / 30))
   return mean + std * jax.random.normal(jax.random.key(1), z0.shape)
 
 
 @pytest.mark.parametrize("given", GIVEN)
-@pytest.mark.parametrize("mode", mt_diffusion.MODES)
-@pytest.mark.parametrize("aggregation", mt_diffusion.AGGREGATIONS)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_samples_are_as_exact_as_z_1(aggregation, mode, given, monkeypatch):
   """They are exact to sigma_1 / a_1, and to the error of the other modality if it is not given."""
   model, batch, noise, misread = with_bad_head(aggregation, mode)
@@ -428,39 +456,39 @@ def test_samples_are_as_exact_as_z_1(aggregation, mode, given, monkeypatch):
   assert jnp.sqrt(jnp.mean(error**2)) <= np.hypot(noise, 0 if given else misread)
 
 
-@pytest.mark.parametrize("aggregation", mt_diffusion.AGGREGATIONS)
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_bound_is_as_exact_as_z_1(aggregation):
   model, batch, noise, misread = with_bad_head(aggregation)
   key, allowed = jax.random.key(0), np.hypot(noise, misread)
-  errors = mt_diffusion_bound.residuals(model, NETWORK, key, batch)
+  errors = bound_lib.residuals(model, NETWORK, key, batch)
   assert errors["a"] <= allowed
   np.testing.assert_allclose(errors["b"], MISREAD, rtol=1e-9)
-  bound = jax.jit(lambda: mt_diffusion_bound.bound(model, NETWORK, key, batch, errors))
+  bound = jax.jit(lambda: bound_lib.bound(model, NETWORK, key, batch, errors))
   # 16 pixels, each with the entropy of a Gaussian of that error.
   nats = 16 * (0.5 * np.log(2 * np.pi * np.e * allowed**2) - np.log(2 / 255))
   assert bound()["nll_a"] <= nats
 
 
 @pytest.mark.parametrize("heads", ["", "a"])
-@pytest.mark.parametrize("aggregation", mt_diffusion.AGGREGATIONS)
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_image_alone_is_as_exact_as_z_1(aggregation, heads, monkeypatch):
   """It is z_0 itself, whatever its omega."""
   model, batch, noise, _ = with_bad_head(aggregation, names="a", heads=heads)
   error = 2 * (sampled(model, first(model, batch), {}, monkeypatch) - batch["a"])
   assert jnp.sqrt(jnp.mean(error**2)) <= noise
-  assert mt_diffusion_bound.residuals(model, NETWORK, jax.random.key(0), batch)["a"] <= noise
+  assert bound_lib.residuals(model, NETWORK, jax.random.key(0), batch)["a"] <= noise
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.01])
 def test_image_that_hardly_enters_z_is_read_off_its_head(weight, monkeypatch):
   model, batch, _, _ = with_bad_head("start")
-  model.config.parts.a.omega = weight
+  model = dataclasses.replace(model, omega={**model.omega, "a": weight})
   error = 2 * (sampled(model, first(model, batch), {}, monkeypatch) - batch["a"])
   np.testing.assert_allclose(error, 0.3, rtol=1e-9)
 
 
 @pytest.mark.parametrize("given", GIVEN)
-@pytest.mark.parametrize("aggregation", mt_diffusion.AGGREGATIONS)
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_image_read_off_z_1_is_its_mean(aggregation, given, monkeypatch):
   """It is so with perfect eps and a perfect head for b, whatever the head for a predicts."""
   model = gaussian_model(aggregation, "informed")
@@ -523,24 +551,24 @@ def test_posterior_of_the_label_is_what_minimises_the_loss():
     modalities_lib.Modality("digit", "image", ONE, str),
     modalities_lib.Modality("label", "label", (), str, num_classes=3),
   )
-  process = shared_space.Process(table, shared_space.no_weights(table))
+  process = process_lib.Process(table, process_lib.no_weights(table))
   config.parts.label.omega = 1.0
   num = 50_000
   rng = np.random.default_rng(0)
   y = rng.choice(3, num, p=SHARES)
   x = MEANS[y] + SPREAD**0.5 * rng.normal(size=num)
   batch = {"digit": jnp.asarray(0.5 * (x + 1)).reshape(num, *ONE), "label": jnp.asarray(y)}
-  model = mt_diffusion.Model(config, modalities, process, Mixture(table))
+  model = record(config, modalities, process, Mixture(table))
 
   @jax.jit
   def terms(scale, shift):
     """Returns the label's loss and that of eps, with the slope of the former."""
 
-    def losses(change):
-      scalars = mt_diffusion.loss(model, {"network": change}, jax.random.key(0), batch)[1]
+    def of_change(change):
+      scalars = losses.loss(model, {"network": change}, jax.random.key(0), batch)[1]
       return scalars["loss_label"], scalars["loss_eps"]
 
-    return jax.value_and_grad(losses, has_aux=True)((scale, shift))
+    return jax.value_and_grad(of_change, has_aux=True)((scale, shift))
 
   (label, eps), slope = terms(1.0, jnp.zeros(3))
   grid = np.linspace(-6, 6, 4001)
@@ -564,15 +592,14 @@ def test_posterior_of_the_label_is_what_minimises_the_loss():
 def test_single_task_is_ddpm_to_the_last_point():
   """Its last read-out is the step to time 0, so that sampling is `solvers.sample`."""
   model = gaussian_model("start", "replacement", TABLE)
-  model.config.modalities, model.config.heads = ("a",), False
 
   class Alone:
     def apply(self, params, z, *args, method=None, **kwargs):
       return z if method == "encode" else (jnp.tanh(z) * args[0], {})
 
-  model = model._replace(network=Alone(), modalities=GAUSSIAN[:1])
+  model = dataclasses.replace(model, network=Alone(), modalities=GAUSSIAN[:1], heads=False)
   key = jax.random.key(3)
-  out = mt_diffusion.sample(
+  out = sampling_lib.sample(
     model, {"network": None}, key, {}, ("a",), 64, base.SamplerConfig(solvers.ancestral, 12)
   )
   prior_key, loop_key = jax.random.split(key)
@@ -615,9 +642,9 @@ def test_trained_label_head_is_the_posterior():
     modalities_lib.Modality("digit", "image", ONE, str),
     modalities_lib.Modality("label", "label", (), str, num_classes=3),
   )
-  process = shared_space.Process(table, shared_space.no_weights(table))
-  model = mt_diffusion.Model(config, modalities, process, network)
+  process = process_lib.Process(table, process_lib.no_weights(table))
   embedded = config.parts.label.omega = 0.5
+  model = record(config, modalities, process, network)
 
   def draw(key, num):
     y_key, x_key = jax.random.split(key)
@@ -626,13 +653,13 @@ def test_trained_label_head_is_the_posterior():
     return {"digit": (0.5 * (x + 1)).reshape(num, *ONE), "label": y}
 
   key = jax.random.key(0)
-  like = mt_diffusion.values_of(model, draw(key, 2))
+  like = heads.values_of(model, draw(key, 2))
   params = {"network": network.init(key, like, method="initialise")}
   tx = optax.adam(optax.cosine_decay_schedule(1e-2, 1000))
 
   def step(carry, key):
     params, state = carry
-    grads = jax.grad(lambda p: mt_diffusion.loss(model, p, key, draw(key, 256))[0])(params)
+    grads = jax.grad(lambda p: losses.loss(model, p, key, draw(key, 256))[0])(params)
     updates, state = tx.update(grads, state)
     return (optax.apply_updates(params, updates), state), None
 
@@ -646,7 +673,7 @@ def test_trained_label_head_is_the_posterior():
     a, sigma = table.alpha(t), table.sigma(t)
     variance = a**2 * SPREAD + sigma**2
     exact = jax.nn.softmax(jnp.log(SHARES) - 0.5 * (z[:, None] - a * centres) ** 2 / variance)
-    _, values = mt_diffusion.read(model, params, z.reshape(-1, *ONE), t, {}, informed=False)
+    _, values = heads.read(model, params, z.reshape(-1, *ONE), t, {}, informed=False)
     weight = (SHARES * jnp.exp(-0.5 * (z[:, None] - a * centres) ** 2 / variance)).sum(-1)
     error = jnp.abs(values["label"] - exact).max(-1)
     # Only where z_t is likely.
@@ -656,6 +683,6 @@ def test_trained_label_head_is_the_posterior():
 @pytest.mark.usefixtures("unchecked")
 def test_arguments_of_a_process_are_checked():
   with pytest.raises(TypeError, match="Process: table="):
-    shared_space.Process(schedules.VPLinear(), (0.0,))
+    process_lib.Process(schedules.VPLinear(), (0.0,))
   with pytest.raises(TypeError, match="Process: weights"):
-    shared_space.Process(TABLE, "no weights")
+    process_lib.Process(TABLE, "no weights")

@@ -63,7 +63,7 @@ def of_framework(name):
     modalities = (tiny.IMAGE, tiny.TEXT, tiny.LABEL)
     return mcdm.build(config, modalities), tiny.data(*modalities)
   if name == "mt_diffusion":
-    mt_diffusion._backbone = lambda config: tiny.Tiny()
+    mt_diffusion.model._backbone = lambda config: tiny.Tiny()
     modalities = (tiny.DIGIT, tiny.LABEL)
     return mt_diffusion.build(tiny.tiny(), modalities), tiny.data(rows=48)
   return codi.build(tiny.tiny(), tiny.MODALITIES), tiny.data()
