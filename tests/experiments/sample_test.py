@@ -96,7 +96,7 @@ def test_bad_arguments(command, trained, tmp_path, refused, arguments, words):
 
 
 def test_no_run_in_the_workdir(command, tmp_path, refused):
-  refused(command(sample, f"--workdir={tmp_path / 'none'}"), "holds no training run", "Train first")
+  refused(command(sample, f"--workdir={tmp_path / 'none'}"), "has no training run", "Train first")
   assert not (tmp_path / "none").exists()
 
 
@@ -140,7 +140,7 @@ def drop_field(name):
     (set_field("score.network.width", 24), ("score.network.width was 16, now 24", "'config'")),
     (
       set_field("score.prediction", "eps"),
-      ('score.prediction was "v", now "eps"', "no longer fits"),
+      ('score.prediction was "v", now "eps"', "no longer matches"),
     ),
     (set_field("score", 3), ("score.prediction was", "now not there")),
     (drop_field("autoencoder.tone.latent"), ("autoencoder.tone.latent was 12, now not there",)),
