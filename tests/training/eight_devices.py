@@ -314,8 +314,8 @@ def test_fully_sharded_gathers_parameters_and_scatters_gradients(toy, name):
   small, large = sorted(sizes)
   shard = [large // 4] if name == "both" else []
   assert communication.pop("all-gather") == [large]
-  # On a CPU a reduce-scatter is a sum over all devices, of which each keeps its part; with two axes,
-  # a second one adds up the parts.
+  # On a CPU a reduce-scatter is a sum over all devices, of which each keeps its part; with two
+  # axes, a second one adds up the parts.
   reduced = communication.pop("all-reduce")
   assert [n for n in reduced if n > 1] == [small, *shard, large]
   # The loss, and the norms of the gradient for the metrics and for clipping.
