@@ -40,13 +40,13 @@ def test_all_solve_the_same_problem():
   ends = {name: call() for name, (call, _) in contestants.items() if name != "noise"}
   start, schedule = benchmark_solvers.start(sizes), benchmark_solvers.SCHEDULE
   alpha, sigma = (f(jnp.float32(1.0)) for f in (schedule.alpha, schedule.sigma))
-  mean, deviation = benchmark_solvers.MEAN, benchmark_solvers.DEVIATION
+  mean, std = benchmark_solvers.MEAN, benchmark_solvers.DEVIATION
   # The ODE keeps the distance from the mean in standard deviations.
-  flow = mean + deviation * (start - alpha * mean) / np.hypot(alpha * deviation, sigma)
+  flow = mean + std * (start - alpha * mean) / np.hypot(alpha * std, sigma)
   for name, end in ends.items():
     # Four standard errors, and the error of methods of order 1 at this step.
     assert end.mean() == pytest.approx(mean, abs=0.07), name
-    assert end.std() == pytest.approx(deviation, abs=0.06), name
+    assert end.std() == pytest.approx(std, abs=0.06), name
     if name not in benchmark_solvers.STOCHASTIC:
       np.testing.assert_allclose(end, flow, atol=0.02 if "heun" in name else 0.1, err_msg=name)
 
