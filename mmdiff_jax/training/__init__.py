@@ -1,1 +1,1 @@
-"""Training: one trainer for all frameworks, its checkpoints, and what it shows while it runs."""
+"""Training: one trainer for all frameworks, its checkpoints, and its metrics and reports."""

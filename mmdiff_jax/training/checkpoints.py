@@ -1,15 +1,15 @@
-"""Checkpoints that are written while training goes on, and that say when they are damaged.
+"""Checkpoints that are written while training continues, and that detect damage by checksums.
 
 A stage's checkpoints lie in `workdir/checkpoints/<stage>/<step>/`, written by Orbax:
 
-  model     the trained entries, their running mean, and the stage's measured constants
+  model     the trained entries, their EMA, and the stage's measured constants
   training  the step and the optimiser's moments
-  data      where the input pipeline stands
+  data      the position of the input pipeline
   meta      the config, the package's version, the stage's name, the step and its metrics
 
-Beside each are its checksums, written last and checked before the step is read. A step without
-them is a save that was cut off. What is damaged is put into `workdir/damaged` when
-training goes on, from the step before.
+The checksums of a step lie beside its folder; they are written last and checked before the step is
+read. A step without checksums is an interrupted save. When training resumes, damaged steps are
+moved to `workdir/damaged`, and training continues from the step before.
 """
 
 from collections.abc import Iterable, Mapping
@@ -38,7 +38,7 @@ class SaveError(Exception):
   """A checkpoint could not be written.
 
   Attributes:
-    step: whose it was.
+    step: the step of that checkpoint.
   """
 
   def __init__(self, step: int, message: str):
@@ -47,23 +47,23 @@ class SaveError(Exception):
 
 
 def stage_dir(workdir: str | os.PathLike[str], stage: str) -> epath.Path:
-  """The folder of one stage's checkpoints."""
+  """Returns the folder of a stage's checkpoints."""
   workdir = storage.path(workdir)
   if not storage.in_bucket(workdir):
-    workdir = os.getcwd() / workdir  # Orbax wants to know all of it.
+    workdir = os.getcwd() / workdir  # Orbax needs an absolute path.
   return workdir / "checkpoints" / stage
 
 
 def latest_step(workdir: str | os.PathLike[str], stage: str) -> int | None:
-  """The last complete step of a stage, or None when it has no checkpoint.
+  """Returns the last complete step of a stage, or None if it has no checkpoint.
 
   Raises:
-    UserError: there are checkpoints, but none has its checksums, nor was cut off in its saving.
+    UserError: there are checkpoints, but none has checksums, and their saves were not interrupted.
   """
   steps = _steps(workdir, stage)
-  complete = [step for step in steps if checksums.path_of(step).exists()]
+  complete = [step for step in steps if checksums.path_for(step).exists()]
   lost = [
-    step for step in steps if step not in complete and not checksums.begun_path(step).exists()
+    step for step in steps if step not in complete and not checksums.marker_path(step).exists()
   ]
   if lost and not complete:
     checksums.verify(lost[-1])
@@ -71,21 +71,21 @@ def latest_step(workdir: str | os.PathLike[str], stage: str) -> int | None:
 
 
 def best_step(workdir: str | os.PathLike[str], stage: str, metric: str) -> int | None:
-  """The complete step of a stage whose checkpoint has the lowest value of a metric, or None."""
-  found = {}
+  """Returns the complete step of a stage with the lowest value of a metric, or None."""
+  values = {}
   for step in _steps(workdir, stage):
-    # One that is damaged, which is told where it is loaded, or that is of an older version.
+    # Skips checkpoints that are damaged, which loading them reports, or of an older version.
     with contextlib.suppress(OSError, ValueError, KeyError):
-      if checksums.path_of(step).exists():
-        found[int(step.name)] = _read_json(step / "meta")["metrics"][metric]
-  return min(found, key=found.get, default=None)
+      if checksums.path_for(step).exists():
+        values[int(step.name)] = _read_json(step / "meta")["metrics"][metric]
+  return min(values, key=values.get, default=None)
 
 
 def metadata(workdir: str | os.PathLike[str]) -> dict[epath.Path, dict[str, Any]]:
   """Reads the `meta` item of each stage's last checkpoint.
 
   Returns:
-    The items, by the file that has them. A damaged checkpoint has none here; loading it raises.
+    The items, by the path of their file. A damaged checkpoint is left out; loading it raises.
   """
   loaded = {}
   for folder in _ending(stage_dir(workdir, ""), ""):
@@ -96,71 +96,74 @@ def metadata(workdir: str | os.PathLike[str]) -> dict[epath.Path, dict[str, Any]
 
 
 def discard_unfinished(workdir: str | os.PathLike[str], stage: str) -> list[int]:
-  """Deletes what saves left behind that were cut off; returns their steps.
+  """Deletes the remains of interrupted saves and returns their steps.
 
-  For the process that trains only: a save that is still going on looks the same.
+  Only for the process that trains: a save in progress looks the same.
   """
   directory = stage_dir(workdir, stage)
-  unfinished = [step for step in _steps(workdir, stage) if not checksums.path_of(step).exists()]
+  unfinished = [step for step in _steps(workdir, stage) if not checksums.path_for(step).exists()]
   multihost_utils.sync_global_devices(f"unfinished checkpoints of {stage}")
   _clear([*unfinished, *_ending(directory, ".orbax-checkpoint-tmp", ".json.tmp")])
   return [int(step.name) for step in unfinished]
 
 
 def set_damaged_aside(workdir: str | os.PathLike[str], stage: str) -> list[str]:
-  """Moves the last checkpoints of a stage, as far as they are damaged, into `workdir/damaged`.
+  """Moves damaged checkpoints at the end of a stage into `workdir/damaged`.
 
-  For the processes that train only, all of them. Steps without checksums stay where they are.
+  Only for the processes that train, and all of them must call it. Steps without checksums are not
+  moved.
 
   Returns:
-    A sentence on each, in the first process.
+    A sentence about each, in the first process.
   """
-  said = []
+  messages = []
   if jax.process_index() == 0:
     for step in reversed(
-      [step for step in _steps(workdir, stage) if checksums.path_of(step).exists()]
+      [step for step in _steps(workdir, stage) if checksums.path_for(step).exists()]
     ):
       fault = checksums.fault(step)
       if not fault:
         break
       aside = storage.path(workdir) / "damaged" / f"{stage}-{step.name}-{time.time_ns()}"
       aside.mkdir(parents=True)
-      # The checksums first: a step that has lost them is dropped.
-      for path in (checksums.path_of(step), step):
+      # The checksums go first: a step without them is dropped.
+      for path in (checksums.path_for(step), step):
         path.rename(aside / path.name)
-      said.append(f"the checkpoint of step {int(step.name):,} is damaged ({fault}); now in {aside}")
+      messages.append(
+        f"the checkpoint of step {int(step.name):,} is damaged ({fault}) and now lies in {aside}"
+      )
   multihost_utils.sync_global_devices(f"damaged checkpoints of {stage}")
-  return said
+  return messages
 
 
 def _steps(workdir: str | os.PathLike[str], stage: str) -> list[epath.Path]:
-  """The folders of a stage's steps, in order, complete or not."""
-  found = (path for path in _ending(stage_dir(workdir, stage), "") if path.name.isdecimal())
-  return sorted(found, key=lambda path: int(path.name))
+  """Returns the folders of a stage's steps, in order, complete or not."""
+  paths = (path for path in _ending(stage_dir(workdir, stage), "") if path.name.isdecimal())
+  return sorted(paths, key=lambda path: int(path.name))
 
 
 def _ending(directory: epath.Path, *ends: str) -> list[epath.Path]:
-  """What lies in a folder, if it is there, under names that end so.
+  """Returns the paths in a folder, which may not exist, whose names have one of these endings.
 
-  Not by `glob`, which would take brackets in the folder's own name for a pattern.
+  Does not use `glob`, which would read brackets in the folder's name as a pattern.
   """
-  there = directory.iterdir() if directory.is_dir() else ()
-  return [path for path in there if path.name.endswith(ends)]
+  paths = directory.iterdir() if directory.is_dir() else ()
+  return [path for path in paths if path.name.endswith(ends)]
 
 
 class Saver:
-  """Writes the checkpoints of one stage, one at a time, while training goes on.
+  """Writes the checkpoints of one stage, one at a time, while training continues.
 
-  A context manager. What it still writes when it is left is written to the end, so that a run that
-  is stopped by an error keeps it.
+  A context manager. On exit it waits for a save in progress, so that a run that is stopped by an
+  error keeps that checkpoint.
   """
 
   def __init__(self, workdir: str | os.PathLike[str], stage: str, *, keep: int, best: str = ""):
-    """Says what stays: the last `keep` checkpoints, and the one with the lowest metric `best`."""
+    """Keeps the last `keep` checkpoints, and the one with the lowest metric `best`."""
     self._workdir, self._stage, self._keep, self._best = workdir, stage, keep, best
     self._ckpt = _checkpointer()
     self._thread = futures.ThreadPoolExecutor(1)
-    # The step that is being written, and what seals it.
+    # The step that is being written, and the future that ends when its checksums are written.
     self._pending: tuple[int, futures.Future] | None = None
 
   def __enter__(self) -> "Saver":
@@ -174,22 +177,22 @@ class Saver:
   def save(
     self, state: TrainState, constants: Params, iterator: Any, meta: Mapping[str, Any]
   ) -> None:
-    """Begins to write the checkpoint of step `state.step`, of which all is as it is now.
+    """Starts an asynchronous save of the current state, as the checkpoint of step `state.step`.
 
-    The state may be overwritten in place at once: Orbax has copied it to the host. On a CPU that
-    copy is the state's own memory, and XLA, which knows that it is being read, leaves it alone and
-    lets the next step write elsewhere.
+    The state may be overwritten in place as soon as this returns: Orbax has copied it to the host.
+    On a CPU that copy shares the state's memory, and XLA, which tracks that it is being read, does
+    not reuse it but writes the results of the next step elsewhere.
 
-    Call `finish` before the next one. What goes wrong is raised there, too.
+    Call `finish` before the next save. It also raises the errors of this one.
     """
     step = int(state.step)
     path = stage_dir(self._workdir, self._stage) / str(step)
-    # Threads of a save that failed may have written on after it was cleared away.
+    # Threads of a failed save may have continued to write after its files were deleted.
     _clear(_ending(path.parent, ".orbax-checkpoint-tmp"))
     try:
       path.parent.mkdir(parents=True, exist_ok=True)
       if jax.process_index() == 0:
-        checksums.begun_path(path).touch()
+        checksums.marker_path(path).touch()
       self._ckpt.save(
         path,
         args=ocp.args.Composite(
@@ -202,61 +205,62 @@ class Saver:
         ),
       )
     except Exception as error:  # Orbax and TensorStore raise ValueError, among others.
-      sealed = futures.Future()
-      sealed.set_exception(error)
+      result = futures.Future()
+      result.set_exception(error)
     else:
-      sealed = self._thread.submit(self._seal_when_written, path)
-    self._pending = step, sealed
+      result = self._thread.submit(self._write_checksums, path)
+    self._pending = step, result
 
-  def _seal_when_written(self, path: epath.Path) -> None:
+  def _write_checksums(self, path: epath.Path) -> None:
     self._ckpt.wait_until_finished()
     if jax.process_index() == 0:
       checksums.write(path)
 
   def wait(self) -> None:
-    """Waits for what is being written; whether it went wrong is for `finish` to say."""
+    """Waits for the save in progress; `finish` raises its errors."""
     if self._pending:
       futures.wait([self._pending[1]])
 
   def finish(self, *, wait: bool = True) -> None:
-    """Ends the save that was begun: it counts from now on, and older ones that do not are deleted.
+    """Completes the save in progress and deletes the older checkpoints that are not kept.
 
-    Where several processes train all must call it at the same steps.
+    If several processes train, all must call it at the same steps.
 
     Args:
-      wait: for a save that is still going on; else it is left for a later call.
+      wait: whether to wait for a save that is still being written; if not, a later call completes
+        it.
 
     Raises:
-      SaveError: it could not be written, such as on a full disk. What was written of it is gone,
-        and those before it are as they were.
+      SaveError: the checkpoint could not be written, for example because the disk is full. Its
+        files have been deleted, and earlier checkpoints are unchanged.
     """
     if not self._pending or not (wait or _everywhere(self._pending[1].done())):
       return
-    step, sealed = self._pending
-    error = sealed.exception()
+    step, result = self._pending
+    error = result.exception()
     self._pending = None
     directory = stage_dir(self._workdir, self._stage)
     path = directory / str(step)
     if not _everywhere(error is None):
       unfinished = _ending(directory, ".orbax-checkpoint-tmp")
-      _clear([checksums.path_of(path), path, *unfinished, checksums.begun_path(path)])
+      _clear([checksums.path_for(path), path, *unfinished, checksums.marker_path(path)])
       raise SaveError(
         step, f"{path} could not be written: {error or 'another process failed'}"
       ) from error
     best = best_step(self._workdir, self._stage, self._best) if self._best else None
     for old in _steps(self._workdir, self._stage)[: -self._keep]:
       if int(old.name) != best:
-        # The checksums first, so that half a checkpoint never has them.
-        _clear([checksums.path_of(old), old])
+        # The checksums go first, so that half a checkpoint never has them.
+        _clear([checksums.path_for(old), old])
 
 
-def _everywhere(holds: bool) -> bool:
-  """Whether it holds in all processes."""
-  return bool(np.all(multihost_utils.process_allgather(np.asarray(holds))))
+def _everywhere(condition: bool) -> bool:
+  """Returns whether a condition is true in all processes."""
+  return bool(np.all(multihost_utils.process_allgather(np.asarray(condition))))
 
 
 def _clear(paths: Iterable[epath.Path]) -> None:
-  """Deletes files and folders, in the first process; those that are not there do not matter."""
+  """Deletes files and folders, in the first process; ignores those that do not exist."""
   if jax.process_index() == 0:
     for path in paths:
       if not path.is_dir():
@@ -268,8 +272,8 @@ def _clear(paths: Iterable[epath.Path]) -> None:
 
 
 def _checkpointer() -> ocp.AsyncCheckpointer:
-  # Not Orbax's CheckpointManager: from its own thread it would tell JAX the step that it has saved
-  # as the one that training has reached, upon which several processes agree where to stop.
+  # Orbax's CheckpointManager is not used: from its own thread it would report the step that it has
+  # saved to JAX as the step that training has reached, on which several processes agree to stop.
   return ocp.AsyncCheckpointer(
     ocp.CompositeCheckpointHandler(
       model=ocp.StandardCheckpointHandler(),
@@ -288,23 +292,23 @@ def restore(
   sharding: Any,
   iterator: Any,
 ) -> tuple[TrainState, Params]:
-  """Reads a checkpoint back, to go on with it.
+  """Restores a checkpoint to resume training from it.
 
   Args:
     workdir: the folder of the run.
-    stage: whose checkpoint.
-    step: which one.
-    like: shapes of a state of the same structure, with the shardings that the arrays shall have,
-      whatever devices and layout they were saved from.
-    sharding: that of the constants.
-    iterator: the input pipeline; it is set to where it stood.
+    stage: the stage's name.
+    step: the step of the checkpoint.
+    like: shapes of a state of the same structure, with the shardings of the restored arrays, which
+      do not depend on the devices and the layout that they were saved from.
+    sharding: the sharding of the constants.
+    iterator: the input pipeline; it is set to its saved position.
 
   Returns:
     The state and the stage's constants.
 
   Raises:
-    UserError: the checkpoint is damaged, is another stage's, or was made with networks of other
-      shapes.
+    UserError: the checkpoint is damaged, belongs to another stage, or was written with networks of
+      other shapes.
   """
   path = stage_dir(workdir, stage) / str(step)
   _check(path)
@@ -312,7 +316,7 @@ def restore(
     model = _targets(ckpt, path, sharding)
     if _shapes(like.params) != _shapes(model["params"]):
       raise UserError(
-        f"The checkpoint {path} was made by networks of other shapes than those of this program."
+        f"The checkpoint {path} has networks of other shapes than those of this program."
         " Use the version of the program that wrote it, or another --workdir."
       )
     restored = ckpt.restore(
@@ -342,18 +346,18 @@ def load_stage(
   best: str = "",
   sharding: Any = None,
 ) -> Params:
-  """The entries that one stage trained (or their running mean) and measured.
+  """Loads the entries that one stage trained (or their EMA) and measured.
 
   Args:
     workdir: the folder of the run.
-    stage: its name.
-    ema: whether to give the running mean.
-    best: the metric whose lowest value says which checkpoint; the last one if there is none.
-    sharding: that of the arrays; the first device if None.
+    stage: the stage's name.
+    ema: whether to return the EMA.
+    best: the metric by whose lowest value the checkpoint is selected; the last one if empty.
+    sharding: the sharding of the arrays; the first device if None.
 
   Raises:
-    UserError: there is no checkpoint yet, or none with that metric, or it is damaged or another
-      stage's.
+    UserError: there is no checkpoint yet, or none with that metric, or it is damaged or belongs to
+      another stage.
   """
   step = latest_step(workdir, stage)
   if step is None:
@@ -366,8 +370,8 @@ def load_stage(
     step = best_step(workdir, stage, best)
     if step is None:
       raise UserError(
-        f"No checkpoint of the stage {stage!r} in {workdir} says what its {best!r} was. Train it "
-        f"with --config.monitor.best={best}, or take the last one, without --best."
+        f"No checkpoint of the stage {stage!r} in {workdir} has the metric {best!r}. Train it "
+        f"with --config.monitor.best={best}, or use the last checkpoint, without --best."
       )
   path = stage_dir(workdir, stage) / str(step)
   _check(path)
@@ -381,17 +385,17 @@ def load_stage(
 
 
 def _check(path: epath.Path) -> None:
-  """Checks that a checkpoint is whole, and no copy of one of another stage.
+  """Checks that a checkpoint is complete, and is not a copy of one of another stage.
 
   Raises:
-    UserError: it is not.
+    UserError: it is incomplete, damaged, or such a copy.
   """
   checksums.verify(path)
-  stage, written = path.parent.name, _read_json(path / "meta")["stage"]
-  if written != stage:
+  stage, saved_stage = path.parent.name, _read_json(path / "meta")["stage"]
+  if saved_stage != stage:
     raise UserError(
-      f"The checkpoint {path} is not of the stage {stage!r} but of {written!r}. Put that stage's"
-      f" own checkpoints there, or delete the folder {path.parent} to train {stage!r} anew."
+      f"The checkpoint {path} is not of the stage {stage!r} but of {saved_stage!r}. Put the"
+      f" checkpoints of {stage!r} there, or delete the folder {path.parent} to train it again."
     )
 
 
@@ -402,30 +406,30 @@ def _read_json(item: epath.Path) -> Any:
 def load_params(
   framework: Framework, workdir: str | os.PathLike[str], *, ema: bool = True, best: str = ""
 ) -> Params:
-  """All parameters of a framework from a workdir, for sampling and evaluation.
+  """Loads all parameters of a framework from a workdir, for sampling and evaluation.
 
   Args:
-    framework: whose stages to read.
+    framework: the framework whose stages are loaded.
     workdir: the folder given to training.
-    ema: whether the last stage gives the running means of its parameters, or else the parameters
-      themselves. Those before it always give running means: it was trained upon these, and their
-      raw parameters would be other networks than it has seen.
-    best: the metric whose lowest value says which checkpoint of the last stage; its last one if
-      there is none. Those before it give their last ones, which it was trained upon.
+    ema: whether to load the EMA of the last stage's parameters, or else the parameters themselves.
+      Of earlier stages the EMA is always loaded: the last stage was trained on it, and the raw
+      parameters would be networks that it was not trained with.
+    best: the metric by whose lowest value the checkpoint of the last stage is selected; its last
+      checkpoint if empty. Earlier stages use their last one, on which the last stage was trained.
 
   Raises:
-    UserError: a stage has no checkpoint yet, or a damaged one, or another stage's.
+    UserError: a stage has no checkpoint yet, or a damaged one, or one of another stage.
   """
   params: Params = {}
   for stage in framework.stages:
     last = stage is framework.stages[-1]
-    chosen = best if last else ""
-    params |= load_stage(workdir, stage.name, ema=ema or not last, best=chosen)
+    metric = best if last else ""
+    params |= load_stage(workdir, stage.name, ema=ema or not last, best=metric)
   return params
 
 
 def _targets(ckpt: ocp.AsyncCheckpointer, path: epath.Path, sharding: Any) -> Any:
-  """Restore targets of a checkpoint's model, from what it says of itself."""
+  """Returns restore targets for a checkpoint's model, from its metadata."""
   tree = ckpt.metadata(path).item_metadata["model"].tree
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 

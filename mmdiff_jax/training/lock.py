@@ -25,14 +25,14 @@ def training(workdir: str | os.PathLike[str]) -> Iterator[None]:
   """Keeps all other trainings out of a workdir.
 
   The operating system holds the lock, on the file `training.lock`, and releases it when the process
-  ends, even by SIGKILL. Of several processes that train together the first takes it for all. There
-  is no lock in a bucket, on Windows, or on a file system without locks.
+  ends, even by SIGKILL. If several processes train together, the first takes it for all of them.
+  There is no lock in a bucket, on Windows, or on a file system without locks.
 
   Args:
-    workdir: the folder of the run; made if need be.
+    workdir: the folder of the run; created if it does not exist.
 
   Raises:
-    UserError: another process trains there, or nothing can be written there.
+    UserError: another process trains there, or the folder is not writable.
   """
   path = storage.path(workdir) / "training.lock"
   with contextlib.ExitStack() as stack:
@@ -56,15 +56,15 @@ def training(workdir: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _take(stack: contextlib.ExitStack, path: str) -> bool:
-  """Locks the file until the stack is closed; False if another process holds it."""
-  # Unlike a lock of `fcntl.lockf`, this one keeps out a second training in this process, too.
+  """Locks the file until the stack is closed; returns False if another process holds the lock."""
+  # Unlike a lock by `fcntl.lockf`, this also excludes a second training in the same process.
   file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
   stack.callback(os.close, file)
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
     return False
-  except OSError:  # Such a file system has no locks.
+  except OSError:  # A file system without locks.
     return True
   since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
   facts = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
@@ -75,7 +75,7 @@ def _take(stack: contextlib.ExitStack, path: str) -> bool:
 
 
 def _holder(path: str) -> str:
-  """Describes the process that holds the lock, as far as it has written that down."""
+  """Describes the process that holds the lock, if it has written that to the file."""
   try:
     with open(path, encoding="utf-8") as file:
       facts = json.load(file)

@@ -1,10 +1,10 @@
-"""What a person sees of a training run: lines on screen, `metrics.jsonl`, TensorBoard.
+"""The output of a training run for a person: lines on screen, `metrics.jsonl`, TensorBoard.
 
-TensorBoard's files lie in `tensorboard/STAGE`: a stage that goes on from step n has TensorBoard
-drop the points after n that an interrupted run wrote, which it does for all of a folder.
+TensorBoard's files lie in `tensorboard/STAGE`: a stage that resumes from step n makes TensorBoard
+drop the points after n that an interrupted run wrote, which it does for an entire folder.
 
 TensorFlow, which the TensorBoard writer needs, is imported only when a stage starts, and is kept
-off the accelerators. Where it is not installed the run goes on without TensorBoard.
+off the accelerators. If it is not installed, the run continues without TensorBoard.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,30 +26,30 @@ from mmdiff_jax.modalities import Modality
 from mmdiff_jax.training.watchdog import Watchdog
 
 _LINE_EVERY = 5.0  # Seconds between two lines on screen.
-_BUCKET_EVERY = 30.0  # Seconds between two writes to a bucket, each of which is of the whole file.
+_BUCKET_EVERY = 30.0  # Seconds between two writes to a bucket, each of the entire file.
 _NUM_ROWS = 32  # Rows of the test split in a report.
 _COLUMNS = 8  # Pictures in a row of a report.
-_NUM_CLIPS = 8  # Of these, how many are turned into sound.
+_NUM_CLIPS = 8  # The number of them that are turned into sound.
 
 
 def report_rows(test_data: Mapping[str, np.ndarray | Column]) -> dict[str, np.ndarray]:
-  """Rows of the test split that reports show: the same ones every time, spread over the split.
+  """Returns the rows of the test split for reports: always the same, spread over the split.
 
-  Where examples lack modalities (`data.missing`) these are among those that have the most.
+  If examples lack modalities (`data.missing`), the rows are among those that have the most.
   """
   size = len(next(iter(test_data.values())))
   masks = [np.asarray(x) for name, x in test_data.items() if name.endswith("_present")]
-  there = np.sum(masks, axis=0) if masks else np.ones(size)
-  (fullest,) = np.nonzero(there == there.max())
+  counts = np.sum(masks, axis=0) if masks else np.ones(size)
+  (fullest,) = np.nonzero(counts == counts.max())
   index = np.linspace(0, len(fullest) - 1, min(len(fullest), _NUM_ROWS)).astype(int)
   return {name: x[fullest[index]] for name, x in test_data.items()}
 
 
 class Monitor:
-  """Writes down what happens in training; a context manager, to be left when the run ends.
+  """Records the progress of training; a context manager, to be exited when the run ends.
 
-  Only the first process writes. Times a step leave out compilation, checkpoints and reports. Where
-  there are several processes, each is ended when it gets no further for
+  Only the first process writes. Times per step leave out compilation, checkpoints and reports. If
+  there are several processes, each is ended when it makes no progress for
   `config.monitor.stall_timeout` seconds.
   """
 
@@ -105,17 +105,17 @@ class Monitor:
       self._to_tensorboard("write_texts", step, texts)
 
   def compiled(self, step: int) -> None:
-    """Says that the first dispatch has run; `step` steps are done and the clock starts here."""
+    """Reports that the first dispatch has run; `step` steps are done and the clock starts here."""
     self.say(f"{self._stage}: compiled and started in {time.monotonic() - self._began:.1f} s")
     self.restart_clock(step)
 
   def restart_clock(self, step: int) -> None:
-    """Leaves all time since the last metrics out of the step time."""
+    """Excludes all time since the last metrics from the step time."""
     self._watchdog.alive()
     self._clock = (step, time.monotonic())
 
   def metrics(self, step: int, values: Mapping[str, float]) -> None:
-    """Writes the means since the last call, of the steps up to and without `step`."""
+    """Writes the means since the last call, over the steps before `step`."""
     self._watchdog.alive()
     if not self._active:
       return
@@ -136,9 +136,9 @@ class Monitor:
       self.say(self._line(step, values, seconds))
 
   def flush(self) -> None:
-    """Writes the metrics that still wait for it: call it before a step is saved.
+    """Writes the metrics that are not written yet; call it before a step is saved.
 
-    What cannot be written, on a full disk, waits on.
+    Metrics that cannot be written, because the disk is full, are kept for the next call.
     """
     if not self._unwritten:
       return
@@ -149,43 +149,43 @@ class Monitor:
         file.write(self._unwritten)
     except OSError as error:
       self.say(
-        f"WARNING: {self._path} could not be written: {error}. Training goes on, and the metrics"
-        " wait until there is room."
+        f"WARNING: {self._path} could not be written: {error}. Training continues, and the"
+        " metrics are kept until there is room."
       )
       if on_disk and self._path.exists():
-        os.truncate(self._path, length)  # Not half a line.
+        os.truncate(self._path, length)  # Removes half a line.
     else:
       self._unwritten = ""
 
   def report(self, step: int, media: Mapping[str, Mapping[str, Any]]) -> None:
-    """Shows model views to a person.
+    """Shows model inputs to a person.
 
     Args:
-      step: steps done.
-      media: `{tag: {modality: array [rows, ...]}}`, as a stage's `report` makes them.
+      step: number of steps done.
+      media: `{tag: {modality: array [rows, ...]}}`, as returned by a stage's `report`.
     """
     if not self._writer:
       return
-    for tag, views in media.items():
-      for name, view in views.items():
-        self._show(step, f"{self._stage}/{tag}/{name}", self._modalities[name], np.asarray(view))
+    for tag, inputs in media.items():
+      for name, rows in inputs.items():
+        self._show(step, f"{self._stage}/{tag}/{name}", self._modalities[name], np.asarray(rows))
 
-  def _show(self, step: int, tag: str, modality: Modality, view: np.ndarray) -> None:
+  def _show(self, step: int, tag: str, modality: Modality, inputs: np.ndarray) -> None:
     if modality.kind == "video":
-      self._to_tensorboard("write_videos", step, {tag: view})
+      self._to_tensorboard("write_videos", step, {tag: inputs})
     elif modality.kind not in ("text", "label"):
-      pictures = [modalities_lib.picture(modality, x) for x in view]
+      pictures = [modalities_lib.picture(modality, x) for x in inputs]
       grid = modalities_lib.grid(pictures, _COLUMNS)
       self._to_tensorboard("write_images", step, {tag: grid[None]})
     if modality.kind == "audio":
-      waves = [modality.show(x) for x in view[:_NUM_CLIPS]]
+      waves = [modality.show(x) for x in inputs[:_NUM_CLIPS]]
       length = max(len(wave) for wave in waves)
       clips = np.stack([np.pad(wave, (0, length - len(wave))) for wave in waves])
       clips = np.clip(clips, -1.0, 1.0).astype(np.float32)[..., None]
       rate = modality.sample_rate
       self._to_tensorboard("write_audios", step, {tag: clips}, sample_rate=rate)
     if modality.kind in ("text", "label"):
-      lines = [f"{i}. `{modality.show(x)}`" for i, x in enumerate(view, 1)]
+      lines = [f"{i}. `{modality.show(x)}`" for i, x in enumerate(inputs, 1)]
       self._to_tensorboard("write_texts", step, {tag: "\n".join(lines)})
 
   def _line(self, step: int, values: Mapping[str, float], seconds: float) -> str:
@@ -202,7 +202,7 @@ class Monitor:
     return f"{line}  {1e3 * seconds:.2f} ms/step  {left // 60}:{left % 60:02d} left"
 
   def _truncate(self, step: int) -> None:
-    """Drops this stage's lines after `step`, and one that was cut off in the middle."""
+    """Drops this stage's lines after `step`, and a line that was not written to its end."""
     if not self._path.exists():
       return
     lines = self._path.read_bytes().decode(errors="replace").splitlines(keepends=True)
@@ -218,20 +218,20 @@ class Monitor:
       storage.write_atomically(self._path, "".join(kept))
 
   def _to_tensorboard(self, method: str, *arguments: Any, **options: Any) -> None:
-    """Calls the writer; where its files cannot be written the run goes on without TensorBoard."""
+    """Calls the writer; if its files cannot be written, continues without TensorBoard."""
     if not self._writer:
       return
     try:
       getattr(self._writer, method)(*arguments, **options)
-    except Exception as error:  # Of clu, of TensorFlow, or of the system.
-      self._give_up_tensorboard(f"WARNING: no more TensorBoard: {error} Training goes on;")
+    except Exception as error:  # An error of clu, of TensorFlow, or of the system.
+      self._give_up_tensorboard(f"WARNING: no more TensorBoard: {error} Training continues;")
 
   def _give_up_tensorboard(self, reason: str) -> None:
     self._tensorboard, self._writer = False, None
     self.say(f"{reason} metrics go to {self._path}.")
 
   def _open_tensorboard(self, step: int) -> Any:
-    """A writer that works in a thread of its own, or None where TensorFlow is missing."""
+    """Returns a writer that runs in a separate thread, or None if TensorFlow is missing."""
     storage.quieten_tensorflow()
     if "tensorflow" not in sys.modules:
       self.say("Loading TensorFlow, which writes for TensorBoard")
@@ -246,34 +246,34 @@ class Monitor:
     tf.config.set_visible_devices([], "TPU")
 
     class Writer(metric_writers.SummaryWriter):
-      """Adds what clu leaves out."""
+      """Adds two methods that clu lacks."""
 
       def write_start(self, step: int) -> None:
-        """Has TensorBoard drop what files before this one say of steps after `step`."""
+        """Makes TensorBoard drop points after `step` that earlier files contain."""
         session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        # The step itself was saved, and so were its points.
+        # The step itself was saved, and its points are kept.
         event = event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=session)
-        # TensorFlow 2 writes summaries only; a file of its own might sort behind this one.
+        # TensorFlow 2 only writes summaries; a separate file might sort after this one.
         tf.raw_ops.ImportEvent(
           writer=self._summary_writer._resource, event=event.SerializeToString()
         )
 
       def write_videos(self, step: int, videos: Mapping[str, np.ndarray]) -> None:
-        """Shows videos all in one GIF, where TensorBoard shows images."""
+        """Shows all videos in one GIF, in the place of TensorBoard's images."""
         metadata = tf.compat.v1.SummaryMetadata(
           plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name="images")
         )
         with self._summary_writer.as_default():
-          for tag, view in videos.items():
-            film = modalities_lib.video_gif(view, _COLUMNS)
-            # As `tf.summary.image` has it: width and height, which a GIF begins with, then it.
-            size = [b"%d" % int.from_bytes(film[i : i + 2], "little") for i in (6, 8)]
-            tf.summary.write(tag, tf.constant([*size, film]), step=step, metadata=metadata)
+          for tag, inputs in videos.items():
+            gif = modalities_lib.video_gif(inputs, _COLUMNS)
+            # As in `tf.summary.image`: width and height, from the header of the GIF, then the GIF.
+            size = [b"%d" % int.from_bytes(gif[i : i + 2], "little") for i in (6, 8)]
+            tf.summary.write(tag, tf.constant([*size, gif]), step=step, metadata=metadata)
 
     try:
       writer = Writer(os.fspath(self._workdir / "tensorboard" / self._stage))
       writer.write_start(step)
-    except Exception as error:  # Of TensorFlow, or of the system.
-      self._give_up_tensorboard(f"WARNING: no TensorBoard: {error} Training goes on;")
+    except Exception as error:  # An error of TensorFlow, or of the system.
+      self._give_up_tensorboard(f"WARNING: no TensorBoard: {error} Training continues;")
       return None
     return metric_writers.AsyncWriter(writer)

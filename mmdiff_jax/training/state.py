@@ -1,4 +1,4 @@
-"""What a stage's training carries from step to step, and the optimiser that moves it."""
+"""The state that a stage's training carries from step to step, and its optimiser."""
 
 from typing import Any
 
@@ -17,11 +17,11 @@ class TrainState:
   Attributes:
     step: optimiser steps taken.
     params: the entries that the stage trains.
-    ema: their running mean, which later stages and sampling use.
+    ema: their EMA, which later stages and sampling use.
     opt_state: the optimiser's moments.
   """
 
-  # Shapes, shardings and layouts take the arrays' places at times, so no field names a type.
+  # The leaves may also be shapes, shardings or layouts, so that no field has a narrower type.
   step: Any
   params: Any
   ema: Any
@@ -29,7 +29,7 @@ class TrainState:
 
 
 def learning_rate(settings: TrainConfig) -> optax.Schedule:
-  """Linear warm-up from 0 to the peak, then a cosine to `final` times the peak at the last step."""
+  """Returns a linear warm-up from 0, then a cosine to `final` times the peak at the last step."""
   warmup = min(settings.warmup, settings.steps)
   return optax.join_schedules(
     [
@@ -43,7 +43,7 @@ def learning_rate(settings: TrainConfig) -> optax.Schedule:
 
 
 def optimizer(settings: TrainConfig) -> optax.GradientTransformation:
-  """AdamW (Loshchilov and Hutter, 2019) on gradients whose global norm is bounded."""
+  """Returns AdamW (Loshchilov and Hutter, 2019) on gradients whose global norm is clipped."""
   adamw = optax.adamw(learning_rate(settings), b2=settings.b2, weight_decay=settings.weight_decay)
   if not settings.clip:
     return adamw
@@ -51,7 +51,7 @@ def optimizer(settings: TrainConfig) -> optax.GradientTransformation:
 
 
 def create(params: Params, tx: optax.GradientTransformation) -> TrainState:
-  """The state before the first step; the running mean starts at the parameters themselves."""
+  """Returns the state before the first step; the EMA starts at the parameters themselves."""
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
@@ -64,10 +64,10 @@ def create(params: Params, tx: optax.GradientTransformation) -> TrainState:
 def apply_gradients(
   state: TrainState, grads: Params, tx: optax.GradientTransformation, ema_decay: float
 ) -> TrainState:
-  """One optimiser step, and the running mean `ema <- d ema + (1 - d) params` after it.
+  """Takes one optimiser step, then updates the EMA, `ema <- d ema + (1 - d) params`.
 
   At step n (from 0) `d = min(ema_decay, (1 + n) / (10 + n))`, so that the first parameters are
-  forgotten soon however long the mean is.
+  forgotten quickly, whatever the decay.
   """
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)

@@ -1,6 +1,6 @@
-"""The training step of a stage, compiled, and the meter that it keeps on the device.
+"""The compiled training step of a stage, and the meter that it keeps on the device.
 
-Like all that it imports it needs none of the tools of training (loading, checkpoints, TensorBoard).
+Like all its imports it needs none of the tools of training (loading, checkpoints, TensorBoard).
 """
 
 from collections.abc import Callable
@@ -20,10 +20,10 @@ from mmdiff_jax.training.state import TrainState
 
 
 class Meter(NamedTuple):
-  """Sums on the device, so that the host need not look at every step.
+  """Sums of metrics on the device, so that the host need not read them after every step.
 
   Attributes:
-    totals: sum of each metric since the host last looked.
+    totals: sum of each metric since the host last read them.
     count: number of steps in the sums.
     bad_step: the first step with a metric that is not finite, or -1.
     bad: which metrics were not finite at that step.
@@ -43,18 +43,18 @@ def initial_state(
   frozen: Params,
   batch: Batch,
 ) -> tuple[TrainState, Callable[[], TrainState]]:
-  """The state that a stage begins with, each array made where the layout has it.
+  """Prepares the initial state of a stage, each array created where the layout places it.
 
   Args:
     stage: what to train.
     tx: the optimiser.
-    layout: of the devices.
-    key: draws the parameters.
+    layout: the layout of the devices.
+    key: the key to draw the parameters with.
     frozen: all other entries.
     batch: one batch.
 
   Returns:
-    Its shapes, with their shardings, and the function `() -> state` that makes it.
+    The shapes of the state, with their shardings, and the function `() -> state` that creates it.
   """
 
   def create(key: Array, frozen: Params, batch: Batch) -> TrainState:
@@ -62,10 +62,10 @@ def initial_state(
 
   like = jax.eval_shape(create, key, frozen, batch)
   shardings = parallel.shardings(layout, like)
-  placed = jax.tree.map(
+  targets = jax.tree.map(
     lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), like, shardings
   )
-  return placed, lambda: jax.jit(create, out_shardings=shardings)(key, frozen, batch)
+  return targets, lambda: jax.jit(create, out_shardings=shardings)(key, frozen, batch)
 
 
 def make_train_step(
@@ -76,43 +76,43 @@ def make_train_step(
   frozen: Params,
   batch: Batch,
 ) -> tuple[tuple[str, ...], Callable[..., tuple[TrainState, Meter]]]:
-  """Compiles the step of a stage.
+  """Compiles the training step of a stage.
 
   Args:
     stage: what to train.
     tx: the optimiser.
-    layout: of the devices.
-    params: the trained entries, of which only the shapes matter here.
+    layout: the layout of the devices.
+    params: the trained entries; only their shapes matter here.
     frozen: all other entries; likewise.
     batch: one batch; likewise.
 
   Returns:
     The names of the metrics, in the meter's order, and the function `(state, meter, frozen, key,
-    batch) -> (state, meter)`, which overwrites the state and the meter that it gets. The batch has
-    a leading axis [steps] when the stage takes several steps a dispatch; see
+    batch) -> (state, meter)`, which overwrites its arguments state and meter. The batch has a
+    leading axis [steps] if the stage takes several steps per dispatch; see
     `parallel.shard_batch`.
   """
   settings = stage.settings
   grouped = settings.steps_per_dispatch > 1
   rate = state_lib.learning_rate(settings)
 
-  def measured(
+  def loss_and_metrics(
     params: Params, frozen: Params, key: Array, batch: Batch
   ) -> tuple[Array, dict[str, Array]]:
     value, metrics = stage.loss(params, frozen, key, batch)
     return value, {"loss": value, **metrics}
 
-  _, shapes = jax.eval_shape(measured, params, frozen, noise.make_key(0), batch)
+  _, shapes = jax.eval_shape(loss_and_metrics, params, frozen, noise.make_key(0), batch)
   names = (*shapes, "grad_norm", "learning_rate")
 
   def gradients(
     params: Params, frozen: Params, key: Array, batch: Batch
   ) -> tuple[Params, list[Array]]:
-    grads, metrics = jax.grad(measured, has_aux=True)(params, frozen, key, batch)
+    grads, metrics = jax.grad(loss_and_metrics, has_aux=True)(params, frozen, key, batch)
     values = [jnp.asarray(metrics[name], jnp.float32) for name in shapes]
     return parallel.split(layout, grads), values
 
-  def one(
+  def single_step(
     state: TrainState, meter: Meter, frozen: Params, key: Array, batch: Batch
   ) -> tuple[TrainState, Meter]:
     key = jax.random.fold_in(key, state.step)
@@ -122,8 +122,8 @@ def make_train_step(
     else:
       rows = len(jax.tree.leaves(batch)[0])
       first = parallel.first_row(layout, rows)
-      found = _in_pieces(gradients, settings.accumulate, params, frozen, key, first, batch)
-      grads, values = parallel.mean(layout, found)
+      means = _accumulated(gradients, settings.accumulate, params, frozen, key, first, batch)
+      grads, values = parallel.mean(layout, means)
     values = jnp.stack([*values, optax.tree.norm(grads), rate(state.step)]).astype(jnp.float32)
     first = ~jnp.isfinite(values).all() & (meter.bad_step < 0)
     meter = Meter(
@@ -139,9 +139,9 @@ def make_train_step(
     state: TrainState, meter: Meter, frozen: Params, key: Array, batch: Batch
   ) -> tuple[TrainState, Meter]:
     if not grouped:
-      return one(state, meter, frozen, key, batch)
+      return single_step(state, meter, frozen, key, batch)
     carry, _ = jax.lax.scan(
-      lambda carry, row: (one(*carry, frozen, key, row), None), (state, meter), batch
+      lambda carry, row: (single_step(*carry, frozen, key, row), None), (state, meter), batch
     )
     return carry
 
@@ -149,7 +149,7 @@ def make_train_step(
   return names, parallel.compile_step(layout, dispatch, state, grouped=grouped)
 
 
-def _in_pieces(
+def _accumulated(
   gradients: Callable[..., tuple[Params, list[Array]]],
   pieces: int,
   params: Params,
@@ -158,31 +158,34 @@ def _in_pieces(
   first: int | Array,
   batch: Batch,
 ) -> tuple[Params, list[Array]]:
-  """The mean of `gradients` over pieces of a batch, whose first row is `first` of the whole one.
+  """Returns the mean of `gradients` over pieces of a batch, a part of the global batch.
 
-  The pieces take turns in the rows. So each device's rows are split evenly, none moves to another
-  device, and what is drawn for a row is what it would be in one piece.
+  The batch begins at row `first` of the global one. Its rows are dealt to the pieces in turn, so
+  that each device's rows are split evenly, none moves to another device, and the draws for a row
+  are the same as without pieces.
   """
   if pieces == 1:
     return gradients(params, frozen, noise.key_of_rows(key, first), batch)
 
-  def part(index: Array, rows: Batch) -> tuple[Params, list[Array]]:
-    own_key = noise.key_of_rows(key, first + index, pieces)
-    return gradients(params, frozen, own_key, rows)
+  def piece_gradients(index: Array, rows: Batch) -> tuple[Params, list[Array]]:
+    row_key = noise.key_of_rows(key, first + index, pieces)
+    return gradients(params, frozen, row_key, rows)
 
   def add(total: Any, piece: tuple[Array, Batch]) -> tuple[Any, None]:
-    return jax.tree.map(jnp.add, total, part(*piece)), None
+    return jax.tree.map(jnp.add, total, piece_gradients(*piece)), None
 
-  split = {n: jnp.moveaxis(x.reshape(-1, pieces, *x.shape[1:]), 1, 0) for n, x in batch.items()}
-  every = (jnp.arange(pieces), split)
-  shapes = jax.eval_shape(part, *jax.tree.map(lambda x: x[0], every))
+  rows_by_piece = {
+    n: jnp.moveaxis(x.reshape(-1, pieces, *x.shape[1:]), 1, 0) for n, x in batch.items()
+  }
+  inputs = (jnp.arange(pieces), rows_by_piece)
+  shapes = jax.eval_shape(piece_gradients, *jax.tree.map(lambda x: x[0], inputs))
   zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  total, _ = jax.lax.scan(add, zero, every)
+  total, _ = jax.lax.scan(add, zero, inputs)
   return jax.tree.map(lambda x: x / pieces, total)
 
 
 def new_meter(layout: Layout, names: tuple[str, ...]) -> Meter:
-  """A meter that has seen nothing."""
+  """Returns a meter with empty sums."""
   return parallel.replicate(
     layout,
     Meter(

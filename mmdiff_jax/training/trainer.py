@@ -1,4 +1,4 @@
-"""Trains the stages of a framework, one after the other, and goes on where it was stopped."""
+"""Trains the stages of a framework one after the other, and resumes an interrupted training."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
@@ -42,27 +42,27 @@ def check(
   workdir: str | os.PathLike[str],
   stages: Sequence[str] = (),
 ) -> Layout:
-  """Checks all of a training that needs no data; call it before they are read, which takes long.
+  """Checks a training without its data; call it before they are read, which takes long.
 
   Args:
     framework: what to train.
-    config: as `train`.
-    workdir: as `train`.
-    stages: names of those to train; all if empty.
+    config: as in `train`.
+    workdir: as in `train`.
+    stages: names of the stages to train; all if empty.
 
   Returns:
     The layout.
 
   Raises:
-    UserError: the workdir belongs to another config, there is no such stage, one that it needs is
-      not trained, the layout or a batch size does not fit the devices, or no checkpoint is to be
-      kept.
+    UserError: the workdir belongs to another config, a stage does not exist, or needs one that is
+      not trained, the layout or a batch size does not fit the devices, or `config.monitor.keep` is
+      below 1.
   """
   base.check_stages(framework, stages)
   layout = parallel.make_layout(**config.parallel)
   if config.monitor.keep < 1:
     raise UserError(
-      f"config.monitor.keep is {config.monitor.keep}: at least the last checkpoint must be kept, 1."
+      f"config.monitor.keep is {config.monitor.keep}, but must be at least 1 checkpoint."
     )
   done = []
   for stage in framework.stages:
@@ -84,33 +84,32 @@ def train(
   test_data: Mapping[str, np.ndarray | Column],
   stages: Sequence[str] = (),
 ) -> Params:
-  """Trains all stages that `workdir` does not hold already, or those of them that are named.
+  """Trains all stages, or the named ones, that `workdir` does not hold already.
 
   A run that was stopped and started again is the same run, bit for bit: the key of step n is folded
   from the seed, the stage's name and n, and the input pipeline's position is in the checkpoint. On
-  SIGTERM it saves and stops. Checkpoints are written while training goes on. From a damaged one it
-  falls back to the one before. Where one cannot be written, on a full disk, it warns and goes on,
-  but for the last of a stage.
+  SIGTERM it saves and stops. Checkpoints are written while training continues. If one is damaged,
+  training resumes from the one before. If one cannot be written, because the disk is full, training
+  warns and continues, unless it is the last of a stage.
 
   Args:
     framework: what to train.
     config: `seed`, `parallel` (see `parallel.make_layout`) and `monitor` are read here:
-      `log_every`, `report_every`, `checkpoint_every` in steps, `keep`, how many of the last
-      checkpoints stay, `best`, the metric of which the lowest one's stays, too, and `stall_timeout`
-      (see `monitoring.Monitor`); all of it is kept in the workdir.
-    workdir: takes the checkpoints, `config.json`, `data.json`, `metrics.jsonl` and TensorBoard's
+      `log_every`, `report_every`, `checkpoint_every` in steps, `keep`, the number of last
+      checkpoints to keep, `best`, the metric whose lowest value marks a further one to keep, and
+      `stall_timeout` (see `monitoring.Monitor`); the entire config is kept in the workdir.
+    workdir: receives the checkpoints, `config.json`, `data.json`, `metrics.jsonl` and TensorBoard's
       files; a folder or `gs://BUCKET/FOLDER`.
     train_data: the training split, arrays or columns whose first axis is the example.
     test_data: the test split; some of its rows are shown in reports.
-    stages: names of those to train; all if empty.
+    stages: names of the stages to train; all if empty.
 
   Returns:
-    All parameters that there are: the running means of the trained entries, and the measured ones.
+    All available parameters: the EMA of the trained entries, and the measured ones.
 
   Raises:
-    UserError: as `check`, or the workdir belongs to other data, another process trains in it, a
-      checkpoint is damaged, or the one is to be kept that is best by a metric that a stage does not
-      have.
+    UserError: as in `check`, or the workdir belongs to other data, another process trains in it, a
+      checkpoint is damaged, or `config.monitor.best` is not a metric of a stage.
     DivergedError: a loss or a gradient is not finite.
   """
   layout = check(framework, config, workdir, stages)
@@ -125,7 +124,7 @@ def train(
     done = []
     for stage in framework.stages:
       for line in checkpoints.set_damaged_aside(workdir, stage.name):
-        monitor.say(f"WARNING: {stage.name}: {line}. Going on from what was before it.")
+        monitor.say(f"WARNING: {stage.name}: {line}. Training continues from before it.")
       if _is_trained(stage, workdir):
         monitor.say(f"{stage.name}: trained already")
       elif stages and stage.name not in stages:
@@ -147,9 +146,9 @@ def _check_needs(stage: Stage, done: Sequence[str], workdir: str | os.PathLike[s
   missing = [name for name in stage.needs if name not in done]
   if missing:
     raise UserError(
-      f"The stage {stage.name!r} needs {', '.join(missing)}, which {workdir} does not hold to the"
-      f" end. Train that first: --stages={','.join([*missing, stage.name])}, or all stages without"
-      " --stages."
+      f"The stage {stage.name!r} needs {', '.join(missing)}, which is not trained to its end in"
+      f" {workdir}. Train that first: --stages={','.join([*missing, stage.name])}, or all stages"
+      " without --stages."
     )
 
 
@@ -163,10 +162,10 @@ def _train_stage(
   train_data: Mapping[str, np.ndarray | Column],
   rows: Batch,
 ) -> None:
-  """Trains one stage to its end; `earlier` are the entries that stay as they are."""
+  """Trains one stage to its end; the entries `earlier` are not changed."""
   settings = stage.settings
   grouped = settings.steps_per_dispatch > 1
-  # Keyed by name, so that a stage put before this one does not change it.
+  # Keyed by name, so that a stage added before this one does not change its draws.
   key = jax.random.fold_in(noise.make_key(config.seed), zlib.crc32(stage.name.encode()))
   init_key, step_key, report_key = jax.random.split(key, 3)
 
@@ -184,17 +183,19 @@ def _train_stage(
 
   tx = state_lib.optimizer(settings)
   frozen = {**earlier, **constants}
-  placed, create = step_lib.initial_state(stage, tx, layout, init_key, frozen, sample_batch)
-  _check_entries(stage, placed.params)
+  targets, create = step_lib.initial_state(stage, tx, layout, init_key, frozen, sample_batch)
+  _check_entries(stage, targets.params)
   start = checkpoints.latest_step(workdir, stage.name) or 0
   for unfinished in checkpoints.discard_unfinished(workdir, stage.name):
-    monitor.say(f"{stage.name}: dropped the checkpoint of step {unfinished}, cut off in its saving")
+    monitor.say(
+      f"{stage.name}: dropped the checkpoint of step {unfinished}, of an interrupted save"
+    )
   keep, best = config.monitor.keep, config.monitor.best
   with contextlib.ExitStack() as stack:
     saver = stack.enter_context(checkpoints.Saver(workdir, stage.name, keep=keep, best=best))
     if start:
       copied = parallel.replicated(layout)
-      state, constants = checkpoints.restore(workdir, stage.name, start, placed, copied, batches)
+      state, constants = checkpoints.restore(workdir, stage.name, start, targets, copied, batches)
       frozen = {**earlier, **constants}
     else:
       state = create()
@@ -203,9 +204,9 @@ def _train_stage(
     )
     if best and best not in names:
       raise UserError(
-        f"config.monitor.best is {best!r}, which is no metric of the stage {stage.name!r}. It has"
-        f" {', '.join(names)}. Give one of them (`loss` is one of every stage), or none, and start"
-        " again: what is trained stays."
+        f"config.monitor.best is {best!r}, which is not a metric of the stage {stage.name!r}. Its"
+        f" metrics are {', '.join(names)}. Give one of them (every stage has `loss`), or none, and"
+        " start again: the trained stages are kept."
       )
     monitor.start(stage, start, state.params)
 
@@ -239,7 +240,7 @@ def _train_stage(
       if save or stop:
         meta = {"config": config.to_dict(), "stage": stage.name, "step": step}
         meta["version"] = __version__
-        # A mean over the few steps before a signal is not held against those of the others.
+        # A mean over the few steps before a signal is not comparable with those of the others.
         meta["metrics"] = metrics if save else {}
         monitor.flush()
         saver.save(state, constants, batches, meta)
@@ -249,52 +250,52 @@ def _train_stage(
         saved = checkpoints.latest_step(workdir, stage.name) or 0
         raise PreemptedError(
           f"Asked to stop: {stage.name} is saved at step {saved:,} of {settings.steps:,}. The same"
-          " command goes on from there."
+          " command continues from there."
         )
       if report:
-        shown = {**frozen, **jax.device_put(state.ema, parallel.replicated(layout))}
-        monitor.report(step, stage.report(shown, jax.random.fold_in(report_key, step), rows))
+        params = {**frozen, **jax.device_put(state.ema, parallel.replicated(layout))}
+        monitor.report(step, stage.report(params, jax.random.fold_in(report_key, step), rows))
       if save or report:
         monitor.restart_clock(step)
 
 
-# Not in steps, which begin again with each stage and may go by in groups: where the processes agree
-# to stop is one call after those that they have made.
+# Counts calls, not steps, which restart with each stage and may be taken in groups: the processes
+# agree to stop at a call that none of them has made yet.
 _calls = itertools.count(1)
 
 
 @contextlib.contextmanager
 def _asked_to_stop() -> Iterator[Callable[[], bool]]:
-  """A function to call after each dispatch: whether to stop, as one, since SIGTERM has come."""
+  """Yields a function to call after each dispatch: whether all processes stop, due to SIGTERM."""
   if jax.distributed.is_initialized():
-    # JAX heeds the signal itself there, and the processes agree on a call.
+    # With several processes JAX handles the signal, and the processes agree on a call.
     yield lambda: multihost_utils.reached_preemption_sync_point(next(_calls))
     return
-  came = threading.Event()
-  with on_sigterm(lambda *_: came.set()):
-    yield came.is_set
+  received = threading.Event()
+  with on_sigterm(lambda *_: received.set()):
+    yield received.is_set
 
 
 @contextlib.contextmanager
 def on_sigterm(handler: Callable[..., None]) -> Iterator[None]:
-  """Calls a handler on SIGTERM; of threads only the main one can, and elsewhere this is nothing."""
+  """Calls a handler on SIGTERM; does nothing outside the main thread, where Python forbids it."""
   if threading.current_thread() is not threading.main_thread():
     yield
     return
-  before = signal.signal(signal.SIGTERM, handler)
+  previous = signal.signal(signal.SIGTERM, handler)
   try:
     yield
   finally:
-    signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGTERM, previous)
 
 
 def _finish(
   saver: checkpoints.Saver, monitor: monitoring.Monitor, stage: Stage, *, wait: bool = True
 ) -> None:
-  """Ends a save; a stage can do without a checkpoint on its way, but not without its last.
+  """Completes a save; a stage can do without an intermediate checkpoint, but not without its last.
 
   Raises:
-    UserError: that of the last step was not saved.
+    UserError: the checkpoint of the last step was not saved.
   """
   try:
     saver.finish(wait=wait)
@@ -302,11 +303,11 @@ def _finish(
     if error.step == stage.settings.steps:
       raise UserError(
         f"The last checkpoint of {stage.name} was not saved: {error}. Make room, and start the same"
-        " command again: it goes on from the checkpoint before."
+        " command again: it continues from the checkpoint before."
       ) from error
     monitor.say(
-      f"WARNING: {stage.name}: NO CHECKPOINT AT STEP {error.step:,}: {error}. Training goes on; the"
-      " checkpoints before are as they were. Make room before the next one is due."
+      f"WARNING: {stage.name}: NO CHECKPOINT AT STEP {error.step:,}: {error}. Training continues,"
+      " and earlier checkpoints are unchanged. Make room before the next one is due."
     )
 
 
@@ -317,10 +318,10 @@ def _read(
   workdir: str | os.PathLike[str],
   saver: checkpoints.Saver,
 ) -> dict[str, float]:
-  """The means since the last reading; waits for the device.
+  """Returns the means since the last reading; waits for the device.
 
   Raises:
-    DivergedError: something was not finite at some step since the last reading.
+    DivergedError: a metric was not finite at a step since the last reading.
   """
   meter = jax.device_get(meter)
   if meter.bad_step >= 0:
@@ -330,7 +331,7 @@ def _read(
     report = storage.path(workdir) / "diverged.json"
     saver.wait()
     if jax.process_index() == 0:
-      found = {
+      facts = {
         "stage": stage,
         "step": int(meter.bad_step),
         "not_finite": bad,
@@ -338,12 +339,12 @@ def _read(
         "devices": [device.device_kind for device in jax.devices()],
         "jax": jax.__version__,
       }
-      storage.write_atomically(report, json.dumps(found, indent=1))
+      storage.write_atomically(report, json.dumps(facts, indent=1))
     raise DivergedError(
       f"Training stopped in stage {stage!r} at step {meter.bad_step}: the loss or gradient {where}"
       f"is not finite (not finite: {', '.join(bad)}). The last good checkpoint in "
-      f"{checkpoints.stage_dir(workdir, stage)} is untouched, and {report} says where it was: the"
-      " same command goes there again from that checkpoint. Lower the stage's learning rate or its"
+      f"{checkpoints.stage_dir(workdir, stage)} is unchanged, and {report} describes the failure:"
+      " the same command repeats it from that checkpoint. Lower the stage's learning rate or its"
       " clip, or look for values in the data that are not finite, and start again in another"
       " workdir."
     )
@@ -351,9 +352,9 @@ def _read(
 
 
 def _check_entries(stage: Stage, params: Params) -> None:
-  """A stage must create what it says it trains: no more, no less."""
+  """Checks that a stage creates exactly the entries that it declares as trainable."""
   if set(params) != set(stage.trainable):
     raise ValueError(
-      f"Stage {stage.name!r} is to train {sorted(stage.trainable)} but its init made "
-      f"{sorted(params)}. Make them equal in the framework."
+      f"Stage {stage.name!r} is to train {sorted(stage.trainable)}, but its init "
+      f"returned {sorted(params)}. Make them equal in the framework."
     )

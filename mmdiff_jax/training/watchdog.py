@@ -1,8 +1,9 @@
-"""Ends a process that gets no further, so that several never wait for one without end.
+"""Ends a process that makes no progress, so that several processes never wait for one forever.
 
-One of several that died or was stopped is missed by its heartbeats. One whose main thread hangs,
-say in a read from a file server, still sends them, while all others wait for its part of a sum.
-Only a limit on how long anything may take ends that, and it ends the one that hangs, too.
+JAX detects a process that died or was stopped by its missing heartbeats. A process whose main
+thread hangs, for example in a read from a file server, still sends them, while all others wait for
+its part of a sum. Only a limit on the duration of every action ends that, and it also ends the
+process that hangs.
 """
 
 import os
@@ -20,21 +21,21 @@ class Watchdog:
     self._stopped = False
 
   def start(self) -> None:
-    """Begins to watch, until `stop`."""
+    """Starts watching, until `stop`."""
     threading.Thread(target=self._watch, daemon=True).start()
 
   def stop(self) -> None:
-    """Ends watching."""
+    """Stops watching."""
     self._stopped = True
     self._sign.set()
 
   def alive(self) -> None:
-    """Says that something was done; time counts from here."""
+    """Reports progress; the limit counts from here."""
     self._sign.set()
 
   def _watch(self) -> None:
     while self._sign.wait(self._limit):
-      self._sign.clear()  # Before the look at what `stop` writes first.
+      self._sign.clear()  # Cleared before `_stopped` is read, which `stop` writes first.
       if self._stopped:
         return
     print("This process is at:", file=sys.stderr)
@@ -46,5 +47,5 @@ class Watchdog:
       file=sys.stderr,
       flush=True,
     )
-    # Not `sys.exit`: the main thread cannot be made to return, nor can peers be told.
+    # Not `sys.exit`: the main thread cannot be made to return, and peers cannot be notified.
     os._exit(1)

@@ -1,4 +1,4 @@
-"""What a workdir belongs to: one config, `config.json`, and one training split, `data.json`."""
+"""The config and training split that a workdir belongs to: `config.json` and `data.json`."""
 
 from collections.abc import Mapping
 import json
@@ -16,9 +16,9 @@ from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.training import checkpoints
 
-# Fields that two runs in one workdir need not share: they change what is shown or where it is
-# computed, not the weights. The data, which may lie elsewhere on another machine, are compared
-# themselves.
+# Fields that may differ between two runs in one workdir: they change what is reported or where it
+# is computed, not the weights. The data, which may lie elsewhere on another machine, are compared
+# by their contents.
 _FREE_FIELDS = (
   "monitor.", "parallel.", "sampling.", "evaluation.", "data.data_dir", "data.manual_dir"
 )  # fmt: skip
@@ -26,24 +26,24 @@ _COMPARED_ROWS = 64  # Rows of the training split that are compared: few, since 
 
 
 def check_name(workdir: str | os.PathLike[str]) -> None:
-  """Raises UserError if Orbax takes the path for a pattern: it would not find its checkpoints."""
-  if strange := set("[]*?\\") & set(os.path.abspath(storage.path(workdir))):
+  """Raises UserError if Orbax would read the path as a pattern and not find its checkpoints."""
+  if invalid := set("[]*?\\") & set(os.path.abspath(storage.path(workdir))):
     raise UserError(
-      f"The workdir {workdir} cannot have {' '.join(sorted(strange))} in its path: checkpoints"
+      f"The workdir {workdir} cannot have {' '.join(sorted(invalid))} in its path: checkpoints"
       " there cannot be read. Choose another --workdir."
     )
 
 
 def check_config(workdir: str | os.PathLike[str], config: ml_collections.ConfigDict) -> None:
-  """Checks that a config would train the weights of a workdir, if this holds a run; writes nothing.
+  """Checks that a config would train the weights of a workdir, if it has any; writes nothing.
 
   Args:
     workdir: the folder of the run.
-    config: how it is trained.
+    config: the config of the training.
 
   Raises:
-    UserError: the workdir was made with another config (the message says what differs), or by
-      mmdiff_jax 0.1. Or as `check_name`.
+    UserError: the workdir was made with another config (the message gives the differences), or
+      by mmdiff_jax 0.1. Or as in `check_name`.
   """
   check_name(workdir)
   _check_version(workdir)
@@ -51,13 +51,11 @@ def check_config(workdir: str | os.PathLike[str], config: ml_collections.ConfigD
   if config_path.exists():
     # Through JSON, so that tuples and lists compare as equal.
     old, new = _flat(_read_config(config_path)), _flat(json.loads(json.dumps(config.to_dict())))
-    differing = [
-      words for name, words in _differences(old, new) if not name.startswith(_FREE_FIELDS)
-    ]
+    differing = [text for name, text in _differences(old, new) if not name.startswith(_FREE_FIELDS)]
     if differing:
       raise UserError(
         f"The workdir {workdir} was made with another config: {'; '.join(differing)}. Give the "
-        "same fields to go on with it, or choose another --workdir."
+        "same fields to continue its training, or choose another --workdir."
       )
 
 
@@ -66,30 +64,31 @@ def open_workdir(
   config: ml_collections.ConfigDict,
   data: Mapping[str, np.ndarray | Column],
 ) -> None:
-  """Writes `config.json` and `data.json`, or checks that those there would train the same weights.
+  """Writes `config.json` and `data.json`, or checks that they would train the same weights.
 
-  Of the data, `data.json` keeps the number of examples, names, shapes and types, the masks'
-  checksums, and one number each of 64 rows spread over the split; other data in the same place
-  have others. A workdir without it gets one.
+  `data.json` keeps the number of examples, names, shapes and types of the data, the masks'
+  checksums, and one number for each of 64 rows spread over the split, which differ if the data were
+  replaced. A workdir without the file gets one.
 
   Args:
     workdir: the folder of the run.
-    config: how it is trained.
+    config: the config of the training.
     data: the training split: the modalities that are trained on, and their masks.
 
   Raises:
-    UserError: as `check_config`, or the workdir was made with other data; says what differs.
+    UserError: as in `check_config`, or the workdir was made with other data; the message gives the
+      differences.
   """
   check_config(workdir, config)
   config_path, data_path = (storage.path(workdir) / name for name in ("config.json", "data.json"))
   fingerprint = _fingerprint(data)
   if data_path.exists():
-    claimed = _read_json(data_path, "Delete it if the data are the same")
-    if differing := _other_data(claimed, fingerprint):
+    recorded = _read_json(data_path, "Delete it if the data are the same")
+    if differing := _data_differences(recorded, fingerprint):
       raise UserError(
         f"The workdir {workdir} was made with other training data: {'; '.join(differing)}. Give "
-        "the same data to go on with it (--config.data), or choose another --workdir. To go on "
-        f"with these data nevertheless, delete {data_path}."
+        "the same data to continue (--config.data), or choose another --workdir. To continue with "
+        f"these data nevertheless, delete {data_path}."
       )
   config_path.parent.mkdir(parents=True, exist_ok=True)
   if jax.process_index() == 0:
@@ -99,7 +98,7 @@ def open_workdir(
 
 
 def _fingerprint(data: Mapping[str, np.ndarray | Column]) -> dict[str, dict[str, Any]]:
-  """What tells a split from another one: "facts", and of some rows "contents", by name."""
+  """Returns numbers that identify a split: "facts", and "contents" of some rows, by name."""
   number = len(next(iter(data.values())))
   index = np.linspace(0, number - 1, min(number, _COMPARED_ROWS)).astype(int)
   facts: dict[str, Any] = {"number of examples": number}
@@ -110,17 +109,17 @@ def _fingerprint(data: Mapping[str, np.ndarray | Column]) -> dict[str, dict[str,
       continue
     rows = array[index]
     facts[f"shape of {name}"], facts[f"type of {name}"] = list(rows.shape[1:]), str(rows.dtype)
-    # Numbers, not checksums: another machine may round a spectrogram otherwise in the last bit.
-    # The weights tell an order of values from another one.
+    # Numbers, not checksums: another machine may round a spectrogram differently in the last bit.
+    # The weights make the number depend on the order of the values.
     weights = np.linspace(1, 2, rows[0].size)
     contents[name] = [float(np.average(row.ravel(), weights=weights)) for row in rows]
   return {"facts": facts, "contents": contents}
 
 
-def _other_data(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-  """What differs between two fingerprints."""
+def _data_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+  """Describes the differences between two fingerprints."""
   if differing := _differences(old["facts"], new["facts"]):
-    return [words for _, words in differing]
+    return [text for _, text in differing]
   return [
     f"{name} has other contents"
     for name, values in new["contents"].items()
@@ -129,37 +128,37 @@ def _other_data(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def load_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
-  """The config that a workdir was made with.
+  """Loads the config that a workdir was made with.
 
   Raises:
-    UserError: the folder holds no training run, or one of mmdiff_jax 0.1, or its `config.json`
+    UserError: the folder has no training run, or one of mmdiff_jax 0.1, or its `config.json`
       cannot be read or was changed in a field that the weights of a checkpoint depend on.
   """
   path = storage.path(workdir) / "config.json"
   if not path.exists():
     raise UserError(
-      f"{workdir} holds no training run: there is no {path}. Train first: python -m "
+      f"{workdir} has no training run: {path} does not exist. Train first: python -m "
       f"experiments.train --config=CONFIG --workdir={workdir}"
     )
   config = _read_config(path)
   _check_version(workdir)
   for file, item in checkpoints.metadata(workdir).items():
     differing = [
-      words
-      for name, words in _differences(_flat(item["config"]), _flat(config))
-      # A module of the user's may have moved; the shapes of what it brings are checked.
+      text
+      for name, text in _differences(_flat(item["config"]), _flat(config))
+      # A user's module may have moved; the shapes of its networks are checked.
       if not f"{name}.".startswith(_FREE_FIELDS) and "pretrained" not in name.split(".")
     ]
     if differing:
       raise UserError(
-        f"{path} no longer fits the checkpoint {file.parent.parent}: {'; '.join(differing)}. Undo"
-        f" the change; the config that was trained is in {file}, under 'config'."
+        f"{path} no longer matches the checkpoint {file.parent.parent}: {'; '.join(differing)}."
+        f" Undo the change; the config of the training is in {file}, under 'config'."
       )
   return ml_collections.ConfigDict(_tuples(config))
 
 
 def _check_version(workdir: str | os.PathLike[str]) -> None:
-  """Raises UserError if the checkpoints are of a version that named things differently."""
+  """Raises UserError if the checkpoints are from a version with other names of fields."""
   for file, item in checkpoints.metadata(workdir).items():
     if "version" not in item:
       raise UserError(
@@ -177,7 +176,7 @@ def _read_json(path: epath.Path, remedy: str) -> dict[str, Any]:
   try:
     tree = json.loads(path.read_text())
     if not isinstance(tree, dict):
-      raise ValueError(f"it holds a {type(tree).__name__}, not an object with fields")
+      raise ValueError(f"it contains a {type(tree).__name__}, not an object with fields")
     return tree
   except ValueError as error:
     raise UserError(
@@ -186,9 +185,9 @@ def _read_json(path: epath.Path, remedy: str) -> dict[str, Any]:
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Nested dicts as one dict with dotted names, without what is not set.
+  """Returns nested dicts as one dict with dotted names, without fields that are None.
 
-  So a run of a version that did not have a field yet goes on where the field is not set.
+  So a run of a version that lacked a field can be resumed if the field is not set.
   """
   flat = {}
   for name, value in tree.items():
@@ -200,20 +199,20 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, str]]:
-  """The names of values that differ, each with words that say how."""
+  """Returns the names of values that differ, each with a description of the difference."""
   return [
-    (name, f"{name} was {_shown(old, name)}, now {_shown(new, name)}")
+    (name, f"{name} was {_display(old, name)}, now {_display(new, name)}")
     for name in sorted(old.keys() | new.keys())
-    if _shown(old, name) != _shown(new, name)
+    if _display(old, name) != _display(new, name)
   ]
 
 
-def _shown(flat: Mapping[str, Any], name: str) -> str:
+def _display(flat: Mapping[str, Any], name: str) -> str:
   return json.dumps(flat[name]) if name in flat else "not there"
 
 
 def _tuples(tree: Any) -> Any:
-  """JSON has lists only; configs have tuples only."""
+  """Converts lists to tuples: JSON only has lists, configs only have tuples."""
   if isinstance(tree, dict):
     return {name: _tuples(value) for name, value in tree.items()}
   return tuple(_tuples(value) for value in tree) if isinstance(tree, list) else tree

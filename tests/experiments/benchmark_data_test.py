@@ -1,4 +1,4 @@
-"""Tests of the benchmark of the input pipeline, at sizes that say nothing about speed."""
+"""Tests of the benchmark of the input pipeline, at sizes too small to measure speed."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ SIZES = benchmark_data.Sizes(examples=40, steps=4, batch_size=8, batches=2, work
 
 
 def _stage(group):
-  """A mean that is learnt."""
+  """Returns a stage that learns a mean."""
   return Stage(
     name="toy",
     trainable=("mean",),
@@ -30,7 +30,7 @@ def _stage(group):
   )
 
 
-def test_measures_and_shows(monkeypatch):
+def test_measures_and_prints(monkeypatch):
   x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
   toys = {"score": (_stage(2), {"x": x}), "image": (_stage(1), {"x": x})}
   toys["view"] = (_stage(2), {"x": Column(np.arange(40), lambda index: x[index])})
@@ -43,12 +43,12 @@ def test_measures_and_shows(monkeypatch):
   assert len(results["examples_per_second"]) == 2
   assert min(results["examples_per_second"].values()) > 0
   assert results["chosen"]["arrays"] == 1
-  shown = benchmark_data.table(results)
+  table = benchmark_data.table(results)
   for words in ("1 thread ", "examples/s", "fed", "score", "(target 1.05)", "view"):
-    assert words in shown
+    assert words in table
 
 
-def test_fed_steps_see_a_new_batch_each_and_kept_steps_one(monkeypatch):
+def test_fed_steps_get_a_new_batch_each_and_kept_steps_one_batch(monkeypatch):
   seen = []
   x = np.arange(40, dtype=np.float32)[:, None]
   real = benchmark_data.step_lib.make_train_step
@@ -74,7 +74,7 @@ def test_fed_steps_see_a_new_batch_each_and_kept_steps_one(monkeypatch):
     np.testing.assert_array_equal(ours, expected)
 
 
-def test_stages_take_what_they_are_fed():
+def test_stages_accept_the_batches_that_they_are_fed():
   for stage, examples in benchmark_data.stages(SIZES).values():
     batch = {name: jnp.asarray(x[:2]) for name, x in examples.items()}
     init = functools.partial(stage.init, jax.random.key(0), {}, batch)
@@ -87,7 +87,7 @@ def test_stages_take_what_they_are_fed():
   assert set(benchmark_data.stages(SIZES)) == set(benchmark_data.TARGETS)
 
 
-def test_worker_processes_read_too():
+def test_worker_processes_read_data():
   flags.FLAGS.mark_as_parsed()
   sizes = dataclasses.replace(SIZES, workers=1)
   column = {"x": Column(np.arange(40), np.square)}

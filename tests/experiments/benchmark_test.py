@@ -1,4 +1,4 @@
-"""Tests of the benchmark, at sizes that say nothing about speed."""
+"""Tests of the benchmark, at sizes too small to measure speed."""
 
 import json
 import sys
@@ -24,18 +24,18 @@ SIZES = benchmark.Sizes(
 
 
 @pytest.mark.slow
-def test_measures_our_own_side_and_shows_it():
+def test_measures_our_side_and_prints_it():
   results = benchmark.run(SIZES, against=None, rounds=2)
   assert set(results["median_ms"]) == {"step", "evaluation", "samples", "euler_samples"}
   assert all(value > 0 for value in results["median_ms"].values())
   assert len(results["ms"]["step"]) == 2
   assert "ratios" not in results
-  shown = benchmark.table(results)
-  assert "training step" in shown
-  assert "PyTorch" not in shown
+  table = benchmark.table(results)
+  assert "training step" in table
+  assert "PyTorch" not in table
 
 
-def test_measures_the_counterpart_and_its_outputs_are_ours():
+def test_measures_the_counterpart_whose_outputs_equal_ours():
   pytest.importorskip("torch", reason="PyTorch (extra `benchmark`) is not installed")
   results = benchmark.run(SIZES, against="torch", rounds=1)
   assert 0 < results["difference"] <= 1e-4
@@ -48,8 +48,8 @@ def test_measures_the_counterpart_and_its_outputs_are_ours():
 
 
 @pytest.mark.parametrize("tuned", [False, True])
-def test_the_counterparts_step_is_the_same_method(tuned):
-  """The same gradient where nothing is random: the loss as a function of the prediction."""
+def test_the_step_of_the_counterpart_is_the_same_method(tuned):
+  """Without randomness the gradients are equal: the loss as a function of the prediction."""
   torch = pytest.importorskip("torch", reason="PyTorch (extra `benchmark`) is not installed")
   from experiments import torch_counterpart
 
@@ -70,7 +70,7 @@ def test_the_counterparts_step_is_the_same_method(tuned):
     beta_max=20.0,
     tuned=tuned,
   )
-  # The output starts at 0 and the noise has variance 1: the loss is the share of what is diffused,
+  # The output starts at 0 and the noise has variance 1: the loss is the diffused fraction,
   # 1/2 * 1 + 1/2 * 1/2 of two modalities.
   with torch.no_grad():
     losses = [trainer.loss().item() for _ in range(200)]
@@ -84,7 +84,7 @@ def test_the_counterparts_step_is_the_same_method(tuned):
   assert bool(trainer.optimizer.defaults["fused"]) == tuned
 
 
-def test_says_what_to_do_without_pytorch(monkeypatch):
+def test_error_without_pytorch_describes_how_to_install_it(monkeypatch):
   monkeypatch.setitem(sys.modules, "torch", None)
   with pytest.raises(UserError, match="pip install torch"):
     benchmark.run(SIZES, against="torch", rounds=1)
@@ -100,7 +100,7 @@ def test_says_what_to_do_without_pytorch(monkeypatch):
     (["--out=gs://bucket/results.json"], ["--out", "gs://bucket/results.json"]),
   ],
 )
-def test_refuses_what_it_does_not_know(arguments, words, command, refused):
+def test_unknown_arguments_are_refused(arguments, words, command, refused):
   refused(command(benchmark, *arguments, positional=1), *words)
 
 
@@ -108,7 +108,7 @@ def test_refuses_what_it_does_not_know(arguments, words, command, refused):
   ("arguments", "expected"),
   [([], "network"), (["network"], "network"), (["solvers", "--against=diffrax"], "solvers")],
 )
-def test_the_argument_chooses_the_benchmark(arguments, expected, command, monkeypatch, tmp_path):
+def test_the_argument_selects_the_benchmark(arguments, expected, command, monkeypatch, tmp_path):
   for name, module in (("network", benchmark), ("solvers", benchmark_solvers)):
     monkeypatch.setattr(module, "run", lambda sizes, name=name, **options: {name: options})
     monkeypatch.setattr(module, "table", lambda results: f"of {list(results)}")

@@ -21,21 +21,21 @@ def tiny():
 
 
 @pytest.mark.slow
-def test_measures_the_stages_named():
+def test_measures_the_named_stages():
   results = benchmark_train.run(tiny(), ["autoencoder_caption", "score"], rounds=1)
   assert set(results["stages"]) == {"autoencoder_caption", "score"}
-  for found in results["stages"].values():
-    rate = 1e3 * found["batch"] / found["ms_per_step"]
-    assert found["examples_per_second"] == pytest.approx(rate)
-    assert found["seconds_compiling"] >= 0
+  for stage in results["stages"].values():
+    rate = 1e3 * stage["batch"] / stage["ms_per_step"]
+    assert stage["examples_per_second"] == pytest.approx(rate)
+    assert stage["seconds_compiling"] >= 0
     peak = results["conditions"]["peak_gflop_per_second"]
-    assert found["share_of_peak"] == pytest.approx(found["gflop_per_second"] / peak)
-    assert 0 < found["share_of_peak"] < 1
-    # Through dense layers and back: 6 FLOPs a parameter and an example, and little more.
-    ratio = 1e9 * found["gflop_per_step"] / (6 * found["batch"] * found["parameters"])
+    assert stage["share_of_peak"] == pytest.approx(stage["gflop_per_second"] / peak)
+    assert 0 < stage["share_of_peak"] < 1
+    # Dense layers take 6 FLOPs per parameter and example, forward and backward; the rest is little.
+    ratio = 1e9 * stage["gflop_per_step"] / (6 * stage["batch"] * stage["parameters"])
     assert 0.5 < ratio < 2
-    # Parameters, running mean, two moments and gradients, of 4 bytes each.
-    assert 1e9 * found["memory_gb"] > 5 * 4 * found["parameters"]
+    # Parameters, EMA, two moments and gradients, of 4 bytes each.
+    assert 1e9 * stage["memory_gb"] > 5 * 4 * stage["parameters"]
   lines = benchmark_train.table(results).splitlines()
   assert lines[-1].startswith("| score | ")
   assert len({line.count("|") for line in lines[2:]}) == 1
@@ -43,18 +43,18 @@ def test_measures_the_stages_named():
 
 
 @pytest.mark.slow
-def test_flops_are_those_without_what_is_computed_once_more():
-  found = []
+def test_flops_do_not_count_recomputation():
+  stages = []
   for remat in (False, True):
     config = mt_diffusion_config.get_config("label_digits")
     config.network.update({"multipliers": (1,), "attention": (), "remat": remat})
     config.training.batch_size = 2
-    found += benchmark_train.run(config, rounds=1)["stages"].values()
-  assert found[0]["gflop_per_step"] == found[1]["gflop_per_step"]
+    stages += benchmark_train.run(config, rounds=1)["stages"].values()
+  assert stages[0]["gflop_per_step"] == stages[1]["gflop_per_step"]
 
 
 @pytest.mark.slow
-def test_needs_nothing_that_reads_data_or_keeps_checkpoints():
+def test_needs_no_packages_for_data_or_checkpoints():
   code = """
     import sys
     for name in ("tensorflow", "tensorflow_datasets", "clu", "grain", "orbax"):
@@ -73,7 +73,7 @@ def test_needs_nothing_that_reads_data_or_keeps_checkpoints():
   assert "| autoencoder_caption | " in ended.stdout
 
 
-def test_refuses_what_it_does_not_know(command, refused):
+def test_unknown_stages_are_refused(command, refused):
   with pytest.raises(UserError, match="no stage 'scor'.*autoencoder_tone"):
     benchmark_train.run(tiny(), ["scor"], rounds=1)
   refused(command(benchmark, "train", positional=1), "--config")

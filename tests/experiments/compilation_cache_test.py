@@ -1,4 +1,4 @@
-"""A training that is started again compiles nothing that took long."""
+"""Tests that a restarted training reuses programs that took long to compile."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-# Training on made-up examples, which ends in what was compiled, as JAX itself counts it.
+# Trains on synthetic examples and prints the numbers of compilations that JAX counts.
 CODE = """
   import collections, json, os, sys
   sys.modules["tensorflow"] = None
@@ -30,7 +30,7 @@ CODE = """
 
   setup.run(main, required=("config", "workdir"))
 """
-# What `tests/conftest.py` sets.
+# The flags that `tests/conftest.py` sets.
 QUICKLY_COMPILED = ("JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS")
 SHORT = {"steps": 4, "batch_size": 16, "steps_per_dispatch": 2}
 SMALL = {
@@ -49,7 +49,7 @@ SMALL = {
 
 
 def start(config, workdir, cache, *, least):
-  """Trains in a process of its own, which keeps programs that took `least` seconds to compile."""
+  """Trains in a separate process, which caches programs that took `least` seconds to compile."""
   fields = SMALL[config] | {"monitor.report_every": 4, "sampling.order": "()"}
   ended = subprocess.run(
     [
@@ -57,7 +57,7 @@ def start(config, workdir, cache, *, least):
       *(f"--config.{key}={value}" for key, value in fields.items()),
       f"--workdir={workdir}",
     ],
-    # Compiled as a user's are.
+    # Compiled as for a user.
     env={
       **{k: v for k, v in os.environ.items() if k not in QUICKLY_COMPILED},
       "JAX_PLATFORMS": "cpu",
@@ -74,14 +74,14 @@ def start(config, workdir, cache, *, least):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", SMALL)
-def test_second_start_finds_what_took_long(config, tmp_path):
+def test_second_start_reuses_programs_that_took_long(config, tmp_path):
   first = start(config, tmp_path / "first", tmp_path / "cache", least=0.5)
-  # Twice as long: what took just below half a second the first time may take just above it now.
+  # Twice as long: a program just below half a second the first time may be just above it now.
   second = start(config, tmp_path / "second", tmp_path / "cache", least=1.0)
-  new, found = (f"/jax/compilation_cache/cache_{n}" for n in ("misses", "hits"))
-  assert first["counts"][new] >= 2
-  assert second["counts"].get(new, 0) == 0
-  assert second["counts"][found] >= first["counts"][new]
-  # With what is read from the cache, and all that was too quick to be kept.
+  misses, hits = (f"/jax/compilation_cache/cache_{n}" for n in ("misses", "hits"))
+  assert first["counts"][misses] >= 2
+  assert second["counts"].get(misses, 0) == 0
+  assert second["counts"][hits] >= first["counts"][misses]
+  # Includes reads from the cache, and programs that were too quick to be cached.
   compiling = "/jax/core/compile/backend_compile_duration"
   assert second["seconds"][compiling] <= 0.25 * first["seconds"][compiling]

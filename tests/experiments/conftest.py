@@ -1,4 +1,4 @@
-"""A small run on real data, and entry points as a user calls them."""
+"""Fixtures: a small run on real data, and entry points as a user calls them."""
 
 import sys
 from typing import NamedTuple
@@ -18,21 +18,21 @@ MODALITIES = ("digit", "tone", "caption")
 
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory):
-  """`digits` with one draw of each handwriting, in the model's view, by split."""
+  """`digits` with one draw of each digit image, as model inputs, by split."""
   drawn = digits_builder.Drawn(train=1, test=1)
   folder = str(tmp_path_factory.mktemp("prepared"))
   builder = digits_builder.Digits(data_dir=folder, config=drawn, file_format="array_record")
   builder.download_and_prepare()
   data = {}
   for split in ("train", "test"):
-    views = [digits.model_view(records) for records in digits.read(builder, split)]
-    data[split] = {name: np.concatenate([view[name] for view in views]) for name in views[0]}
+    inputs = [digits.model_view(records) for records in digits.read(builder, split)]
+    data[split] = {name: np.concatenate([x[name] for x in inputs]) for name in inputs[0]}
   return data
 
 
 @pytest.fixture(autouse=True)
 def load_small_data(request, monkeypatch):
-  """The entry points find the small data set; its preparation is tested elsewhere."""
+  """Makes the entry points load the small data set; its preparation is tested elsewhere."""
   if "trained" in request.fixturenames:
     small = request.getfixturevalue("small_data")
     monkeypatch.setattr(datasets, "load", lambda name, split, **_: small[split])
@@ -40,7 +40,7 @@ def load_small_data(request, monkeypatch):
 
 @pytest.fixture(scope="session")
 def trained(small_data, tmp_path_factory):
-  """A workdir whose networks are tiny and have seen next to nothing."""
+  """A workdir with tiny networks that were trained for a few steps."""
   config = mld_config.get_config("digits")
   config.modalities = MODALITIES
   short = {"steps": 2, "batch_size": 16, "steps_per_dispatch": 1}
@@ -49,7 +49,7 @@ def trained(small_data, tmp_path_factory):
     config.autoencoder[name].training.update(short)
   config.score.network.update({"width": 16, "depth": 1, "tower_width": 8})
   config.score.training.update(short)
-  # Quick to compile: no guidance, all together.
+  # Quick to compile: no guidance, and all modalities together.
   config.sampling.update({"steps": 2, "guidance": 1.0, "order": ()})
   config.evaluation.update({"num": 30, "seeds": 2, "classifier_steps": 3})
   config.evaluation.subsets = (("digit", "tone"), ("digit", "scene"))
@@ -63,7 +63,7 @@ def trained(small_data, tmp_path_factory):
 
 
 class Ended(NamedTuple):
-  """How a command ended and what it said."""
+  """The exit code and output of a command."""
 
   code: int
   out: str
@@ -79,15 +79,15 @@ def command(monkeypatch, capsys, tmp_path_factory):
   def command(module, *arguments, **options):
     monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
     capsys.readouterr()
-    with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as error:
       setup.run(module.main, **options)
-    return Ended(ended.value.code or 0, *capsys.readouterr())
+    return Ended(error.value.code or 0, *capsys.readouterr())
 
   return command
 
 
 def check_refused(ended, *words):
-  """Exit code 2 and one paragraph with these words."""
+  """Checks for exit code 2 and one paragraph with these words."""
   assert ended.code == 2, ended
   assert len(ended.err.strip().splitlines()) == 1
   for word in words:

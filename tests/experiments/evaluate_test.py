@@ -46,19 +46,19 @@ def test_measures_a_run(command, trained):
     "last_step": "mean, no fresh noise at time 0",
   }.items():
     assert settings[name] == value
-  # The subset with a modality that this run has not is left out.
+  # The subset with a modality that this run lacks is left out.
   assert list(results["joint"]["coherence"]) == ["digit+tone", "all 3"]
   assert [len(entry["given"]) for entry in results["conditional"]] == [1, 1, 1, 2, 2, 2]
   for entry in results["conditional"]:
     assert set(entry["given"]).isdisjoint(entry["targets"])
     assert len(entry["given"]) + len(entry["targets"]) == 3
-    for found in entry["targets"].values():
-      assert len(found["coherence"]["values"]) == 2
-      assert found["frechet"]["mean"] > 0
+    for measures in entry["targets"].values():
+      assert len(measures["coherence"]["values"]) == 2
+      assert measures["frechet"]["mean"] > 0
   assert sum(results["joint"]["histogram"]["majority"]) == pytest.approx(1.0)
   assert set(results["classifier_accuracy"]) == {"digit", "tone", "caption"}
   assert 0 <= results["joint"]["validity"]["caption"]["mean"] <= 1
-  assert "frechet_between_halves" not in results  # Each handwriting is drawn once.
+  assert "frechet_between_halves" not in results  # Each digit image is drawn once.
   assert results["seconds"] > 0
   text = (trained / "results.md").read_text()
   assert "| digit + caption" in text
@@ -70,7 +70,7 @@ def test_measures_a_run(command, trained):
 
 
 @pytest.mark.slow
-def test_joint_only_shows_and_writes_nothing(command, trained):
+def test_joint_only_prints_and_writes_nothing(command, trained):
   before = {path.name: path.read_bytes() for path in trained.iterdir() if path.is_file()}
   ended = command(evaluate, f"--workdir={trained}", "--num=8", "--joint_only")
   assert ended.code == 0, ended.err
@@ -79,8 +79,8 @@ def test_joint_only_shows_and_writes_nothing(command, trained):
   assert {p.name: p.read_bytes() for p in trained.iterdir() if p.is_file()} == before
 
 
-# A framework that knows the classes: each modality is a one-hot vector of ten, and what is
-# generated shows the class of what is given, but for `off`, which is always one further.
+# A framework with exact classes: each modality is a one-hot vector of ten, and generated ones show
+# the class of the given ones, except `off`, which is always one further.
 NAMES = ("a", "b", "off")
 
 
@@ -122,7 +122,7 @@ def oracle():
   return generation.Trained(config, framework, {}, sampling, True)
 
 
-def test_what_it_says_of_a_framework_that_is_known(oracle):
+def test_results_of_a_framework_with_exact_classes(oracle):
   judge = Classifier({}, lambda params, x: (x, x))
   lines = []
   results, panels = evaluate.evaluate(
@@ -140,17 +140,17 @@ def test_what_it_says_of_a_framework_that_is_known(oracle):
   assert results["joint"]["coherence"]["all 3"]["mean"] == 0.0
   assert results["joint"]["evaluations"] == 3
   for entry in results["conditional"]:
-    for target, found in entry["targets"].items():
+    for target, measures in entry["targets"].items():
       expected = 1.0 - shift(target)
-      assert found["coherence"]["values"] == [expected, expected], (entry["given"], target)
-      assert (found["total_variation"]["mean"] == 0.0) == bool(expected)
+      assert measures["coherence"]["values"] == [expected, expected], (entry["given"], target)
+      assert (measures["total_variation"]["mean"] == 0.0) == bool(expected)
       if expected:
-        assert found["frechet"]["mean"] < 0.05
+        assert measures["frechet"]["mean"] < 0.05
     assert entry["evaluations"] == 100 * len(entry["given"]) + 3 - len(entry["given"])
   floor = results["total_variation_floor"]
   labels = oracle_data(5000)["label"]
   assert floor == coherence.total_variation_floor(coherence.histogram(labels, 10), 2001)
-  # The samples' classes are exact draws, but of equal classes.
+  # The classes of samples are exact draws, but uniform.
   assert abs(results["joint"]["total_variation"]["a"]["mean"] - floor["mean"]) < 4 * floor["std"]
   assert results["summary"]["a, b from each other"]["mean"] == 1.0
   assert results["summary"]["into off from any other one"]["mean"] == 0.0
@@ -200,7 +200,7 @@ def test_halves_by_source_where_examples_share_one(oracle):
   assert results["frechet_between_halves"] == {"a": evaluate.tables.measurement(expected)}
 
 
-def test_frechet_distance_sees_classes_that_are_missing(oracle):
+def test_frechet_distance_detects_missing_classes(oracle):
   def one_class(params, key, given, targets, num, sampling):
     return {name: jax.nn.one_hot(jnp.zeros(num, int), 10) for name in targets}
 
@@ -220,7 +220,7 @@ def test_frechet_distance_sees_classes_that_are_missing(oracle):
     seeds=(0,),
     say=lambda line: None,
   )
-  # All means are 1/10 but that of class 0: |m1 - m2|^2 is 0.9, and the covariance is 0 against 0.9.
+  # All means are 1/10, but 1 of class 0: |m1 - m2|^2 is 0.9, and the covariance is 0 against 0.9.
   assert results["joint"]["frechet"]["a"]["mean"] == pytest.approx(1.8, abs=0.05)
   assert results["joint"]["total_variation"]["a"]["mean"] == pytest.approx(0.9, abs=0.03)
   assert results["frechet_of_training_split"]["a"] < 0.1
@@ -264,7 +264,7 @@ def test_bad_arguments(command, trained, refused, argument, words):
 
 
 def test_raw_and_best_parameters_are_those_of_the_last_stage_only(trained, monkeypatch):
-  """Earlier stages were trained upon as running means of their last steps."""
+  """Later stages were trained on the EMA of earlier ones at their last step."""
   asked = {}
 
   def load_stage(workdir, stage, *, ema, best):
@@ -284,7 +284,7 @@ def test_raw_and_best_parameters_are_those_of_the_last_stage_only(trained, monke
 
 def test_best_of_a_run_that_kept_none_and_of_experts(trained, tmp_path):
   config = json.loads((trained / "config.json").read_text())
-  del config["monitor"]["best"]  # As of an older version.
+  del config["monitor"]["best"]  # As in an older version.
   (tmp_path / "config.json").write_text(json.dumps(config))
   with flagsaver.as_parsed(best="true"):
     with pytest.raises(UserError, match="--config.monitor.best=METRIC"):
@@ -296,8 +296,8 @@ def test_best_of_a_run_that_kept_none_and_of_experts(trained, tmp_path):
       generation.load(None)
 
 
-def test_judges_what_is_there_alone(oracle):
-  """Where a modality is missing its array holds something else."""
+def test_only_modalities_that_are_present_are_judged(oracle):
+  """The array of a modality has other values where it is missing."""
   judge = Classifier({}, lambda params, x: (x, x))
   data = {}
   for split, size in (("train", 500), ("test", 300)):
@@ -321,10 +321,10 @@ def test_judges_what_is_there_alone(oracle):
   assert all(value < 0.3 for value in results["frechet_of_training_split"].values())
 
 
-def known(modalities, sample, *, draws=1, **fields):
-  """A run of a framework that is nothing but how it samples."""
+def make_run(modalities, sample, *, draws=1, **fields):
+  """Returns a run of a framework that only consists of its sampler."""
   config = {
-    "data": {"name": "known"},
+    "data": {"name": "toy"},
     "parallel": {"kind": "jit"},
     "sampling": {"solver": "heun"},
     "evaluation": {"subsets": (), "draws": draws},
@@ -341,24 +341,24 @@ def measured(run, judges, data, num, **options):
   )
   json.dumps(results, allow_nan=False)
   targets = {
-    ("+".join(entry["given"]), name): found
+    ("+".join(entry["given"]), name): measures
     for entry in results["conditional"]
-    for name, found in entry["targets"].items()
+    for name, measures in entry["targets"].items()
   }
   return results, targets
 
 
-def misread(data, name, share):
-  """That modality shows the next class in every `share`-th example."""
-  shown = data["label"] + (np.arange(len(data["label"])) % share == 0)
-  return data | {name: np.eye(10, dtype=np.float32)[shown % 10]}
+def misread(data, name, period):
+  """Returns data where a modality shows the next class in every `period`-th example."""
+  classes = data["label"] + (np.arange(len(data["label"])) % period == 0)
+  return data | {name: np.eye(10, dtype=np.float32)[classes % 10]}
 
 
 def test_recognised_are_those_whose_given_modalities_show_their_class(oracle):
   judge = Classifier({}, lambda params, x: (x, x))
   judges = dict.fromkeys(NAMES, judge)
   _, targets = measured(oracle, judges, misread(oracle_data(400), "off", 4), 400)
-  # `b` shows what is given last.
+  # `b` shows the class of the modality that is given last.
   for given in ("off", "a+off"):
     assert targets[given, "b"]["coherence"]["values"] == [0.75, 0.75]
     assert targets[given, "b"]["recognised"]["values"] == [1.0, 1.0]
@@ -366,7 +366,7 @@ def test_recognised_are_those_whose_given_modalities_show_their_class(oracle):
   assert targets["a", "b"]["recognised"]["mean"] == 1.0
 
 
-def test_nothing_recognised_is_no_number(oracle):
+def test_without_recognised_examples_their_coherence_is_left_out(oracle):
   judge = Classifier({}, lambda params, x: (x, x))
   _, targets = measured(oracle, dict.fromkeys(NAMES, judge), misread(oracle_data(50), "a", 1), 40)
   assert set(targets["a", "b"]) == {"coherence", "total_variation", "frechet"}
@@ -378,12 +378,12 @@ def test_labels_as_a_modality(tmp_path):
 
   def sample(params, key, given, targets, num, sampling):
     one = given["label"] if "label" in given else jnp.full(num, 11)
-    views = {"a": jax.nn.one_hot(one % 10, 10), "label": one.astype(jnp.int32)}
+    inputs = {"a": jax.nn.one_hot(one % 10, 10), "label": one.astype(jnp.int32)}
     if "a" in given:
-      views["label"] = jnp.argmax(given["a"], -1).astype(jnp.int32)
-    return {name: views[name] for name in targets}
+      inputs["label"] = jnp.argmax(given["a"], -1).astype(jnp.int32)
+    return {name: inputs[name] for name in targets}
 
-  run = known((Modality("a", "image", (10,), str), label), sample)
+  run = make_run((Modality("a", "image", (10,), str), label), sample)
   data = oracle_data(400)
   judges = {
     "a": Classifier({}, lambda params, x: (x, x)),
@@ -400,41 +400,45 @@ def test_labels_as_a_modality(tmp_path):
 
 
 def test_adherence_with_what_was_given_and_with_other_examples(oracle):
-  """Half of the examples say what they show, and no example says anything of `silent`."""
+  """Half of the examples describe their class, and none describes `silent`."""
 
   def adherence(given, generated, predicted):
     np.testing.assert_array_equal(predicted, generated.argmax(-1))
-    found = {}
+    adhering = {}
     if "b" in given:
-      shown = given["b"].argmax(-1)
-      found["b said"] = np.where(shown % 2, np.nan, shown == predicted)
-      found["silent"] = np.full(len(shown), np.nan)
-    return found
+      classes = given["b"].argmax(-1)
+      adhering["b class"] = np.where(classes % 2, np.nan, classes == predicted)
+      adhering["silent"] = np.full(len(classes), np.nan)
+    return adhering
 
   judges = dict.fromkeys(NAMES, Classifier({}, lambda params, x: (x, x)))
   for draws in (1, 2):
-    run = known(oracle.framework.modalities, oracle_sample, draws=draws)
+    run = make_run(oracle.framework.modalities, oracle_sample, draws=draws)
     data = misread(oracle_data(3000), "b", 4)
     results, _ = measured(run, judges, data, 4000, adherence={"a": adherence, "b": None})
     for entry in results["conditional"]:
-      for name, found in entry["targets"].items():
+      for name, measures in entry["targets"].items():
         if name != "a":
-          assert not {"adherence", "adherence_shuffled"} & set(found)
+          assert not {"adherence", "adherence_shuffled"} & set(measures)
         elif entry["given"] == ["off"]:
-          assert found["adherence"] == found["adherence_shuffled"] == {}
+          assert measures["adherence"] == measures["adherence_shuffled"] == {}
         else:
-          # What is given last is shown.
+          # Samples show the modality that is given last.
           expected = 0.75 if "off" in entry["given"] else 1.0
-          assert found["adherence"].keys() == found["adherence_shuffled"].keys() == {"b said"}
-          assert found["adherence"]["b said"]["values"] == pytest.approx([expected] * 2, abs=0.03)
-          assert found["adherence_shuffled"]["b said"]["mean"] == pytest.approx(0.1, abs=0.03)
+          assert (
+            measures["adherence"].keys() == measures["adherence_shuffled"].keys() == {"b class"}
+          )
+          assert measures["adherence"]["b class"]["values"] == pytest.approx(
+            [expected] * 2, abs=0.03
+          )
+          assert measures["adherence_shuffled"]["b class"]["mean"] == pytest.approx(0.1, abs=0.03)
 
 
 def test_tasks_of_the_config_are_measured_one_by_one(oracle):
-  """What is given may be generated anew; of several targets it is known how often all are right."""
+  """Given modalities may be generated again; \"together\" is how often all targets are right."""
   judges = dict.fromkeys(NAMES, Classifier({}, lambda params, x: (x, x)))
   tasks = ((("a",), ("b",)), (("a",), ("b", "off")), (("b",), ("a", "b")))
-  run = known(oracle.framework.modalities, oracle_sample)
+  run = make_run(oracle.framework.modalities, oracle_sample)
   run.config.evaluation.tasks = tasks
   results, _ = measured(run, judges, oracle_data(3000), 2000)
   assert [(tuple(e["given"]), tuple(e["targets"])) for e in results["conditional"]] == list(tasks)
@@ -446,37 +450,37 @@ def test_tasks_of_the_config_are_measured_one_by_one(oracle):
 
 @pytest.mark.parametrize("task", [((), ("a",)), (("a",), ())])
 def test_tasks_without_given_or_target_are_refused(oracle, task):
-  run = known(oracle.framework.modalities, oracle_sample)
+  run = make_run(oracle.framework.modalities, oracle_sample)
   run.config.evaluation.tasks = (task,)
   with pytest.raises(UserError, match="evaluation.tasks.*at least one modality each"):
     evaluate.tasks_of(run)
 
 
 def test_tasks_of_modalities_that_a_run_lacks_are_left_out(oracle):
-  run = known(oracle.framework.modalities, oracle_sample)
+  run = make_run(oracle.framework.modalities, oracle_sample)
   run.config.evaluation.tasks = ((("a",), ("b", "none")), (("none",), ("b",)), (("a",), ("b",)))
   assert evaluate.tasks_of(run) == [((), NAMES), (("a",), ("b",))]
 
 
 def certain(name, key, num):
-  """Probabilities of two classes, from noise of that name: one class, or both alike."""
+  """Returns probabilities of two classes, from noise by name: (1, 0) or (0.5, 0.5)."""
   noise = noise_lib.normal_like(key, name, jnp.zeros((num, 1)))
   both = jnp.concatenate([jnp.ones((num, 1)), jnp.zeros((num, 1))], axis=1)
   return jnp.where(noise > 0, both, 0.5)
 
 
 def agreeing_sample(params, key, given, targets, num, sampling, *, shuffled=False):
-  """Of several targets all show what the first does, or what it does in the row before."""
+  """Samples targets that all equal the first one, or the first one of the row before."""
   del params, given, sampling
   leader = certain(targets[0], key, num)
   leader = jnp.roll(leader, 1, axis=0) if shuffled else leader
   return {name: certain(name, key, num) if name == targets[0] else leader for name in targets}
 
 
-def test_similarity_of_what_is_generated_together_and_alone(oracle):
-  """Two that are certain name one class; else they do in half of the cases."""
+def test_similarity_of_targets_generated_together_and_alone(oracle):
+  """Two certain targets have the same class; otherwise they do in half of the cases."""
   judges = dict.fromkeys(("a", "off"), Classifier({}, lambda params, x: (jnp.log(x), x)))
-  run = known(
+  run = make_run(
     (oracle.framework.modalities[0], oracle.framework.modalities[2]),
     agreeing_sample,
     shuffled=functools.partial(agreeing_sample, shuffled=True),
@@ -485,31 +489,33 @@ def test_similarity_of_what_is_generated_together_and_alone(oracle):
   run.config.evaluation.similarity = True
   num = 1500
   data = oracle_data(num)
-  every = np.linspace(0.1, 0.9, num, dtype=np.float32)  # No two examples are alike.
-  data |= {name: np.stack([every, 1 - every], 1) for name in NAMES}
+  values = np.linspace(0.1, 0.9, num, dtype=np.float32)  # No two examples are equal.
+  data |= {name: np.stack([values, 1 - values], 1) for name in NAMES}
   data["label"] = data["label"] % 2
   results, _ = measured(run, judges, data, num)
   assert set(results["joint"]["similarity"]) == {"a + off"}
   alone, joint = results["conditional"]
   assert "similarity" not in alone
-  found = joint["similarity"]["a + off"]
-  # 1 or a half; of two alike as often, of two independent ones 1 in a quarter.
+  similarity = joint["similarity"]["a + off"]
+  # 1 or a half: equally often for equal targets; for independent ones, 1 in a quarter of the rows.
   spread = {"together": 0.25, "alone": 0.1875**0.5 / 2, "shuffled": 0.1875**0.5 / 2}
   for way, mean in {"together": 0.75, "alone": 0.625, "shuffled": 0.625}.items():
-    assert found[way]["mean"] == pytest.approx(mean, abs=0.02)
-    assert found[way]["error"] == pytest.approx(spread[way] / (2 * num) ** 0.5, rel=0.1)
-  # Paired, since what is alone has the very noise of what is together: a half in a quarter.
-  gain = found["together - alone"]
-  assert gain["mean"] == pytest.approx(found["together"]["mean"] - found["alone"]["mean"], abs=1e-6)
+    assert similarity[way]["mean"] == pytest.approx(mean, abs=0.02)
+    assert similarity[way]["error"] == pytest.approx(spread[way] / (2 * num) ** 0.5, rel=0.1)
+  # Paired, since targets alone and together have the same noise: a half in a quarter of the rows.
+  gain = similarity["together - alone"]
+  assert gain["mean"] == pytest.approx(
+    similarity["together"]["mean"] - similarity["alone"]["mean"], abs=1e-6
+  )
   assert gain["error"] == pytest.approx(0.1875**0.5 / 2 / (2 * num) ** 0.5, rel=0.1)
-  assert abs(found["shuffled - alone"]["mean"]) < 0.02
+  assert abs(similarity["shuffled - alone"]["mean"]) < 0.02
   text = evaluate.tables.markdown(results | {"seconds": 1.0})
   row = next(line for line in text.splitlines() if line.startswith("| a -> a + off | a + off |"))
   assert f"{gain['mean']:.4f} ± {gain['error']:.4f}" in row and len(row.split("|")) == 2 + 2 + 5
 
 
 def test_equal_content_is_one_given_example():
-  """Of two seeds; the last rows differ in one of both given modalities."""
+  """Two seeds; the last rows differ in one of the two given modalities."""
   test = {"a": np.array([[1.0], [2.0], [1.0], [1.0]]), "b": np.array([[0], [0], [0], [3]])}
   samples = [(np.array([0, 1, 2, 3]), None), (np.array([3, 3, 1, 0]), None)]
   examples = evaluate._given_examples(test, ("a", "b"), samples)
@@ -528,47 +534,47 @@ def test_similarity_of_one_given_example_is_left_out():
   assert evaluate._similarity(judges, {}, "ab", np.zeros(4, int), samples, alone, None) == {}
 
 
-def test_what_is_alone_has_the_noise_of_what_is_together(oracle):
-  """Where modalities read nothing of each other, every sample is the same both ways."""
+def test_targets_alone_have_the_noise_of_targets_together(oracle):
+  """If modalities do not depend on each other, every sample is the same both ways."""
 
   def sample(params, key, given, targets, num, sampling):
     return {name: certain(name, key, num) for name in targets}
 
-  run = known((oracle.framework.modalities[0], oracle.framework.modalities[2]), sample)
+  run = make_run((oracle.framework.modalities[0], oracle.framework.modalities[2]), sample)
   run.config.evaluation.tasks = ((("a",), ("a", "off")),)
   run.config.evaluation.similarity = True
   judges = dict.fromkeys(("a", "off"), Classifier({}, lambda params, x: (jnp.log(x), x)))
   data = {name: np.eye(2, dtype=np.float32)[np.arange(20) % 2] for name in ("a", "off")}
   results, _ = measured(run, judges, data | {"label": np.arange(20) % 2}, 40)
   for entry in (results["joint"], *results["conditional"]):
-    found = entry["similarity"]["a + off"]
-    assert found["together - alone"] == {"mean": 0.0, "error": 0.0}
-    assert found["together"]["error"] > 0
-    assert "shuffled" not in found
-  # All examples given are alike: one example has no standard error.
+    similarity = entry["similarity"]["a + off"]
+    assert similarity["together - alone"] == {"mean": 0.0, "error": 0.0}
+    assert similarity["together"]["error"] > 0
+    assert "shuffled" not in similarity
+  # All given examples are equal: one example has no standard error.
   data["a"] = data["a"][:1].repeat(20, axis=0)
   results, _ = measured(run, judges, data | {"label": np.arange(20) % 2}, 40)
   assert results["conditional"][0]["similarity"] == {}
   assert results["joint"]["similarity"].keys() == {"a + off"}
 
 
-def test_similarity_of_what_one_says_of_the_other():
-  """Over the pairs in which it is said every way: of 40, 10 of each kind of those below."""
+def test_similarity_by_adherence_of_one_target_to_the_other():
+  """Only pairs with a value in every way count: there are 40, 10 of each kind below."""
   kinds = np.repeat(np.arange(4), 10)
-  # Said of b: true together; alone of every other one; nothing at all by the last kind.
-  told = {
+  # Adherence to b: 1 together; alone 1 for every other kind; NaN together for the last kind.
+  values = {
     "together": np.where(kinds == 3, np.nan, 1.0),
     "alone": np.where(kinds == 2, np.nan, kinds % 2),
     "shuffled": np.where(kinds == 2, 0.0, kinds == 0),
   }
-  ways = {way: {"a": x[:, None], "b": np.full((40, 2), 0.5)} for way, x in told.items()}
+  ways = {way: {"a": x[:, None], "b": np.full((40, 2), 0.5)} for way, x in values.items()}
   judge = Classifier({}, lambda params, x: (np.ones((len(x), 2)), x))
 
   def measures(given, generated, predicted):
     assert set(given) == {"b"} and predicted.shape == (40,)
     return {"exact": np.ones(40), "b tilt": generated[:, 0], "b never": np.full(40, np.nan)}
 
-  found = evaluate._similarity(
+  similarity = evaluate._similarity(
     {"a": judge, "b": judge},
     {"a": measures, "b": None},
     ("a", "b"),
@@ -577,17 +583,17 @@ def test_similarity_of_what_one_says_of_the_other():
     {name: [(None, ways["alone"])] for name in ("a", "b")},
     [(None, ways["shuffled"])],
   )
-  assert set(found) == {"a + b", "a + b tilt"}
-  means = {way: of["mean"] for way, of in found["a + b tilt"].items()}
+  assert set(similarity) == {"a + b", "a + b tilt"}
+  means = {way: of["mean"] for way, of in similarity["a + b tilt"].items()}
   expected = {"together": 1.0, "alone": 0.5, "shuffled": 0.5}
   expected |= {"together - alone": 0.5, "shuffled - alone": 0.0}
   assert means == pytest.approx(expected)
   # Twenty pairs, half of them 1 and half 0.
   error = (0.25 * 20 / 19 / 20) ** 0.5
-  assert found["a + b tilt"]["together - alone"]["error"] == pytest.approx(error)
+  assert similarity["a + b tilt"]["together - alone"]["error"] == pytest.approx(error)
 
 
-def test_every_task_has_a_picture_of_its_own(command, run_without_classes, tmp_path):
+def test_every_task_has_its_picture(command, run_without_classes, tmp_path):
   run = generation.load(None)
   run.config.evaluation.tasks = ((("a",), ("a", "b")), (("a", "b"), ("b",)))
   ended = command(evaluate, f"--workdir={tmp_path}", "--num=10")
@@ -601,24 +607,24 @@ def test_every_task_has_a_picture_of_its_own(command, run_without_classes, tmp_p
 
 
 def test_measures_of_captions_reach_the_tables():
-  """Whether they are sentences, and true of the image that was given, in tasks of either kind."""
+  """Measures validity and adherence to the given image, in tasks of both kinds."""
   words = ("a thin three", "a thick three", "no sentence", "a 3")
-  said = rendering.tokens_of(words, pairs_of_digits.CAPTION_LENGTH)
+  tokens = rendering.tokens_of(words, pairs_of_digits.CAPTION_LENGTH)
   page = np.zeros((4, 28, 28, 1), np.float32)
   page[:, 4:24, 10:18] = 1.0  # A thick stroke.
 
   def sample(params, key, given, targets, num, sampling):
-    views = {
-      "caption": jnp.resize(said, (num, said.shape[1])),
+    inputs = {
+      "caption": jnp.resize(tokens, (num, tokens.shape[1])),
       "digit": jnp.resize(page, page.shape),
     }
-    return {name: views[name] for name in targets}
+    return {name: inputs[name] for name in targets}
 
   modalities = (
-    Modality("caption", "text", said.shape[1:], str, num_classes=len(rendering.ALPHABET)),
+    Modality("caption", "text", tokens.shape[1:], str, num_classes=len(rendering.ALPHABET)),
     Modality("digit", "image", page.shape[1:], str),
   )
-  run = known(modalities, sample)
+  run = make_run(modalities, sample)
   run.config.evaluation.tasks = ((("digit",), ("caption",)), (("caption",), ("caption", "digit")))
   three = Classifier(
     {}, lambda params, x: (jnp.eye(10)[jnp.full(len(x), 3)], jnp.ones((len(x), 1)))
@@ -626,19 +632,19 @@ def test_measures_of_captions_reach_the_tables():
   results, targets = measured(
     run,
     dict.fromkeys(("caption", "digit"), three),
-    {"caption": said, "digit": page, "label": np.full(4, 3, np.int32)},
+    {"caption": tokens, "digit": page, "label": np.full(4, 3, np.int32)},
     4,
     adherence=pairs_of_digits.ADHERENCE,
     valid=pairs_of_digits.VALID,
   )
-  found = targets["digit", "caption"]["adherence"]
+  adherence = targets["digit", "caption"]["adherence"]
   validity = {"mean": 0.75, "std": 0.0, "values": [0.75, 0.75]}
   assert targets["digit", "caption"]["validity"] == validity
   assert targets["caption", "caption"]["validity"] == validity
   assert "validity" not in targets["caption", "digit"]
   assert results["joint"]["validity"] == {"caption": validity}
-  # One of the two sentences that tell of it is right.
-  assert found["digit thickness"]["mean"] == 0.5
+  # One of the two sentences that describe the thickness is right.
+  assert adherence["digit thickness"]["mean"] == 0.5
   results["seconds"] = 1.0
   for text in (evaluate.tables.markdown(results), evaluate.tables.screen(results)):
     assert re.search(r"^\| digit -> caption +\| +50.0 \(50.0\) \|", text, re.M)
@@ -647,12 +653,12 @@ def test_measures_of_captions_reach_the_tables():
       assert re.search(rf"^\| {re.escape(title)} +\| 75.0 ± 0.0 \|$", valid, re.M)
 
 
-def test_total_variation_is_that_of_the_classes_of_what_was_given(oracle):
+def test_total_variation_is_to_the_classes_of_the_given_examples(oracle):
   def one_class(params, key, given, targets, num, sampling):
     return {name: jax.nn.one_hot(jnp.full(num, 3), 10) for name in targets}
 
   data = oracle_data(400)
-  run = known(oracle.framework.modalities, one_class)
+  run = make_run(oracle.framework.modalities, one_class)
   judges = dict.fromkeys(NAMES, Classifier({}, lambda params, x: (x, x)))
   _, targets = measured(run, judges, data, 400)
   # All examples are given, each once.
@@ -665,11 +671,11 @@ def test_spread_of_draws_of_one_example():
   scale = jnp.arange(10.0)
 
   def sample(params, key, given, targets, num, sampling):
-    own = given.get("a", jnp.zeros((num, 10)))
-    moved = own + 2 * scale * (jnp.arange(num) % 2)[:, None]
+    mean = given.get("a", jnp.zeros((num, 10)))
+    moved = mean + 2 * scale * (jnp.arange(num) % 2)[:, None]
     return {name: jnp.zeros((num, 4), int) if name == "words" else moved for name in targets}
 
-  run = known(
+  run = make_run(
     (
       Modality("a", "image", (10,), str),
       Modality("b", "trajectory", (10,), str),
@@ -689,15 +695,15 @@ def test_spread_of_draws_of_one_example():
   assert set(results["joint"]) == {"evaluations", "seconds", "seconds_compiling"}
 
 
-def test_masks_are_held_against_true_ones():
-  """The left column of four is of a class that is in no mask."""
+def test_masks_are_compared_with_true_ones():
+  """The left one of four columns has a class that no mask has."""
 
   def sample(params, key, given, targets, num, sampling):
     level = given["a"] if "a" in given else jnp.zeros((num, 1))
     mask = jnp.broadcast_to(level.astype(int)[..., None], (num, 4, 4)).at[:, :, 0].set(9)
     return {name: mask if name == "mask" else level for name in targets}
 
-  run = known(
+  run = make_run(
     (Modality("a", "image", (1,), str), Modality("mask", "mask", (4, 4), str, num_classes=10)),
     sample,
   )
@@ -710,37 +716,37 @@ def test_masks_are_held_against_true_ones():
   assert targets["mask", "a"] == {}
 
 
-def test_bound_is_asked_of_complete_examples(oracle, capsys):
+def test_bound_is_computed_for_complete_examples(oracle, capsys):
   data = oracle_data(30)
   data["a_present"] = np.arange(30) % 3 > 0
 
   def bound(params, key, train, test):
     return {"rows": float(len(train["a"])), "bits_per_dim": 2.5}
 
-  run = known(oracle.framework.modalities, oracle_sample, bound=bound)
-  found = evaluate._bound(run, {"train": data, "test": data})
-  assert found == {"rows": 20.0, "bits_per_dim": 2.5}
+  run = make_run(oracle.framework.modalities, oracle_sample, bound=bound)
+  bits = evaluate._bound(run, {"train": data, "test": data})
+  assert bits == {"rows": 20.0, "bits_per_dim": 2.5}
   assert "rows 20, bits_per_dim 2.5" in capsys.readouterr().out
 
 
 @pytest.fixture
 def run_without_classes(monkeypatch):
-  """What the entry point loads; returns the options that it loads data with."""
+  """Replaces the run that the entry point loads; returns the options of loading data."""
   modalities = tuple(Modality(name, "text", (10,), str, num_classes=2) for name in "ab")
-  views = {name: np.eye(10, dtype=np.int32) for name in "ab"}
-  asked = []
+  data = {name: np.eye(10, dtype=np.int32) for name in "ab"}
+  load_options = []
 
   def sample(params, key, given, targets, num, sampling):
     return {name: jnp.zeros((num, 10), jnp.int32) for name in targets}
 
-  run = known(modalities, sample, draws=5, bound=lambda *_: {"total": 5.0, "bits_per_dim": 2.5})
+  run = make_run(modalities, sample, draws=5, bound=lambda *_: {"total": 5.0, "bits_per_dim": 2.5})
   run.config.evaluation.update({"num": 10, "seeds": 2})
   run.config.data.place = "here"
   monkeypatch.setattr(generation, "load", lambda workdir: run)
-  monkeypatch.setattr(datasets, "load", lambda **options: asked.append(options) or views)
+  monkeypatch.setattr(datasets, "load", lambda **options: load_options.append(options) or data)
   monkeypatch.setattr(datasets, "adherence", lambda main, **options: None)
   monkeypatch.setattr(datasets, "valid", lambda main, **options: None)
-  return asked
+  return load_options
 
 
 def test_data_without_classes_and_with_other_options(command, run_without_classes, tmp_path):
@@ -754,7 +760,7 @@ def test_data_without_classes_and_with_other_options(command, run_without_classe
   assert ended.code == 0, ended.err
   assert "coherence and Frechet distances are left out" in ended.out
   assert "variational bound: total 5, bits_per_dim 2.5" in ended.out
-  options = {"name": "known", "place": "hall", "kinds": ("half",)}
+  options = {"name": "toy", "place": "hall", "kinds": ("half",)}
   assert run_without_classes == [options | {"split": split} for split in ("train", "test")]
   results = json.loads((tmp_path / "halves" / "results.json").read_text())
   assert results["settings"]["data_options"] == {"kinds": ["half"], "place": "hall"}
@@ -766,7 +772,7 @@ def test_data_without_classes_and_with_other_options(command, run_without_classe
   assert written == {"results.json", "results.md", "samples.png"}
 
 
-def test_validation_is_measured_in_place_of_the_tests(command, run_without_classes, tmp_path):
+def test_validation_is_measured_instead_of_the_test_split(command, run_without_classes, tmp_path):
   options = run_without_classes
   generation.load("").config.data.validation = 0.1
   ended = command(evaluate, f"--workdir={tmp_path}", "--split=validation")

@@ -41,7 +41,7 @@ def config_of(name, **changes):
 
 
 def made_up(config):
-  """Rows of the right shapes, and true captions."""
+  """Returns rows of the right shapes, with real captions."""
   rng = np.random.default_rng(0)
   modalities = datasets.modalities(**config.data.to_dict())
   data = {
@@ -54,13 +54,13 @@ def made_up(config):
   return data | {"caption": np.asarray(real["caption"][:ROWS]), "label": np.arange(ROWS) % 10}
 
 
-# Three experts are trained first.
+# The fixture trains three experts.
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-  """Workdirs of tiny experts that have seen next to nothing, and their data."""
+  """Workdirs of tiny experts that were trained for a few steps, and their data."""
   folder = tmp_path_factory.mktemp("experts")
   data = made_up(config_of("all"))
   with pytest.MonkeyPatch.context() as patch:
@@ -68,7 +68,7 @@ def runs(tmp_path_factory):
     for name in ("unconditional", "all"):
       config = config_of(name)
       trainer.train(setup.build(config), config, folder / name, data, data)
-  # Of these the config is enough to see that they do not fit.
+  # These only need a config, which shows that they do not fit.
   for name, config in {
     "finer": config_of("sketch", process={"num": 30}),
     "eps": config_of("sketch", prediction="eps"),
@@ -94,15 +94,15 @@ def composed(runs, *experts):
 def test_samples_of_a_composition(command, runs, tmp_path):
   flags = composed(runs, "all:sketch+mask", "all:caption")
   flags += ["--num=3", f"--out={tmp_path}"]
-  found = []
+  samples = []
   for weights in ("1,1", "1,0.5:2"):
     ended = command(sample, *flags, f"--weights={weights}")
     assert ended.code == 0, ended.err
     with np.load(tmp_path / "digit_from_sketch_mask_caption.npz") as file:
       assert file["digit"].shape == (3, 28, 28, 1)
       assert set(file) == {"digit", "sketch", "mask", "caption"}
-      found.append(file["digit"])
-  assert np.abs(found[0] - found[1]).max() > 0
+      samples.append(file["digit"])
+  assert np.abs(samples[0] - samples[1]).max() > 0
   # An expert whose condition is not given is left out.
   ended = command(sample, *flags, "--given=caption", "--corrector=1", "--steps=3")
   assert ended.code == 0, ended.err
@@ -110,7 +110,7 @@ def test_samples_of_a_composition(command, runs, tmp_path):
 
 
 @pytest.mark.parametrize(("fractions", "expected"), [((0.1, 0.1), 0.1), ((0.1, 0.2), None)])
-def test_what_one_expert_was_trained_on_is_not_held_out(fractions, expected, monkeypatch):
+def test_examples_that_one_expert_was_trained_on_are_not_held_out(fractions, expected, monkeypatch):
   configs = {}
   for name, fraction in zip(("unconditional", "all"), fractions, strict=True):
     configs[name] = config_of(name)
@@ -161,7 +161,7 @@ def test_measures_a_composition(command, runs, tmp_path):
     (("all:sketch",), ["--workdir=somewhere"], "not both"),
   ],
 )
-def test_compositions_that_cannot_be(command, runs, tmp_path, experts, more, message):
+def test_invalid_compositions_are_refused(command, runs, tmp_path, experts, more, message):
   ended = command(sample, *composed(runs, *experts), f"--out={tmp_path}", *more)
   assert ended.code == 2
   assert message in ended.err
@@ -181,12 +181,12 @@ def test_without_an_unconditional_model(command, runs, tmp_path):
   assert "--unconditional=DIR" in ended.err
 
 
-def test_weight_goes_from_its_first_number_at_t_1_to_its_second_at_t_0():
+def test_weight_changes_from_its_first_number_at_t_1_to_its_second_at_t_0():
   weight = experts_lib._weight("0.5:2")
   assert [float(weight({"z": jnp.float32(t)})) for t in (1.0, 0.5, 0.0)] == [0.5, 1.25, 2.0]
 
 
-def test_runs_named_twice_and_weights_of_none(command, runs, tmp_path):
+def test_runs_named_twice_and_weights_without_experts_are_refused(command, runs, tmp_path):
   folder, _ = runs
   one = folder / "unconditional"
   ended = command(sample, f"--unconditional={one},{one}/", f"--out={tmp_path}")
@@ -197,7 +197,7 @@ def test_runs_named_twice_and_weights_of_none(command, runs, tmp_path):
   assert "has no --weights" in ended.err
 
 
-def test_nothing_named_and_no_place_to_write(command, runs):
+def test_missing_workdir_or_out_is_refused(command, runs):
   ended = command(sample)
   assert ended.code == 2
   assert "--workdir=DIR" in ended.err
@@ -206,7 +206,7 @@ def test_nothing_named_and_no_place_to_write(command, runs):
   assert "--out=DIR" in ended.err
 
 
-def test_an_expert_by_itself(command, runs, tmp_path):
+def test_samples_of_a_single_expert(command, runs, tmp_path):
   folder, _ = runs
   ended = command(
     sample, f"--workdir={folder / 'all'}", "--given=sketch", "--num=2", f"--out={tmp_path}"
@@ -216,12 +216,12 @@ def test_an_expert_by_itself(command, runs, tmp_path):
 
 
 def test_faces_in_a_folder(command, tmp_path, monkeypatch):
-  """Each expert of its own columns; together they are given what one folder has of all."""
+  """Each expert has its columns; together they are given the columns of all from one folder."""
   monkeypatch.setitem(sys.modules, "tensorflow", None)
   rng = np.random.default_rng(0)
   folder = tmp_path / "faces"
-  for place in ("CelebA-HQ-img", "text", "CelebAMask-HQ-mask-anno/0"):
-    (folder / place).mkdir(parents=True)
+  for name in ("CelebA-HQ-img", "text", "CelebAMask-HQ-mask-anno/0"):
+    (folder / name).mkdir(parents=True)
   for i in range(24):
     pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "CelebA-HQ-img" / f"{i}.jpg")

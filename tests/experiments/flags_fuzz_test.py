@@ -1,4 +1,4 @@
-"""Random flags of all entry points: each command runs, or ends with a sentence.
+"""Random flags of all entry points: each command runs, or ends with an error of one sentence.
 
 The flags are those that the modules of an entry point define, so that a new one is drawn, too.
 Whatever ends in a traceback is a fault. What takes its time is replaced: networks are traced and
@@ -43,7 +43,7 @@ from mmdiff_jax.training import checkpoints, trainer
 
 LOAD = datasets.load
 CONFIGS = ("mld:digits", "mt_diffusion:masked_digits", "mcdm:all", "codi:digits", "mld:folder")
-# Of each entry point: how it is run, and arguments with which it goes well.
+# By entry point: how it is run, and arguments with which it succeeds.
 ENTRIES = {
   train: (
     {"required": ("config", "workdir")},
@@ -64,7 +64,7 @@ ENTRIES = {
     [["solvers"], ["data"], [], ["train", "--config=configs/{config}"], ["--out=new/file.json"]],
   ),
 }  # fmt: skip
-# Of each entry point: where it writes.
+# By entry point: the arguments that make it write.
 WRITES = {
   train: ["--config=~/mine.py", "--workdir={new}"],
   sample: ["--workdir=run", "--out={new}", "--given=tone"],
@@ -73,7 +73,7 @@ WRITES = {
   represent: ["--dataset=digits", "--modality=digit", "--out={new}/x.npz"],
   benchmark: ["--out={new}/results.json"],
 }
-# Values with which a flag goes well, for some that random words would never hit.
+# Valid values of some flags, which random words would never hit.
 GOOD = {
   "config": [f"configs/{name.replace(':', '.py:')}" for name in CONFIGS] + ["~/mine.py"],
   "stages": ["autoencoder_digit", "score", "autoencoder_digit,score"],
@@ -117,8 +117,8 @@ WORDS = [
 ]
 
 
-def flags_of(module):
-  """The flags that an entry point has: those that it and what it imports define."""
+def flag_names(module):
+  """Returns the flags of an entry point: those that it and its imports define."""
   names, seen, modules = set(), set(), [module]
   while modules:
     module = modules.pop()
@@ -131,7 +131,7 @@ def flags_of(module):
   return sorted(names)
 
 
-def value_of(draw, name):
+def draw_value(draw, name):
   if name in GOOD and draw.random() < 0.5:
     return draw.choice(GOOD[name])
   kind = flags.FLAGS[name].flag_type()
@@ -141,26 +141,26 @@ def value_of(draw, name):
 
 
 def argument(draw, name):
-  """A flag with a value, as one argument or two."""
+  """Returns a flag with a value, as one argument or two."""
   if flags.FLAGS[name].boolean:
     return [draw.choice([f"--{name}", f"--no{name}", f"--{name}={draw.choice(WORDS)}"])]
-  value = value_of(draw, name)
+  value = draw_value(draw, name)
   return draw.choice([[f"--{name}={value}"]] * 4 + [[f"--{name}", value]])
 
 
 def command_line(draw, module, new):
-  """Good arguments, of which one may be missing, one to three flags, and fields of the config."""
+  """Returns valid arguments, perhaps without one, up to three flags, and fields of the config."""
   _, base = ENTRIES[module]
   config = draw.choice(CONFIGS).replace(":", ".py:")
   argv = [text.format(config=config, new=new) for text in draw.choice(base)]
   if argv and draw.random() < 0.1:
     argv.remove(draw.choice(argv))
-  names = flags_of(module)
+  names = flag_names(module)
   for name in draw.sample(names, draw.choice([0, 1, 1, 1, 2, 3])):
     argv += argument(draw, name)
   if any(text.startswith("--config=configs/") for text in argv):
     for _ in range(draw.choice([0, 1, 1, 2])):
-      with contextlib.suppress(Exception):  # A config that is none has no fields.
+      with contextlib.suppress(Exception):  # An invalid config has no fields.
         argv.insert(draw.randint(0, len(argv)), override(draw, argv))
   if draw.random() < 0.05:
     argv.insert(draw.randint(0, len(argv)), draw.choice(["stray", "--wrong=1", "--nowrong", "-x"]))
@@ -178,7 +178,7 @@ def override(draw, argv):
 
 
 def zeros(shape, dtype):
-  """Zeros that take no memory."""
+  """Returns zeros that take no memory."""
   return np.broadcast_to(np.zeros((), dtype), shape)
 
 
@@ -189,7 +189,7 @@ def blank(modalities, rows=8):
 
 
 def shapes_only(function, static_argnums=(), **_):
-  """In the place of `jax.jit`: zeros of the shapes that would be computed."""
+  """Replaces `jax.jit`: returns zeros of the shapes that would be computed."""
 
   def call(*args):
     shapes = jax.eval_shape(function, *args)
@@ -198,8 +198,8 @@ def shapes_only(function, static_argnums=(), **_):
   return call
 
 
-def params_of(framework, workdir, **options):
-  """Zeros in the place of a run's parameters where it was not trained."""
+def load_params(framework, workdir, **options):
+  """Loads a run's parameters, or returns zeros if it was not trained."""
   if pathlib.Path(workdir, "checkpoints").exists():
     return checkpoints.load_params(framework, workdir, **options)
   with pytest.MonkeyPatch.context() as patch:
@@ -214,7 +214,7 @@ def params_of(framework, workdir, **options):
 
 @pytest.fixture
 def programs(trained, small_data, tmp_path, monkeypatch):
-  """A folder with a user's things in it, and the stand-ins."""
+  """A folder with files of a user, and replacements for everything that computes."""
   monkeypatch.setitem(sys.modules, "tensorflow", None)
   home = tmp_path / "home"
   (home / "folder").mkdir(parents=True)
@@ -227,18 +227,18 @@ def programs(trained, small_data, tmp_path, monkeypatch):
   (here / "file").write_text("text")
   (here / "loop").symlink_to("loop")
   (here / "dangling").symlink_to("nowhere")
-  for place in (here, home):
-    (place / "run").symlink_to(trained)
+  for folder in (here, home):
+    (folder / "run").symlink_to(trained)
   (home / "mine.py").write_text("from configs.mld import get_config\n")
-  for place in (here, home):
-    np.savez(place / "given.npz", **{name: x[:2] for name, x in small_data["train"].items()})
+  for folder in (here, home):
+    np.savez(folder / "given.npz", **{name: x[:2] for name, x in small_data["train"].items()})
     for name, preset in (("all", "all"), ("plain", "unconditional")):
       config = mcdm_config.get_config(preset)
       config.data.of = "digits"
       config.network.update({"width": 8, "multipliers": (1,), "blocks": 1, "attention": ()})
       config.network.update({"head_channels": 8, "text_width": 4})
-      (place / name).mkdir()
-      (place / name / "config.json").write_text(config.to_json())
+      (folder / name).mkdir()
+      (folder / name / "config.json").write_text(config.to_json())
 
   def end(code):
     raise AssertionError(f"the process would have ended with {code}")
@@ -248,7 +248,7 @@ def programs(trained, small_data, tmp_path, monkeypatch):
   monkeypatch.setattr(datasets, "load", LOAD)
   for info in pkgutil.iter_modules(data_lib.__path__):
     if info.name not in ("folder", "represented") and (module := datasets._find(info.name)):
-      # With its signature, by which options are checked.
+      # Keeps the signature, by which options are checked.
       @functools.wraps(module.load)
       def load(split, data_dir=None, manual_dir=None, *, name=info.name, **options):
         if name == "digits":
@@ -279,7 +279,7 @@ def programs(trained, small_data, tmp_path, monkeypatch):
 
   monkeypatch.setattr(generation.parallel, "compile_sampler", compiled)
   for module in (experts, generation):
-    changed = vars(checkpoints) | {"load_params": params_of}
+    changed = vars(checkpoints) | {"load_params": load_params}
     monkeypatch.setattr(module, "checkpoints", types.SimpleNamespace(**changed))
   changed = vars(checkpoints) | {"load_stage": lambda *_, **__: {}}
   monkeypatch.setattr(trainer, "checkpoints", types.SimpleNamespace(**changed))
@@ -309,7 +309,7 @@ def programs(trained, small_data, tmp_path, monkeypatch):
   return here
 
 
-def test_all_entry_points_are_drawn():
+def test_all_entry_points_are_tested():
   folder = pathlib.Path(setup.__file__).parent
   names = {path.stem for path in folder.glob("*.py") if "\n  setup.run(main" in path.read_text()}
   assert names == {module.__name__.removeprefix("experiments.") for module in ENTRIES}
@@ -350,7 +350,7 @@ def test_a_tilde_is_the_home_folder(programs, command, module, arguments, file):
 
 
 @pytest.mark.parametrize("module", list(ENTRIES), ids=lambda module: module.__name__)
-def test_nothing_is_computed_where_it_cannot_be_written(
+def test_nothing_is_computed_if_it_cannot_be_written(
   programs, command, refused, monkeypatch, module
 ):
   def never(*_, **__):
@@ -379,14 +379,14 @@ def test_a_workdir_that_orbax_cannot_read_is_refused_before_data_are_read(
   refused(ended, "a\\b", "cannot have \\ in its path")
 
 
-def test_names_that_are_no_text_are_printed_nevertheless(programs, command, refused):
+def test_names_that_are_not_valid_text_are_printed(programs, command, refused):
   ended = command(prepare_data, "--dataset=digits", "--out=caf\udce9")
   assert ended.code == 0 and r"caf\udce9" in ended.out
   ended = command(train, *WRITES[train], "--process_id=caf\udce9", **ENTRIES[train][0])
   refused(ended, r"--process_id=caf\udce9: it must be an integer")
 
 
-def test_a_disk_that_is_full_is_a_sentence(programs, command, refused, monkeypatch):
+def test_a_full_disk_is_reported_in_a_sentence(programs, command, refused, monkeypatch):
   def full(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -417,5 +417,5 @@ def test_commands_run_or_end_with_a_sentence(programs, command, number):
   assert not faults, "\n".join(faults)
   for code in (0, 2):
     assert sum(counts[module, code] for module in ENTRIES) > number / 10
-    # Each entry point, where there are enough.
+    # All entry points are drawn if there are enough commands.
     assert number < 100 or all(counts[module, code] for module in ENTRIES)

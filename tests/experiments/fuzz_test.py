@@ -1,4 +1,4 @@
-"""Random overrides of configs: each builds networks whose shapes fit, or is refused in words.
+"""Random overrides of configs: each builds networks whose shapes fit, or is refused by an error.
 
 Overrides are read from a command line, as a user gives them. Whatever is raised but UserError and
 the errors of flags is a fault: the entry points would end in its traceback.
@@ -25,13 +25,13 @@ PRESETS = [
   *(f"mld:{name}" for name in mld._PRESETS),
   *(f"mt_diffusion:{name}" for name in mt_diffusion._PRESETS),
   *(f"mcdm:{name}" for name in (*mcdm._EXPERTS, *FACES)),
-  # Fourteen stages; as often as the others of its size.
+  # It has fourteen stages, and is drawn as often as others of its size.
   *["codi:digits"] * 5,
 ]
-# Those whose networks are traced in a moment.
+# Presets whose networks are traced quickly.
 LIGHT = ["mld:digits", "mld:poly_mnist", "mld:mnist_svhn", "mld:cub", "codi:digits", "codi:digits"]
 LIGHT += ["mt_diffusion:masked_digits", "mcdm:unconditional"]
-# Networks of few channels, for what is really computed.
+# Networks of few channels, for steps that are computed.
 TINY = {
   "mld:digits": [
     "modalities=('digit','scene','caption')",
@@ -50,13 +50,13 @@ TINY = {
 }
 TINY_TRAINING = {"batch_size": 8, "steps_per_dispatch": 2}
 ROWS = 2
-# A shape of all of these would be beyond any memory.
+# A shape with all of these would exceed any memory.
 HUGE = ("1000000000000", "2147483648")
 WORDS = ("wrong", "", "None", "0", "True", "()", "('a', 'b')", "nan", "-1", "2.5")
 
 
 def config_of(argv):
-  """The config of a command line, read as the entry points read it."""
+  """Returns the config of a command line, read as the entry points read it."""
   values = flags.FlagValues()
   argv, unset = setup.config_first(["train", *argv])
   config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
@@ -67,7 +67,7 @@ def config_of(argv):
 
 
 def override(draw, key, value, choices, *, huge):
-  """`--config.KEY=VALUE` of a drawn value, in a third of the cases an odd one."""
+  """Returns `--config.KEY=VALUE` with a random value, in a third of the cases an odd one."""
   odd = list(WORDS)
   if isinstance(value, bool):
     plain = [True, False]
@@ -80,8 +80,8 @@ def override(draw, key, value, choices, *, huge):
   elif isinstance(value, tuple):
     plain = [value[:-1], value[::-1], value]
     changed = list(value) or [None]
-    place = draw.randrange(len(changed))
-    changed[place] = draw.choice([0, -1, 2.5, "wrong", None, (), ("a", 1), 1, changed[-1]])
+    index = draw.randrange(len(changed))
+    changed[index] = draw.choice([0, -1, 2.5, "wrong", None, (), ("a", 1), 1, changed[-1]])
     odd = [tuple(changed)] * 6 + [(*value, *value), (), 3, "wrong", "[[1], {}]", "(None,)", "(("]
     odd += [f"({HUGE[0]},)"] if huge else []
   else:
@@ -91,7 +91,7 @@ def override(draw, key, value, choices, *, huge):
 
 
 def command(draw, preset, *, tiny=False):
-  """A config's command line, with one to three random overrides."""
+  """Returns a config's command line, with one to three random overrides."""
   framework, name = preset.split(":")
   argv = [f"--config=configs/{framework}.py:{name}"]
   leaves = dict(_leaves(config_of(argv).to_dict()))
@@ -117,12 +117,12 @@ def _leaves(tree, prefix=""):
 
 
 def zeros(shape, dtype):
-  """Zeros that take no memory."""
+  """Returns zeros that take no memory."""
   return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 def shapes_only(function, static_argnums=(), **_):
-  """In the place of `jax.jit`: zeros of the shapes that would be computed."""
+  """Replaces `jax.jit`: returns zeros of the shapes that would be computed."""
 
   def call(*args):
     moving = {i: x for i, x in enumerate(args) if i not in static_argnums}
@@ -136,10 +136,10 @@ def shapes_only(function, static_argnums=(), **_):
 
 
 @pytest.fixture
-def stage_of(monkeypatch):
-  """`stage_of(config, draw)` makes one stage, with all before it, of which nothing is computed."""
+def make_stage(monkeypatch):
+  """`make_stage(config, draw)` returns a random stage and its inputs, without computing any."""
 
-  def stage_of(config, draw):
+  def make_stage(config, draw):
     framework = setup.build(config)
     layout = parallel.make_layout(**config.parallel)
     for stage in framework.stages:
@@ -151,15 +151,15 @@ def stage_of(monkeypatch):
     last = draw.choice(framework.stages)
     with monkeypatch.context() as patch:
       patch.setattr(jax, "jit", shapes_only)
-      found = benchmark_train.each_stage(framework, data)
-      stage, frozen, examples = next(some for some in found if some[0] is last)
+      stages = benchmark_train.each_stage(framework, data)
+      stage, frozen, examples = next(entry for entry in stages if entry[0] is last)
     return stage, layout, frozen, examples, data
 
-  return stage_of
+  return make_stage
 
 
-def begun(stage, layout, frozen, examples):
-  """The shapes of the state, the function that makes it, the metrics and the step."""
+def start(stage, layout, frozen, examples):
+  """Returns the shapes of the state, the function that creates it, the metrics and the step."""
   tx = state_lib.optimizer(stage.settings)
   shapes, create = step_lib.initial_state(stage, tx, layout, jax.random.key(0), frozen, examples)
   assert set(shapes.params) == set(stage.trainable)
@@ -171,50 +171,50 @@ def begun(stage, layout, frozen, examples):
 
 
 def faults(number, draw, presets, check, **options):
-  """How many overrides went well and were refused, and the command lines that did neither."""
-  counts, found = collections.Counter(), []
+  """Counts overrides that succeeded or were refused; returns the command lines of the others."""
+  counts, errors = collections.Counter(), []
   for _ in range(number):
     argv = command(draw, draw.choice(presets), **options)
     try:
       config = config_of(argv)
       check(config, draw)
-      counts["went well"] += 1
+      counts["succeeded"] += 1
     except (UserError, flags.Error) as error:
       assert str(error)
       counts["refused"] += 1
     except Exception as error:
-      found.append(f"{' '.join(argv)}\n  {type(error).__name__}: {error}")
-  return counts, found
+      errors.append(f"{' '.join(argv)}\n  {type(error).__name__}: {error}")
+  return counts, errors
 
 
 @pytest.mark.parametrize(
-  ("number", "presets", "shown"),
+  ("number", "presets", "fraction"),
   [(40, LIGHT, 0.0), pytest.param(300, PRESETS, 0.1, marks=pytest.mark.slow)],
 )
-def test_overrides_fit_or_are_refused(stage_of, monkeypatch, number, presets, shown):
-  """Of a stage: what it trains, its loss, and of a share `shown` its samples, by shapes alone."""
+def test_overrides_fit_or_are_refused(make_stage, monkeypatch, number, presets, fraction):
+  """Evaluates shapes: init and loss of a stage, and its report for a `fraction` of overrides."""
 
   def check(config, draw):
-    stage, layout, frozen, examples, data = stage_of(config, draw)
-    state, *_ = begun(stage, layout, frozen, examples)
-    if draw.random() < shown:
+    stage, layout, frozen, examples, data = make_stage(config, draw)
+    state, *_ = start(stage, layout, frozen, examples)
+    if draw.random() < fraction:
       params = jax.tree.map(lambda x: zeros(x.shape, x.dtype), state.params)
       with monkeypatch.context() as patch:
         patch.setattr(jax, "jit", shapes_only)
-        # Again, since what draws samples is compiled where the framework is built.
+        # Built again, since functions that draw samples are compiled when the framework is built.
         (stage,) = (s for s in setup.build(config).stages if s.name == stage.name)
         stage.report(frozen | params, jax.random.key(0), data)
 
-  counts, found = faults(number, random.Random(number), presets, check)
-  assert not found, "\n".join(found)
-  assert min(counts["went well"], counts["refused"]) > number / 10
+  counts, errors = faults(number, random.Random(number), presets, check)
+  assert not errors, "\n".join(errors)
+  assert min(counts["succeeded"], counts["refused"]) > number / 10
 
 
 @pytest.mark.slow
-def test_overrides_that_fit_take_a_step(stage_of):
+def test_overrides_that_fit_take_a_step(make_stage):
   def check(config, draw):
-    stage, layout, frozen, examples, _ = stage_of(config, draw)
-    _, create, names, step = begun(stage, layout, frozen, examples)
+    stage, layout, frozen, examples, _ = make_stage(config, draw)
+    _, create, names, step = start(stage, layout, frozen, examples)
     settings = stage.settings
     grouped = settings.steps_per_dispatch > 1
     rows = (settings.steps_per_dispatch,) * grouped + (settings.batch_size,)
@@ -226,6 +226,6 @@ def test_overrides_that_fit_take_a_step(stage_of):
     counted.append(stage.name)
 
   counted = []
-  _, found = faults(40, random.Random(0), list(TINY), check, tiny=True)
-  assert not found, "\n".join(found)
+  _, errors = faults(40, random.Random(0), list(TINY), check, tiny=True)
+  assert not errors, "\n".join(errors)
   assert len(counted) >= 10

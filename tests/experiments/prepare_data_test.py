@@ -21,7 +21,7 @@ FILES |= {"report.txt"}
 
 @pytest.fixture
 def few(monkeypatch):
-  """`digits` with one draw of each handwriting."""
+  """`digits` with one draw of each digit image."""
   drawn = digits_builder.Drawn(train=1, test=1)
   monkeypatch.setattr(
     digits_builder, "Digits", functools.partial(digits_builder.Digits, config=drawn)
@@ -39,7 +39,7 @@ def state(folder):
   return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-def test_prepares_prints_draws_and_does_nothing_the_second_time(command, few, tmp_path):
+def test_prepares_prints_and_draws_only_once(command, few, tmp_path):
   ended = run(command, tmp_path)
   assert ended.code == 0, ended.err
   for words in (
@@ -95,7 +95,7 @@ def test_bad_arguments(command, tmp_path, refused, arguments, words):
   assert not list(tmp_path.iterdir())
 
 
-def test_foreign_folder_is_left_alone(command, few, tmp_path, refused):
+def test_folder_with_other_files_is_not_changed(command, few, tmp_path, refused):
   (tmp_path / "out").mkdir()
   (tmp_path / "out" / "thesis.txt").write_text("Mine.")
   refused(run(command, tmp_path), "other files in", "--out")
@@ -103,7 +103,7 @@ def test_foreign_folder_is_left_alone(command, few, tmp_path, refused):
   assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
 
 
-def test_report_of_another_data_set_is_left_alone(command, few, tmp_path, refused):
+def test_report_of_another_data_set_is_not_changed(command, few, tmp_path, refused):
   (tmp_path / "out").mkdir()
   report = tmp_path / "out" / "report.txt"
   report.write_text("My report on digits.")
@@ -111,9 +111,7 @@ def test_report_of_another_data_set_is_left_alone(command, few, tmp_path, refuse
   assert report.read_text() == "My report on digits."
 
 
-def test_sheets_that_are_not_these_are_drawn_again_but_nothing_else_goes(
-  command, few, tmp_path, refused
-):
+def test_other_sheets_are_drawn_again_and_other_files_are_kept(command, few, tmp_path, refused):
   assert run(command, tmp_path).code == 0
   out = tmp_path / "out"
   report = (out / "report.txt").read_text()
@@ -144,7 +142,7 @@ def _photos(root, count=40):
 
 
 def test_presets_are_prepared_with_their_options(command, tmp_path):
-  root = _photos(tmp_path / "own")
+  root = _photos(tmp_path / "photos")
   (tmp_path / "data").mkdir()
   ended = command(
     prepare_data,
@@ -194,7 +192,7 @@ def test_empty_split_is_refused(sizes):
     ({"number": np.full(5, 3, np.int32)}, "'number'.* to 3; .*from 0 to 2"),
   ],
 )
-def test_split_of_other_values_is_refused(change, complaint):
+def test_split_with_invalid_values_is_refused(change, complaint):
   values = {name: rows for name, rows in {**arrays(), **change}.items() if rows is not None}
   with pytest.raises(UserError, match=complaint):
     prepare_data.check("toy", "test", (PAGE, NUMBER), values)
@@ -203,48 +201,48 @@ def test_split_of_other_values_is_refused(change, complaint):
 def test_vectors_may_have_any_finite_values_and_are_drawn(tmp_path):
   vector = Modality("vector", "vector", (3,), vector_picture)
   rows = np.array([[-40.0, 0.0, 7.0], [0.5, 1.0, -1.0]], np.float32)
-  found = prepare_data.check("toy", "test", (vector,), {"vector": rows})
-  prepare_data.write(tmp_path / "sheets", (vector,), found.first, "All.\n")
+  report = prepare_data.check("toy", "test", (vector,), {"vector": rows})
+  prepare_data.write(tmp_path / "sheets", (vector,), report.first, "All.\n")
   assert Image.open(tmp_path / "sheets" / "vector.png").size[0] > 64
   for value in (np.inf, -np.inf, np.nan):
     with pytest.raises(UserError, match="'vector'.*finite"):
       prepare_data.check("toy", "test", (vector,), {"vector": np.full((2, 3), value, np.float32)})
 
 
-def test_tests_that_are_in_training_are_said():
+def test_tests_that_are_in_training_are_reported():
   train, test = arrays(), arrays()
   train["page"] = np.random.default_rng(0).random((5, 2, 2, 1))
   test["page"] = train["page"][[1, 3, 4]] + np.array([0, 1, 0])[:, None, None, None]
-  said = prepare_data.in_both((PAGE, NUMBER), train, test)
-  assert said.startswith("Warning: 2 of 3 tests of 'page'") and "[0, 2]" in said
-  assert said.count("Warning") == 1
-  # What lacks is zeros in both.
+  warning = prepare_data.in_both((PAGE, NUMBER), train, test)
+  assert warning.startswith("Warning: 2 of 3 tests of 'page'") and "[0, 2]" in warning
+  assert warning.count("Warning") == 1
+  # Missing examples are zeros in both splits.
   test["page"] = train["page"] = np.zeros((5, 2, 2, 1))
   test["page_present"] = np.zeros(5, bool)
   assert not prepare_data.in_both((PAGE, NUMBER), train, test)
 
 
-def test_few_examples_will_do(tmp_path):
-  found = prepare_data.check("toy", "test", (PAGE, NUMBER), arrays())
-  assert found.number == 5
-  prepare_data.write(tmp_path / "sheets", (PAGE, NUMBER), found.first, "All.\n")
+def test_few_examples_are_enough(tmp_path):
+  report = prepare_data.check("toy", "test", (PAGE, NUMBER), arrays())
+  assert report.number == 5
+  prepare_data.write(tmp_path / "sheets", (PAGE, NUMBER), report.first, "All.\n")
   assert (tmp_path / "sheets" / "number.txt").read_text() == "0\n" * 5
   assert Image.open(tmp_path / "sheets" / "page.png").size[0] > 5 * 64
 
 
-def test_what_examples_lack_is_not_shown(tmp_path):
+def test_missing_modalities_are_not_drawn(tmp_path):
   sound = Modality("sound", "audio", (2, 2), lambda x: np.full(100, x[0, 0]), sample_rate=1000)
   values = arrays() | {"page": np.ones((5, 2, 2, 1), np.float32)}
   values["sound"] = np.linspace(0, 1, 20, dtype=np.float32).reshape(5, 2, 2)
-  there = np.array([True, False, False, True, False])
-  values |= {"page_present": there, "number_present": there, "sound_present": there}
-  found = prepare_data.check("toy", "train", (PAGE, NUMBER, sound), values)
-  prepare_data.write(tmp_path, (PAGE, NUMBER, sound), found.first, "All.\n")
+  present = np.array([True, False, False, True, False])
+  values |= {"page_present": present, "number_present": present, "sound_present": present}
+  report = prepare_data.check("toy", "train", (PAGE, NUMBER, sound), values)
+  prepare_data.write(tmp_path, (PAGE, NUMBER, sound), report.first, "All.\n")
   assert (tmp_path / "number.txt").read_text() == "0\n\n\n0\n\n"
   sheet = np.asarray(Image.open(tmp_path / "page.png"))[::32, ::32, 0]
-  np.testing.assert_array_equal(sheet[1, 1:15:3] > 0, there)
+  np.testing.assert_array_equal(sheet[1, 1:15:3] > 0, present)
   _, wave = wavfile.read(tmp_path / "sound.wav")
-  levels = np.round(values["sound"][there, 0, 0] * 32767)
+  levels = np.round(values["sound"][present, 0, 0] * 32767)
   np.testing.assert_array_equal(wave[[50, 250]], levels)
   assert len(wave) == 400
 
@@ -272,7 +270,7 @@ prepare_data.write(pathlib.Path(sys.argv[1]), (page, number), first, "")
 """
 
 
-def test_killed_sheets_are_not_taken_for_whole(tmp_path):
+def test_killed_sheets_leave_nothing(tmp_path):
   out = tmp_path / "sheets"
   root = pathlib.Path(__file__).parents[2]
   environment = {**os.environ, "PYTHONPATH": str(root)}

@@ -10,24 +10,24 @@ from mmdiff_jax.evaluation import classifiers
 
 @pytest.fixture
 def quick(small_data, monkeypatch):
-  """`digits` of one draw, and a classifier of a few steps; tells how it was trained."""
-  asked = []
+  """`digits` of one draw, and a classifier of a few steps; returns the calls that train it."""
+  calls = []
   fit = classifiers.fit
 
   def few(modality, x, labels, key, **options):
-    asked.append((modality.name, len(x), key))
+    calls.append((modality.name, len(x), key))
     return fit(modality, x, labels, key, num_steps=40, **options)
 
   monkeypatch.setattr(classifiers, "fit", few)
   monkeypatch.setattr(datasets, "load", lambda name, split, *folders: small_data[split])
-  return asked
+  return calls
 
 
 def run(command, out, *arguments):
   return command(represent, "--dataset=digits", "--modality=digit", f"--out={out}", *arguments)
 
 
-def test_writes_features_of_both_splits_and_the_same_again(command, quick, small_data, tmp_path):
+def test_writes_features_of_both_splits_reproducibly(command, quick, small_data, tmp_path):
   ended = run(command, tmp_path / "a.npz")
   assert ended.code == 0, ended.err
   for words in ("classifier of digit: 40/40", " s left", "% of the tests", f"{tmp_path / 'a.npz'}"):
@@ -40,7 +40,7 @@ def test_writes_features_of_both_splits_and_the_same_again(command, quick, small
   with np.load(tmp_path / "a.npz", allow_pickle=False) as file:
     features = dict(file)
   assert [features[split].shape for split in ("train", "test")] == [(1437, 256), (360, 256)]
-  # They are of the rows in order: what is near in them is of a class.
+  # Features are in the order of the rows: close features have the same class.
   labels = {split: small_data[split]["label"] for split in features}
   means = [features["train"][labels["train"] == c].mean(0, np.float32) for c in range(10)]
   distance = np.linalg.norm(features["test"][:, None].astype(np.float32) - means, axis=-1)
@@ -50,7 +50,7 @@ def test_writes_features_of_both_splits_and_the_same_again(command, quick, small
   assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "b.npz"]
 
 
-def test_data_set_reads_what_is_written(quick, small_data, tmp_path):
+def test_data_set_reads_the_written_file(quick, small_data, tmp_path):
   (modality, *_) = digits.MODALITIES
   readers.write_npz(tmp_path / "a.npz", **represent.represent(modality, small_data))
   data = represented.load("test", of="digits", file=str(tmp_path / "a.npz"), size=256)

@@ -26,7 +26,7 @@ def arrays(path):
     return dict(file)
 
 
-def test_some_from_others(command, trained, small_data, tmp_path):
+def test_generates_some_modalities_from_others(command, trained, small_data, tmp_path):
   ended = run(
     command, trained, tmp_path, "--given=tone", "--targets=caption,digit", "--num=3", "--guidance=2"
   )
@@ -34,18 +34,18 @@ def test_some_from_others(command, trained, small_data, tmp_path):
   names = {f"{stem}.png", f"{stem}.npz", f"{stem}_caption.txt"}
   assert {path.name for path in tmp_path.iterdir()} == names
   assert all(name in ended.out for name in names)
-  found = arrays(tmp_path / f"{stem}.npz")
-  assert found["digit"].shape == (3, 16, 16, 1)
-  assert found["digit"].dtype == np.float32
-  # What was given is from the test split, and untouched.
-  for row in found["tone"]:
+  samples = arrays(tmp_path / f"{stem}.npz")
+  assert samples["digit"].shape == (3, 16, 16, 1)
+  assert samples["digit"].dtype == np.float32
+  # The given modalities are from the test split, unchanged.
+  for row in samples["tone"]:
     assert np.any(np.all(row == small_data["test"]["tone"], axis=(1, 2)))
   lines = (tmp_path / f"{stem}_caption.txt").read_text().splitlines()
-  assert lines == [rendering.text_of(x) for x in found["caption"]]
+  assert lines == [rendering.text_of(x) for x in samples["caption"]]
   assert Image.open(tmp_path / f"{stem}.png").size[1] > 100
 
 
-def test_all_together_when_nothing_is_given(command, trained, tmp_path):
+def test_generates_all_modalities_if_none_is_given(command, trained, tmp_path):
   run(command, trained, tmp_path, "--num=10", "--solver=heun", "--steps=3")
   rate, sound = wavfile.read(tmp_path / "joint_tone.wav")
   assert rate == 8000
@@ -54,7 +54,7 @@ def test_all_together_when_nothing_is_given(command, trained, tmp_path):
   assert set(arrays(tmp_path / "joint.npz")) == {"digit", "tone", "caption"}
 
 
-def test_writes_into_the_workdir_and_the_seed_decides(command, trained, tmp_path):
+def test_writes_into_the_workdir_and_depends_on_the_seed(command, trained, tmp_path):
   digits = []
   for seed in (0, 0, 1):
     ended = command(
@@ -66,14 +66,14 @@ def test_writes_into_the_workdir_and_the_seed_decides(command, trained, tmp_path
   assert np.any(digits[0] != digits[2])
 
 
-def test_what_the_user_gives(command, trained, small_data, tmp_path):
+def test_generates_from_a_file_of_the_user(command, trained, small_data, tmp_path):
   given = {name: small_data["train"][name][:2] for name in ("tone", "caption")}
   np.savez(tmp_path / "given.npz", **given)
   run(command, trained, tmp_path, "--given=tone,caption", f"--given_npz={tmp_path / 'given.npz'}")
-  found = arrays(tmp_path / "digit_from_tone_caption.npz")
+  samples = arrays(tmp_path / "digit_from_tone_caption.npz")
   for name, x in given.items():
-    np.testing.assert_array_equal(found[name], x)
-  assert len(found["digit"]) == 2
+    np.testing.assert_array_equal(samples[name], x)
+  assert len(samples["digit"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -95,17 +95,17 @@ def test_bad_arguments(command, trained, tmp_path, refused, arguments, words):
   assert not (tmp_path / "out").exists()
 
 
-def test_no_run_in_the_workdir(command, tmp_path, refused):
-  refused(command(sample, f"--workdir={tmp_path / 'none'}"), "holds no training run", "Train first")
+def test_workdir_without_a_run_is_refused(command, tmp_path, refused):
+  refused(command(sample, f"--workdir={tmp_path / 'none'}"), "has no training run", "Train first")
   assert not (tmp_path / "none").exists()
 
 
-def test_run_that_is_not_trained(command, trained, tmp_path, refused):
+def test_untrained_run_is_refused(command, trained, tmp_path, refused):
   shutil.copy(trained / "config.json", tmp_path)
   refused(command(sample, f"--workdir={tmp_path}"), "has not been trained", "Train it first")
 
 
-def test_data_folder_that_is_not_there(command, trained, tmp_path, monkeypatch, refused):
+def test_missing_data_folder_is_refused(command, trained, tmp_path, monkeypatch, refused):
   monkeypatch.undo()  # The real loader.
   workdir = shutil.copytree(trained, tmp_path / "run")
   config = json.loads((workdir / "config.json").read_text())
@@ -140,12 +140,12 @@ def drop_field(name):
     (set_field("score.network.width", 24), ("score.network.width was 16, now 24", "'config'")),
     (
       set_field("score.prediction", "eps"),
-      ('score.prediction was "v", now "eps"', "no longer fits"),
+      ('score.prediction was "v", now "eps"', "no longer matches"),
     ),
     (set_field("score", 3), ("score.prediction was", "now not there")),
     (drop_field("autoencoder.tone.latent"), ("autoencoder.tone.latent was 12, now not there",)),
     (set_field("score.network.wdith", 16), ("score.network.wdith was not there, now 16",)),
-    # What weights do not depend on may be changed, but not at will.
+    # Fields that weights do not depend on may be changed, but only to valid values.
     (drop_field("sampling"), ("no field 'sampling' beside", "meta item")),
     (drop_field("sampling.steps"), ("no field 'steps' beside", "solver")),
     (set_field("sampling", 3), ("config.sampling is 3; it must be a section",)),
@@ -154,7 +154,7 @@ def drop_field(name):
     (set_field("parallel.kind", "jti"), ("config.parallel.kind is 'jti'",)),
   ],
 )
-def test_config_edited_by_hand(command, trained, tmp_path, refused, edit, words):
+def test_config_edited_by_hand_is_refused(command, trained, tmp_path, refused, edit, words):
   (tmp_path / "checkpoints").symlink_to(trained / "checkpoints")
   config = json.loads((trained / "config.json").read_text())
   edit(config)
@@ -163,13 +163,13 @@ def test_config_edited_by_hand(command, trained, tmp_path, refused, edit, words)
   assert not (tmp_path / "out").exists()
 
 
-def test_config_that_is_none(command, tmp_path, refused):
+def test_file_that_is_not_a_config_is_refused(command, tmp_path, refused):
   (tmp_path / "config.json").write_text("[1]")
-  refused(command(sample, f"--workdir={tmp_path}"), "config.json cannot be read", "holds a list")
+  refused(command(sample, f"--workdir={tmp_path}"), "config.json cannot be read", "contains a list")
 
 
-def test_parameters_that_do_not_fit(command, trained, tmp_path, refused, monkeypatch):
-  """As of another version of the program, or where no checkpoint has its config."""
+def test_parameters_that_do_not_fit_are_refused(command, trained, tmp_path, refused, monkeypatch):
+  """As with another version of the program, or if no checkpoint has its config."""
   monkeypatch.setattr(checkpoints, "metadata", lambda workdir: {})
   (tmp_path / "checkpoints").symlink_to(trained / "checkpoints")
   config = json.loads((trained / "config.json").read_text())
@@ -191,10 +191,10 @@ def read(tmp_path, num=None, **changes):
 
 
 def test_reads_arrays_in_the_types_of_the_model(tmp_path):
-  found = read(tmp_path, num=3, other=np.zeros(7))
-  assert {name: x.dtype for name, x in found.items()} == {"sound": np.float32, "words": np.int32}
-  np.testing.assert_array_equal(found["sound"], GOOD["sound"])
-  np.testing.assert_array_equal(found["words"], GOOD["words"])
+  inputs = read(tmp_path, num=3, other=np.zeros(7))
+  assert {name: x.dtype for name, x in inputs.items()} == {"sound": np.float32, "words": np.int32}
+  np.testing.assert_array_equal(inputs["sound"], GOOD["sound"])
+  np.testing.assert_array_equal(inputs["words"], GOOD["words"])
 
 
 @pytest.mark.parametrize(
@@ -209,25 +209,25 @@ def test_reads_arrays_in_the_types_of_the_model(tmp_path):
     ({"sound": np.array([None, {}])}, "cannot be read.*pickle"),
   ],
 )
-def test_refuses_what_the_model_cannot_see(tmp_path, changes, words):
+def test_refuses_invalid_model_inputs(tmp_path, changes, words):
   with pytest.raises(UserError, match=words) as caught:
     read(tmp_path, **changes)
   assert "\n" not in str(caught.value)
 
 
-def framework_of(*names, **changes):
+def make_framework(*names, **changes):
   modalities = tuple(Modality(name, "text", (2,), str, num_classes=3) for name in names)
   return base.Framework(modalities, (), dict, dict, int, **changes)
 
 
-def test_names_come_in_the_order_of_the_run():
-  known = framework_of("a", "b", "c")
-  assert sample.check_names(known, ["c", "a"], []) == (("a", "c"), ("b",))
-  assert sample.check_names(known, [], ["c", "b"]) == ((), ("b", "c"))
-  assert sample.check_names(known, [], []) == ((), ("a", "b", "c"))
+def test_names_are_in_the_order_of_the_run():
+  framework = make_framework("a", "b", "c")
+  assert sample.check_names(framework, ["c", "a"], []) == (("a", "c"), ("b",))
+  assert sample.check_names(framework, [], ["c", "b"]) == ((), ("b", "c"))
+  assert sample.check_names(framework, [], []) == ((), ("a", "b", "c"))
 
 
-def test_shares_of_prompts_are_named():
+def test_weights_of_prompts_are_given_by_name():
   config = ml_collections.ConfigDict({"framework": "codi", "modalities": ("a", "b")})
   config.sampling = {"weights": {}}
   assert generation._weights(config, ["b=2", "a=0.5"]) == {"a": 0.5, "b": 2.0}
@@ -241,19 +241,19 @@ def test_shares_of_prompts_are_named():
     sample._check_weights({"a": 2.0}, ["b"])
 
 
-def test_what_is_made_anew_is_kept_beside_what_was_given(tmp_path):
-  framework = framework_of("a", "b", can_regenerate_given=True)
+def test_regenerated_modalities_are_kept_beside_the_given_ones(tmp_path):
+  framework = make_framework("a", "b", can_regenerate_given=True)
   given, targets = sample.check_names(framework, ["b", "a"], ["a"])
   assert (given, targets) == (("a", "b"), ("a",))
   with pytest.raises(UserError, match="a: both given and a target"):
-    sample.check_names(framework_of("a", "b"), ["a"], ["a", "b"])
-  values = {name: np.full((2, 2), place) for place, name in enumerate(given)}
+    sample.check_names(make_framework("a", "b"), ["a"], ["a", "b"])
+  values = {name: np.full((2, 2), i) for i, name in enumerate(given)}
   sample.write(tmp_path, "stem", framework.modalities, values, {"a": np.full((2, 2), 2)})
-  found = {name: x[0, 0] for name, x in arrays(tmp_path / "stem.npz").items()}
-  assert found == {"given_a": 0, "b": 1, "a": 2}
+  values = {name: x[0, 0] for name, x in arrays(tmp_path / "stem.npz").items()}
+  assert values == {"given_a": 0, "b": 1, "a": 2}
 
 
-def test_writes_each_kind_as_a_person_takes_it(tmp_path):
+def test_writes_each_kind_in_a_format_for_people(tmp_path):
   kinds = (
     Modality("clip", "video", (4, 6, 6, 1), video_picture),
     Modality("parts", "mask", (6, 6), mask_picture, num_classes=3),
@@ -280,18 +280,18 @@ def test_writes_each_kind_as_a_person_takes_it(tmp_path):
   assert np.any((sheet == mask_picture(np.array([[1]]))).all(-1))
 
 
-def test_what_is_given_is_of_examples_that_have_it(monkeypatch):
-  there = {
+def test_given_modalities_are_from_examples_that_have_them(monkeypatch):
+  present = {
     "sound": np.array([True, False, True, False]),
     "words": np.array([True, True, False, False]),
   }
   test = {"sound": np.arange(4), "words": np.arange(4), "image": np.arange(4)}
-  test |= {f"{name}_present": x for name, x in there.items()}
+  test |= {f"{name}_present": x for name, x in present.items()}
   monkeypatch.setattr(datasets, "load", lambda split: test)
   for given, rows in ((["sound"], {0, 2}), (["words", "sound"], {0}), (["image"], {0, 1, 2, 3})):
     values = sample._from_test_split(ml_collections.ConfigDict(), given, 9, 0)
     for name in given:
       assert len(values[name]) == 9 and set(values[name].tolist()) == rows
-  there["words"][:] = False
+  present["words"][:] = False
   with pytest.raises(UserError, match="No example of the data has words"):
     sample._from_test_split(ml_collections.ConfigDict(), ["words"], 9, 0)

@@ -17,18 +17,18 @@ def config(**fields):
   return ml_collections.ConfigDict({"framework": "mld", "data": {"name": "digits"}, **fields})
 
 
-def test_unknown_framework():
+def test_unknown_framework_is_refused():
   with pytest.raises(UserError, match="'mdl'.*mld"):
     setup.build(config(framework="mdl", modalities=()))
 
 
-def test_modalities_come_in_the_config_s_order():
+def test_modalities_are_in_the_order_of_the_config():
   names = [modality.name for modality in datasets.modalities("digits")][:2]
-  found = setup.modalities(config(modalities=tuple(reversed(names))))
-  assert [modality.name for modality in found] == names[::-1]
+  modalities = setup.modalities(config(modalities=tuple(reversed(names))))
+  assert [modality.name for modality in modalities] == names[::-1]
 
 
-def test_unknown_modality():
+def test_unknown_modality_is_refused():
   with pytest.raises(UserError, match=r"no modality 'smell'.*; it has: digit"):
     setup.modalities(config(modalities=("digit", "smell")))
   with pytest.raises(UserError, match=r"no modality ''"):
@@ -49,8 +49,8 @@ def test_unknown_modality():
     ("augment.modality", "tome"),
   ],
 )
-def test_names_that_the_data_set_does_not_have(field, value):
-  """Those that it has and the run has not are no error."""
+def test_names_that_the_data_set_lacks_are_refused(field, value):
+  """Names that the data set has but the run lacks are accepted."""
 
   def tree(value):
     for part in reversed(field.split(".")):
@@ -72,15 +72,15 @@ DIGITS = "--config=configs/mld.py:digits"
 
 @pytest.fixture
 def config_from(command, monkeypatch):
-  """`config_from(*arguments)` is the config that the benchmark of training is given."""
-  given = []
-  monkeypatch.setattr(benchmark_train, "run", lambda config, *_, **__: given.append(config) or {})
+  """`config_from(*arguments)` returns the config that the benchmark of training receives."""
+  configs = []
+  monkeypatch.setattr(benchmark_train, "run", lambda config, *_, **__: configs.append(config) or {})
   monkeypatch.setattr(benchmark_train, "table", str)
 
   def config_from(*arguments):
     ended = command(benchmark, "train", *arguments, positional=1)
     assert ended.code == 0, ended.err
-    return given.pop()
+    return configs.pop()
 
   return config_from
 
@@ -123,7 +123,7 @@ def test_overrides_are_read_in_any_order(config_from, first):
     ("--config.sed=1", "no key 'sed' (given as --config.sed=1)"),
   ],
 )
-def test_overrides_that_are_no_value_of_their_field(command, refused, argument, words):
+def test_overrides_of_the_wrong_type_are_refused(command, refused, argument, words):
   for arguments in ([DIGITS, argument], [argument, DIGITS]):
     refused(command(benchmark, "train", *arguments, positional=1), words)
 
@@ -144,7 +144,9 @@ def test_integers_of_flags_are_read_like_those_of_configs(command, monkeypatch):
     ("def get_config(): return {}", "returns dict; it must return an ml_collections.ConfigDict"),
   ],
 )
-def test_files_that_are_no_config(command, tmp_path, monkeypatch, refused, text, words):
+def test_files_that_are_not_configs_are_refused(
+  command, tmp_path, monkeypatch, refused, text, words
+):
   monkeypatch.delitem(sys.modules, "config_config", raising=False)
   (tmp_path / "mine.py").write_text(text)
   refused(command(benchmark, "train", f"--config={tmp_path / 'mine.py'}", positional=1), "mine.py")
@@ -154,7 +156,7 @@ def test_files_that_are_no_config(command, tmp_path, monkeypatch, refused, text,
     assert word in str(error.value)
 
 
-def test_errors_of_the_system_are_a_sentence(command, monkeypatch, refused):
+def test_errors_of_the_system_are_reported_in_a_sentence(command, monkeypatch, refused):
   def fail(*_, **__):
     raise error
 
@@ -162,7 +164,7 @@ def test_errors_of_the_system_are_a_sentence(command, monkeypatch, refused):
   for number in (errno.EACCES, errno.ENOSPC, errno.ENOTDIR, errno.EROFS):
     error = OSError(number, os.strerror(number), "there/x")
     refused(command(benchmark, positional=1), "there/x", os.strerror(number))
-  error = OSError("of a library")  # No number: a defect, which keeps its traceback.
+  error = OSError("of a library")  # An error without a number is a defect, and keeps its traceback.
   with pytest.raises(OSError, match="of a library"):
     setup._guarded(benchmark.main, ["benchmark"], 1)
 
@@ -181,8 +183,8 @@ def start(module, *arguments, **environment):
   )
 
 
-def test_first_line_comes_before_slow_imports(tmp_path):
-  """JAX would be found in this folder, and would end the process."""
+def test_first_line_is_printed_before_slow_imports(tmp_path):
+  """The folder has a module jax that ends the process."""
   (tmp_path / "jax.py").write_text("raise SystemExit('imported')")
   entry_points = ("train", "sample", "evaluate")
   started = [start(module, PYTHONPATH=str(tmp_path)) for module in entry_points]
@@ -194,8 +196,8 @@ def test_first_line_comes_before_slow_imports(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dataset", ["mnist_svhn", "spoken_mnist"])
-def test_data_that_cannot_be_had_end_in_one_paragraph(tmp_path, dataset):
-  """TensorFlow and tfds, which are asked for them, say nothing of their own."""
+def test_unavailable_data_end_in_one_paragraph(tmp_path, dataset):
+  """TensorFlow and tfds, which try to load them, print nothing."""
   (tmp_path / "sitecustomize.py").write_text(
     "import socket\ndef offline(*_): raise OSError('no such host')\nsocket.getaddrinfo = offline\n"
   )

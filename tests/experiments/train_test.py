@@ -1,4 +1,4 @@
-"""The entry point as a user meets it: a process, its exit code and what it says."""
+"""Tests the entry point as a user calls it: a process, its exit code and its output."""
 
 import contextlib
 import json
@@ -34,7 +34,7 @@ CONFIG = """
     })
 """
 
-# The toy framework in place of the real ones, and no TensorFlow, which takes seconds to load.
+# Replaces the frameworks by the toy one, and leaves out TensorFlow, which takes seconds to load.
 TOY_IN_PLACE = f"""
   import importlib.util, sys
   sys.modules["tensorflow"] = None
@@ -62,7 +62,7 @@ def start(tmp_path):
   def start(*arguments, before=""):
     return subprocess.Popen(
       [sys.executable, "-c", textwrap.dedent(TOY_IN_PLACE + before + RUN), *arguments],
-      # Compiled as a user's are: only what takes its time is cached.
+      # Compiled as for a user: only slow compilations are cached.
       env={
         **os.environ,
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla"),
@@ -91,8 +91,8 @@ def flags(tmp_path, *more):
   return [f"--config={tmp_path / 'config.py'}:toy", f"--workdir={tmp_path / 'run'}", *more]
 
 
-def says(result, code, *words):
-  """The process ended with the code and one paragraph that has these words."""
+def check_error(result, code, *words):
+  """Checks the exit code of a process, and that it ends with one paragraph with these words."""
   assert result.returncode == code, result.stderr
   paragraph = result.stderr.strip().splitlines()[-1]
   assert "Traceback" not in result.stderr
@@ -100,7 +100,7 @@ def says(result, code, *words):
     assert word in paragraph
 
 
-def test_trains_goes_on_and_refuses_another_config(run, tmp_path):
+def test_trains_resumes_and_refuses_another_config(run, tmp_path):
   first = run(*flags(tmp_path))
   assert first.returncode == 0, first.stderr
   assert "second_stage: 12/12  loss" in first.stdout
@@ -113,12 +113,12 @@ def test_trains_goes_on_and_refuses_another_config(run, tmp_path):
   assert "second_stage: trained already" in again.stdout
 
   other = run(*flags(tmp_path, "--config.rate=0.1"))
-  says(other, 2, "rate was 0.05, now 0.1", "--workdir")
+  check_error(other, 2, "rate was 0.05, now 0.1", "--workdir")
 
 
 def test_loss_that_is_not_finite(run, tmp_path):
   result = run(*flags(tmp_path, f"--config.rate={np.float32(1e38)}"))
-  says(result, 3, "'first_stage' at step", "sound")
+  check_error(result, 3, "'first_stage' at step", "sound")
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_loss_that_is_not_finite(run, tmp_path):
   ],
 )
 def test_bad_arguments(run, tmp_path, argument, words):
-  says(run(*flags(tmp_path, argument)), 2, *words)
+  check_error(run(*flags(tmp_path, argument)), 2, *words)
   assert not (tmp_path / "run").exists()
 
 
@@ -152,22 +152,22 @@ def test_drops_modalities_on_purpose(tmp_path, monkeypatch):
   train.main([])
   masks = [seen["train"][f"{name}_present"] for name in config.modalities]
   assert 0.4 < np.mean(masks) < 0.7
-  assert seen["test"].keys() == rows.keys()  # All that is judged is whole.
+  assert seen["test"].keys() == rows.keys()  # The test split is complete.
 
 
 def test_asked_to_stop_while_data_are_read(run, tmp_path):
-  """Exit code 75 as of a stage that takes steps: nothing is lost, and it wants to be run again."""
+  """Exit code 75, as during a stage: nothing is lost, and the command can be run again."""
   signal = """
   import os, signal
   datasets.load = lambda **_: os.kill(os.getpid(), signal.SIGTERM)
   """
-  says(run(*flags(tmp_path), before=signal), 75, "goes on")
+  check_error(run(*flags(tmp_path), before=signal), 75, "goes on")
   assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture
 def unread(monkeypatch):
-  """No data can be read."""
+  """Makes reading data an error."""
 
   def load(**_):
     raise AssertionError("data were read")
@@ -186,7 +186,7 @@ def unread(monkeypatch):
     ("--config.seed=1", ("seed was 0, now 1",)),
   ],
 )
-def test_what_needs_no_data_is_checked_first(command, refused, unread, tmp_path, argument, words):
+def test_checks_without_data_come_first(command, refused, unread, tmp_path, argument, words):
   config = mld_config.get_config("digits")
   (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
   path = pathlib.Path(mld_config.__file__)
@@ -199,7 +199,7 @@ def test_another_training_is_reported_before_data_are_read(command, refused, unr
     refused(command(train, flag, f"--workdir={tmp_path / 'run'}"), "Another process trains in")
 
 
-# The first report tells that training goes on and waits for an end that does not come.
+# The first report prints that training has started, and then blocks.
 BLOCKED = """
   import dataclasses, pathlib, time
 
@@ -211,14 +211,14 @@ BLOCKED = """
     stages = tuple(dataclasses.replace(stage, report=report) for stage in framework.stages)
     return dataclasses.replace(framework, stages=stages)
 
-  ours = setup.build
-  setup.build = lambda config: blocked(lambda: ours(config))
+  build = setup.build
+  setup.build = lambda config: blocked(lambda: build(config))
 """
 
 
 @pytest.mark.slow
 def test_two_trainings_in_one_workdir(start, run, tmp_path):
-  """The second one changes nothing; the lock of the first ends with it, even by SIGKILL."""
+  """The second one changes nothing; the first releases its lock when it ends, even by SIGKILL."""
 
   def contents():
     return {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
@@ -231,7 +231,9 @@ def test_two_trainings_in_one_workdir(start, run, tmp_path):
       time.sleep(0.01)
     before = contents()
     second = run(*flags(tmp_path, "--config.monitor.log_every=1"))
-    says(second, 2, f"Another process trains in the workdir {tmp_path / 'run'}", f"{first.pid} on ")
+    check_error(
+      second, 2, f"Another process trains in the workdir {tmp_path / 'run'}", f"{first.pid} on "
+    )
     assert contents() == before
   finally:
     first.kill()
@@ -244,7 +246,9 @@ def test_two_trainings_in_one_workdir(start, run, tmp_path):
 
 
 def test_missing_arguments(run, tmp_path):
-  says(run(f"--workdir={tmp_path / 'run'}"), 2, "--config")
-  says(run("--config=no_such_file.py", "--workdir=x"), 2, "no config file 'no_such_file.py'")
+  check_error(run(f"--workdir={tmp_path / 'run'}"), 2, "--config")
+  check_error(run("--config=no_such_file.py", "--workdir=x"), 2, "no config file 'no_such_file.py'")
   config = pathlib.Path(mld_config.__file__)
-  says(run(f"--config={config}:nothing", "--workdir=x"), 2, "has no 'nothing'; it has digits")
+  check_error(
+    run(f"--config={config}:nothing", "--workdir=x"), 2, "has no 'nothing'; it has digits"
+  )

@@ -1,4 +1,4 @@
-"""A run whose folder is `gs://`, on a bucket of this machine (`fake_gcs`)."""
+"""Tests a run whose workdir is on `gs://`, in a bucket served by this machine (`fake_gcs`)."""
 
 import importlib.util
 import json
@@ -17,10 +17,10 @@ from mmdiff_jax.training import checkpoints
 _HERE = pathlib.Path(__file__)
 _ROOT = _HERE.parents[2]
 _WORKDIR = "gs://bucket/some runs/1"
-_LIES_IN = _WORKDIR.removeprefix("gs://")
+_PREFIX = _WORKDIR.removeprefix("gs://")
 
-# Each process is one command of a user's, in an environment of its own: both clients read it once.
-_BEGIN = """
+# Each process stands for one command of a user, since both clients read the environment once.
+_SETUP = """
 import importlib.util, sys
 import jax
 import numpy as np
@@ -34,7 +34,7 @@ framework, workdir = toy.only_first(toy.framework()), sys.argv[2]
 def train():
   return toy.trainer.train(framework, toy.config(), workdir, toy.data(), toy.data(8))
 """
-_TRAIN = _BEGIN + "train()"
+_TRAIN = _SETUP + "train()"
 _LOAD = """
 params = checkpoints.load_params(framework, workdir)
 np.savez(sys.argv[3], **params["first"])
@@ -47,7 +47,7 @@ except UserError as error:
   print(error)
 train()
 """
-# What evaluation and sampling write, which need a trained framework for nothing else.
+# Writes the files of evaluation and sampling, which need no trained framework for that.
 _RESULTS = """
 from experiments import sample
 from mmdiff_jax import storage
@@ -59,10 +59,10 @@ sample.write(folder, "joint", toy.MODALITIES, {}, samples)
 assert readers.kept_npz(folder / "none.npz") is None
 assert (readers.kept_npz(folder / "joint.npz")["image"] == samples["image"]).all()
 data, labels = toy.data(8)["words"], np.arange(8) % 2
-said = []
+messages = []
 for _ in range(2):
-  classifiers.load_or_fit(toy.MODALITIES[2], data, labels, folder, num_steps=1, say=said.append)
-assert len(said) == 1, said
+  classifiers.load_or_fit(toy.MODALITIES[2], data, labels, folder, num_steps=1, say=messages.append)
+assert len(messages) == 1, messages
 """
 
 
@@ -77,7 +77,7 @@ def gcs(tmp_path):
     yield server
 
 
-def _begin(gcs, code, *more):
+def _start(gcs, code, *more):
   arguments = [_HERE.with_name("conftest.py"), _WORKDIR, *more]
   return subprocess.Popen(
     [sys.executable, "-c", code, *map(str, arguments)],
@@ -90,45 +90,45 @@ def _begin(gcs, code, *more):
 
 
 def _run(gcs, code, *more):
-  process = _begin(gcs, code, *more)
-  said, _ = process.communicate(timeout=600)
-  assert process.returncode == 0, said
-  return said
+  process = _start(gcs, code, *more)
+  output, _ = process.communicate(timeout=600)
+  assert process.returncode == 0, output
+  return output
 
 
 def _names(gcs):
-  """What lies in the workdir, without what stands for its folders."""
-  names = [name.removeprefix(f"{_LIES_IN}/") for name in sorted(gcs.objects)]
+  """Returns the names of files in the workdir, without the objects that stand for folders."""
+  names = [name.removeprefix(f"{_PREFIX}/") for name in sorted(gcs.objects)]
   return [name for name in names if name and not name.endswith("/")]
 
 
 def _steps(gcs):
-  return [json.loads(x)["step"] for x in gcs.objects[f"{_LIES_IN}/metrics.jsonl"][1].splitlines()]
+  return [json.loads(x)["step"] for x in gcs.objects[f"{_PREFIX}/metrics.jsonl"][1].splitlines()]
 
 
 @pytest.mark.slow
-def test_a_run_is_killed_goes_on_is_loaded_and_a_flipped_byte_is_found(gcs, toy, tmp_path):
-  seal = f"{_LIES_IN}/checkpoints/first_stage/4.sha256.json"
-  process = _begin(gcs, _TRAIN)
+def test_a_run_is_killed_resumed_and_loaded_and_a_flipped_bit_is_detected(gcs, toy, tmp_path):
+  sums = f"{_PREFIX}/checkpoints/first_stage/4.sha256.json"
+  process = _start(gcs, _TRAIN)
   try:
     deadline = time.monotonic() + 300
-    while seal not in gcs.objects and process.poll() is None and time.monotonic() < deadline:
+    while sums not in gcs.objects and process.poll() is None and time.monotonic() < deadline:
       time.sleep(0.02)
   finally:
     process.kill()
-  said, _ = process.communicate()
-  assert seal in gcs.objects, said
+  output, _ = process.communicate()
+  assert sums in gcs.objects, output
   assert _steps(gcs)[:2] == [2, 4]
 
-  said = _run(gcs, _BEGIN + "train()" + _LOAD + _RESULTS, tmp_path / "params.npz")
-  assert "8 steps" not in said and "steps from step" in said, said
-  here = toy.only_first(toy.framework())
+  output = _run(gcs, _SETUP + "train()" + _LOAD + _RESULTS, tmp_path / "params.npz")
+  assert "8 steps" not in output and "steps from step" in output, output
+  framework = toy.only_first(toy.framework())
   local = tmp_path / "local"
-  toy.trainer.train(here, toy.config(), local, toy.data(), toy.data(8))
-  expected = checkpoints.load_params(here, local)["first"]
-  with np.load(tmp_path / "params.npz") as found:
+  toy.trainer.train(framework, toy.config(), local, toy.data(), toy.data(8))
+  expected = checkpoints.load_params(framework, local)["first"]
+  with np.load(tmp_path / "params.npz") as params:
     assert {name: np.asarray(x).tobytes() for name, x in expected.items()} == {
-      name: x.tobytes() for name, x in found.items()
+      name: x.tobytes() for name, x in params.items()
     }
   assert _steps(gcs) == [2, 4, 6, 8, 10, 12]
   names = _names(gcs)
@@ -137,16 +137,16 @@ def test_a_run_is_killed_goes_on_is_loaded_and_a_flipped_byte_is_found(gcs, toy,
   assert {"config.json", "data.json", "samples/joint.png", "samples/joint_sound.wav"} < set(names)
   assert any(name.startswith("tensorboard/first_stage/events") for name in names)
 
-  # A byte of the arrays, which Orbax would restore as it is.
-  start = f"{_LIES_IN}/checkpoints/first_stage/12/model/d/"
+  # A flipped bit in the arrays, which Orbax would restore without an error.
+  start = f"{_PREFIX}/checkpoints/first_stage/12/model/d/"
   name = next(name for name in gcs.objects if name.startswith(start) and name != start)
   generation, content = gcs.objects[name]
   middle = len(content) // 2
   flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
   gcs.objects[name] = generation + 1, flipped
-  said = _run(gcs, _BEGIN + _REFUSED + _LOAD, tmp_path / "again.npz")
-  assert "has changed since it was written. Delete that folder" in said
-  assert "WARNING: first_stage: the checkpoint of step 12 is damaged" in said
+  output = _run(gcs, _SETUP + _REFUSED + _LOAD, tmp_path / "again.npz")
+  assert "has changed since it was written. Delete that folder" in output
+  assert "WARNING: first_stage: the checkpoint of step 12 is damaged" in output
   damaged = [name.split("/", 2)[2] for name in _names(gcs) if name.startswith("damaged/")]
   assert "12.sha256.json" in damaged and len(damaged) > 20
   assert (tmp_path / "again.npz").read_bytes() == (tmp_path / "params.npz").read_bytes()

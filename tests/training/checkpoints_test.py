@@ -27,13 +27,13 @@ def losses(toy, workdir, stage):
 
 @pytest.mark.parametrize("keep", [1, 3])
 def test_keeps_the_last_ones_and_the_best(toy, tmp_path, keep):
-  """The loss rises in the end, by a learning rate that is far too large."""
+  """The loss rises at the end, due to a learning rate that is far too large."""
   monitor = {**toy.config().monitor, "checkpoint_every": 2, "keep": keep, "best": "loss"}
   framework = toy.only_first(toy.framework(steps=20, warmup=20, learning_rate=20.0))
   trainer.train(framework, toy.config(monitor=monitor), tmp_path, toy.data(), toy.data(8))
-  found = losses(toy, tmp_path, "first_stage")
-  best = min(found, key=found.get)
-  last = list(found)[-keep:]
+  loss = losses(toy, tmp_path, "first_stage")
+  best = min(loss, key=loss.get)
+  last = list(loss)[-keep:]
   assert best not in last
   folder = checkpoints.stage_dir(tmp_path, "first_stage")
   names = {f"{step}{end}" for step in (best, *last) for end in ("", ".sha256.json")}
@@ -41,7 +41,7 @@ def test_keeps_the_last_ones_and_the_best(toy, tmp_path, keep):
   assert checkpoints.best_step(tmp_path, "first_stage", "loss") == best
   assert checkpoints.latest_step(tmp_path, "first_stage") == 20
 
-  # The best is that of the log's step, and loads; what is trained goes by the last.
+  # The best checkpoint is of the step in the log, and loads; by default the last one is loaded.
   params = checkpoints.load_params(framework, tmp_path, ema=False, best="loss")
   for step in last:
     shutil.rmtree(folder / str(step))
@@ -49,7 +49,7 @@ def test_keeps_the_last_ones_and_the_best(toy, tmp_path, keep):
   jax.tree.map(np.testing.assert_array_equal, params, alone)
 
 
-def test_a_resumed_run_goes_on_from_the_last_and_knows_the_best(toy, tmp_path):
+def test_a_resumed_run_continues_from_the_last_and_keeps_the_best(toy, tmp_path):
   monitor = {**toy.config().monitor, "checkpoint_every": 2, "keep": 1, "best": "loss"}
   framework = toy.only_first(toy.framework(steps=20, warmup=20, learning_rate=20.0))
   stage = framework.stages[0]
@@ -73,19 +73,19 @@ def test_a_resumed_run_goes_on_from_the_last_and_knows_the_best(toy, tmp_path):
   assert steps == {best, 20}
 
 
-def test_a_best_that_no_checkpoint_knows(toy, workdir):
-  with pytest.raises(UserError, match="'nothing' was.*monitor.best=nothing"):
+def test_a_best_metric_that_no_checkpoint_has_is_refused(toy, workdir):
+  with pytest.raises(UserError, match="has the metric 'nothing'.*monitor.best=nothing"):
     checkpoints.load_params(toy.framework(), workdir, best="nothing")
 
 
 @pytest.mark.parametrize(
   ("fields", "words"),
   [
-    ({"best": "loss_words"}, "'loss_words'.*no metric of the stage 'first_stage'.*loss_sound"),
+    ({"best": "loss_words"}, "'loss_words'.*not a metric of the stage 'first_stage'.*loss_sound"),
     ({"keep": 0}, "monitor.keep is 0.*at least"),
   ],
 )
-def test_what_cannot_be_kept_is_refused_before_training(toy, tmp_path, fields, words):
+def test_invalid_keep_and_best_are_refused_before_training(toy, tmp_path, fields, words):
   with pytest.raises(UserError, match=words):
     toy.train(tmp_path, monitor={**toy.config().monitor, **fields})
   assert not list(tmp_path.glob("checkpoints/*/*"))
@@ -96,8 +96,8 @@ def pointers(tree):
   return [x.addressable_data(0).unsafe_buffer_pointer() for x in jax.tree.leaves(tree)]
 
 
-def test_what_is_written_in_the_background_is_of_its_step(toy, tmp_path):
-  """Of many arrays, while steps overwrite the state in place and take further batches."""
+def test_a_checkpoint_written_in_the_background_is_of_its_step(toy, tmp_path):
+  """Many arrays, while steps overwrite the state in place and take further batches."""
   layout = parallel.make_layout()
   values = {str(i): np.zeros(2**12, np.float32) for i in range(50)}
   state = TrainState(np.int32(0), values, values, {"mu": values, "nu": values})
@@ -131,7 +131,7 @@ def test_what_is_written_in_the_background_is_of_its_step(toy, tmp_path):
   np.testing.assert_array_equal(next(again)["row"], expected[3])
 
 
-def test_what_is_being_written_when_a_run_ends_by_an_error_counts(toy, tmp_path):
+def test_a_save_in_progress_when_a_run_ends_with_an_error_is_completed(toy, tmp_path):
   """The error comes right after the save of step 4."""
   framework = toy.only_first(toy.framework())
 
@@ -153,18 +153,18 @@ def test_load_params_merges_stages_and_constants(toy, workdir):
   np.testing.assert_allclose(params["mean"], toy.data()["image"].reshape(-1, 16).mean(0))
   raw = checkpoints.load_params(toy.framework(), workdir, ema=False)
   assert not np.array_equal(params["second"]["w"], raw["second"]["w"])
-  # What the last stage was trained upon stays as it was.
+  # The entries that the last stage was trained on are the same.
   for name in ("first", "mean"):
     jax.tree.map(np.testing.assert_array_equal, params[name], raw[name])
 
 
-def test_load_params_of_an_untrained_stage(toy, workdir):
+def test_load_params_of_an_untrained_stage_is_refused(toy, workdir):
   shutil.rmtree(workdir / "checkpoints" / "second_stage")
   with pytest.raises(UserError, match=r"'second_stage' has not been trained .*experiments\.train"):
     checkpoints.load_params(toy.framework(), workdir)
 
 
-def test_one_flipped_bit_in_any_file_is_found(workdir):
+def test_one_flipped_bit_in_any_file_is_detected(workdir):
   step = workdir / "checkpoints" / "first_stage" / "12"
   checksums.verify(step)
   files = [path for path in step.rglob("*") if path.is_file() and path.stat().st_size]
@@ -181,10 +181,10 @@ def test_one_flipped_bit_in_any_file_is_found(workdir):
   checksums.verify(step)
 
 
-def test_any_change_of_the_checksums_is_found(workdir):
+def test_any_change_of_the_checksums_is_detected(workdir):
   step = workdir / "checkpoints" / "first_stage" / "12"
-  seal = step.with_name("12.sha256.json")
-  seal.write_text(seal.read_text().replace("\n ", "\n\t", 1))
+  sums = step.with_name("12.sha256.json")
+  sums.write_text(sums.read_text().replace("\n ", "\n\t", 1))
   with pytest.raises(UserError, match="checksums .* have changed"):
     checksums.verify(step)
 
@@ -204,10 +204,12 @@ def test_a_run_of_version_0_1_is_refused(toy, workdir):
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing", "half checksums", "extra"])
-def test_damage_is_named_and_the_checkpoint_before_takes_over(toy, workdir, damage, capsys):
+def test_damage_is_named_and_training_resumes_from_the_checkpoint_before(
+  toy, workdir, damage, capsys
+):
   before = checkpoints.load_params(toy.framework(), workdir)
   step = workdir / "checkpoints" / "second_stage" / "12"
-  seal = step.with_name("12.sha256.json")
+  sums = step.with_name("12.sha256.json")
   largest = max((p for p in step.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
   match damage:
     case "cut":
@@ -215,21 +217,21 @@ def test_damage_is_named_and_the_checkpoint_before_takes_over(toy, workdir, dama
     case "missing":
       largest.unlink()
     case "half checksums":
-      seal.write_text(seal.read_text()[:50])
+      sums.write_text(sums.read_text()[:50])
     case "extra":
       largest = step / "model" / "more"
       largest.write_text("more")
   with pytest.raises(UserError, match="Delete that folder") as error:
     checkpoints.load_params(toy.framework(), workdir)
-  assert str(seal if "checksums" in damage else largest) in str(error.value)
+  assert str(sums if "checksums" in damage else largest) in str(error.value)
   assert "\n" not in str(error.value)
 
   capsys.readouterr()
   after = toy.train(workdir)
-  said = capsys.readouterr().out
+  output = capsys.readouterr().out
   for word in ("WARNING: second_stage", "step 12 is damaged", "from step 8"):
-    assert word in said
-  assert "first_stage: trained already" in said
+    assert word in output
+  assert "first_stage: trained already" in output
   jax.tree.map(np.testing.assert_array_equal, before, after)
   checksums.verify(step)
   (aside,) = (workdir / "damaged").iterdir()
@@ -244,13 +246,13 @@ def test_with_all_checkpoints_damaged_the_stage_starts_again(toy, workdir, capsy
     file.write_bytes(bytes(file.stat().st_size))
   capsys.readouterr()
   jax.tree.map(np.testing.assert_array_equal, before, toy.train(workdir))
-  said = capsys.readouterr().out
-  assert "step 12 is damaged" in said and "step 8 is damaged" in said
-  assert "second_stage: 12 steps, " in said
+  output = capsys.readouterr().out
+  assert "step 12 is damaged" in output and "step 8 is damaged" in output
+  assert "second_stage: 12 steps, " in output
 
 
 @pytest.mark.parametrize("killed", ["while writing", "before the checksums"])
-def test_a_save_that_was_killed_does_not_count(toy, workdir, killed, capsys):
+def test_an_interrupted_save_is_ignored(toy, workdir, killed, capsys):
   before = checkpoints.load_params(toy.framework(), workdir)
   step = workdir / "checkpoints" / "second_stage" / "12"
   step.with_name("12.sha256.json").unlink()
@@ -258,20 +260,20 @@ def test_a_save_that_was_killed_does_not_count(toy, workdir, killed, capsys):
     step.rename(step.with_name("12.orbax-checkpoint-tmp"))
   assert checkpoints.latest_step(workdir, "second_stage") == 8
   jax.tree.map(np.testing.assert_array_equal, before, toy.train(workdir))
-  assert ("cut off" in capsys.readouterr().out) == (killed == "before the checksums")
+  assert ("of an interrupted save" in capsys.readouterr().out) == (killed == "before the checksums")
   checksums.verify(step)
   assert not list(step.parent.glob("*tmp*"))
 
 
 @pytest.mark.parametrize("killed", ["while writing", "before the checksums"])
-def test_a_first_save_that_was_killed_does_not_count(toy, workdir, killed):
-  """There is no other one, and yet it is no damage."""
+def test_an_interrupted_first_save_is_ignored(toy, workdir, killed):
+  """There is no other checkpoint, and yet this is not treated as damage."""
   before = checkpoints.load_params(toy.framework(), workdir)
   folder = workdir / "checkpoints" / "second_stage"
   shutil.rmtree(folder / "8")
-  for seal in folder.glob("*.json"):
-    seal.unlink()
-  # As a save begins.
+  for sums in folder.glob("*.json"):
+    sums.unlink()
+  # As at the start of a save.
   (folder / "12.sha256.json.tmp").touch()
   if killed == "while writing":
     (folder / "12").rename(folder / "12.orbax-checkpoint-tmp")
@@ -281,14 +283,14 @@ def test_a_first_save_that_was_killed_does_not_count(toy, workdir, killed):
 
 
 def test_a_copy_without_any_checksums_is_refused_rather_than_dropped(toy, workdir):
-  for seal in workdir.rglob("second_stage/*.sha256.json"):
-    seal.unlink()
+  for sums in workdir.rglob("second_stage/*.sha256.json"):
+    sums.unlink()
   with pytest.raises(UserError, match=r"12\.sha256\.json are missing"):
     toy.train(workdir)
   assert (workdir / "checkpoints" / "second_stage" / "12").exists()
 
 
-def test_a_checkpoint_of_other_shapes(toy, workdir):
+def test_a_checkpoint_of_other_shapes_is_refused(toy, workdir):
   shutil.rmtree(workdir / "checkpoints" / "first_stage" / "12")
   (workdir / "data.json").unlink()
   data = {**toy.data(), "sound": toy.data()["sound"][:, :1]}
@@ -297,7 +299,7 @@ def test_a_checkpoint_of_other_shapes(toy, workdir):
 
 
 @pytest.mark.parametrize("complete", [True, False])
-def test_a_checkpoint_of_another_stage(toy, workdir, complete):
+def test_a_checkpoint_of_another_stage_is_refused(toy, workdir, complete):
   first, second = (workdir / "checkpoints" / f"{name}_stage" for name in ("first", "second"))
   shutil.rmtree(second)
   shutil.copytree(first, second)
@@ -308,7 +310,7 @@ def test_a_checkpoint_of_another_stage(toy, workdir, complete):
       call(workdir)
 
 
-def test_meta_says_what_was_trained(toy, workdir):
+def test_meta_describes_the_training(toy, workdir):
   path = checkpoints.stage_dir(workdir, "second_stage") / "12"
   with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as ckpt:
     meta = ckpt.restore(path, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]

@@ -1,4 +1,4 @@
-"""A framework of two tiny linear regressions, the second on what the first has learnt."""
+"""A framework of two tiny linear regressions, the second on the output of the first."""
 
 import dataclasses
 import functools
@@ -135,7 +135,7 @@ def config(**fields):
 
 @pytest.fixture(scope="package", autouse=True)
 def compile_once(tmp_path_factory):
-  """Most tests here compile the same two steps; compiling them takes longer than running them."""
+  """Caches compilations: most tests compile the same two steps, which takes longer than a run."""
   names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
   before = [getattr(jax.config, name) for name in names]
   for name, value in zip(names, (str(tmp_path_factory.mktemp("xla")), 0.1), strict=True):
@@ -160,7 +160,7 @@ def finished(tmp_path_factory, compile_once):
 
 @pytest.fixture
 def workdir(finished, tmp_path):
-  """A finished run, of which the test may break its own copy."""
+  """A copy of a finished run, which the test may break."""
   return shutil.copytree(finished, tmp_path / "run")
 
 

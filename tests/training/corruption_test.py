@@ -9,54 +9,54 @@ from mmdiff_jax.errors import UserError
 from mmdiff_jax.training import checkpoints, checksums
 
 FAULTS = 150
-TRAINED = 5  # Of these, how many go through the trainer.
+TRAINED = 5  # The number of further faults from which training resumes.
 
 
 def damage(rng, path):
-  """Flips a byte of a file, or cuts it off; returns what was done."""
+  """Changes a byte of a file, or truncates it; returns a description."""
   content = bytearray(path.read_bytes())
-  place = rng.integers(len(content))
+  position = rng.integers(len(content))
   if rng.random() < 0.5:
-    path.write_bytes(content[:place])
-    return f"{path.name} cut off at byte {place} of {len(content)}"
-  content[place] ^= rng.integers(1, 256)
+    path.write_bytes(content[:position])
+    return f"{path.name} truncated at byte {position} of {len(content)}"
+  content[position] ^= rng.integers(1, 256)
   path.write_bytes(content)
-  return f"byte {place} of {path.name} is now {content[place]}"
+  return f"byte {position} of {path.name} is now {content[position]}"
 
 
 def files(step):
-  """Those of a checkpoint, and its checksums."""
-  found = [path for path in step.rglob("*") if path.is_file() and path.stat().st_size]
-  return [*sorted(found), checksums.path_of(epath.Path(step))]
+  """Returns the files of a checkpoint, and its checksums."""
+  paths = [path for path in step.rglob("*") if path.is_file() and path.stat().st_size]
+  return [*sorted(paths), checksums.path_for(epath.Path(step))]
 
 
-def test_random_damage_is_found(workdir):
+def test_random_damage_is_detected(workdir):
   rng = np.random.default_rng(0)
   step = workdir / "checkpoints" / "second_stage" / "12"
-  every = files(step)
-  assert len(every) > 10
+  paths = files(step)
+  assert len(paths) > 10
   for number in range(FAULTS):
-    # Each of them at least once, and else any.
-    path = every[number] if number < len(every) else every[rng.integers(len(every))]
+    # Each file at least once, then a random one.
+    path = paths[number] if number < len(paths) else paths[rng.integers(len(paths))]
     good = path.read_bytes()
-    done = damage(rng, path)
+    change = damage(rng, path)
     assert path.read_bytes() != good
     with pytest.raises(UserError):
       checksums.verify(step)
-      pytest.fail(f"{done}: not found")
+      pytest.fail(f"{change}: not detected")
     path.write_bytes(good)
     checksums.verify(step)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(TRAINED))
-def test_a_run_goes_on_from_before_random_damage(toy, workdir, seed, capsys):
+def test_a_run_resumes_from_before_random_damage(toy, workdir, seed, capsys):
   before = checkpoints.load_params(toy.framework(), workdir)
   rng = np.random.default_rng(seed)
-  every = files(workdir / "checkpoints" / "second_stage" / "12")
-  done = damage(rng, every[rng.integers(len(every))])
+  paths = files(workdir / "checkpoints" / "second_stage" / "12")
+  change = damage(rng, paths[rng.integers(len(paths))])
   capsys.readouterr()
   after = toy.train(workdir)
-  said = capsys.readouterr().out
-  assert "step 12 is damaged" in said and "from step 8" in said, done
+  output = capsys.readouterr().out
+  assert "step 12 is damaged" in output and "from step 8" in output, change
   jax.tree.map(np.testing.assert_array_equal, before, after)

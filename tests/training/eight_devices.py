@@ -31,15 +31,15 @@ LAYOUTS = {
 }
 
 
-def layout_of(name):
-  """One of `LAYOUTS`, or "one" for a single device."""
+def make_layout(name):
+  """Returns one of `LAYOUTS`, or for "one" a layout of a single device."""
   if name != "one":
     return parallel.make_layout(**LAYOUTS[name], min_shard_size=16)
   axes = {"axis_types": (AxisType.Auto,) * 2, "devices": jax.devices()[:1]}
   return parallel.Layout(jax.make_mesh((1, 1), ("data", "shard"), **axes))
 
 
-# --- what is trained
+# --- frameworks and training
 
 
 def toy_stage(toy, loss=None):
@@ -48,8 +48,8 @@ def toy_stage(toy, loss=None):
   return stage, {"mean": np.zeros(16)}, toy.data()
 
 
-def of_framework(name):
-  """The framework and some data of its own test file."""
+def make_framework(name):
+  """Returns the tiny framework and data of the test file of a framework."""
   path = pathlib.Path(__file__).parents[1] / "frameworks" / f"{name}_test.py"
   spec = importlib.util.spec_from_file_location(f"{name}_tiny", path)
   tiny = importlib.util.module_from_spec(spec)
@@ -69,9 +69,9 @@ def of_framework(name):
   return codi.build(tiny.tiny(), tiny.MODALITIES), tiny.data()
 
 
-def stages_of(name, wanted):
-  """The stages `wanted` of a framework, with frozen entries and examples of its own making."""
-  framework, data = of_framework(name)
+def make_stages(name, wanted):
+  """Yields some stages of a framework, with frozen entries and examples that it prepares."""
+  framework, data = make_framework(name)
   params = {}
   for stage in framework.stages:
     constants, examples = stage.prepare(params, data)
@@ -99,14 +99,14 @@ def batches(examples, num):
   ]
 
 
-def prepared(stage, frozen, examples, layout, **settings):
-  """The compiled step and what it takes, the state being that of a run."""
+def prepare(stage, frozen, examples, layout, **settings):
+  """Returns the compiled step and its arguments, with the state of a run."""
   settings = dataclasses.replace(stage.settings, ema=0.9, **settings)
   stage = dataclasses.replace(stage, settings=settings)
   tx = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.05))
   (batch,) = batches(examples, 1)
   params = jax.jit(stage.init)(jax.random.key(1), frozen, batch)
-  # Layers that start at zero would keep the gradient from all that is before them.
+  # Layers that start at zero would block the gradient of all layers before them.
   rng = np.random.default_rng(1)
   params = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape), doubles(params))
   state = state_lib.create(jax.tree.map(jnp.asarray, params), tx)
@@ -117,16 +117,16 @@ def prepared(stage, frozen, examples, layout, **settings):
   return step, (state, step_lib.new_meter(layout, names), frozen, jax.random.key(5), batch)
 
 
-def trained(stage, frozen, examples, layout, **settings):
-  """Parameters and running mean after steps of SGD, and how far the parameters went."""
-  step, (state, meter, *rest) = prepared(stage, frozen, examples, layout, **settings)
-  began = jax.device_get(state.params)
+def run_steps(stage, frozen, examples, layout, **settings):
+  """Returns parameters and EMA after steps of SGD, and the distance from the first parameters."""
+  step, (state, meter, *rest) = prepare(stage, frozen, examples, layout, **settings)
+  first = jax.device_get(state.params)
   for batch in batches(examples, STEPS):
     batch = parallel.shard_batch(layout, batch, grouped=False)
     state, meter = step(state, meter, *rest[:2], batch)
   assert int(meter.bad_step) == -1
-  ended = jax.device_get({"params": state.params, "ema": state.ema})
-  return ended, distance(ended["params"], began)
+  last = jax.device_get({"params": state.params, "ema": state.ema})
+  return last, distance(last["params"], first)
 
 
 def distance(a, b):
@@ -135,17 +135,17 @@ def distance(a, b):
 
 
 def check_alike(stage, frozen, examples, names, *, pieces=()):
-  """On all layouts, and where the batch is processed in pieces, one run."""
+  """Checks that all layouts, also with the batch processed in pieces, give the same run."""
   with jax.enable_x64(True):
     frozen, examples = doubles(frozen), doubles(examples)
-    of_one, way = trained(stage, frozen, examples, layout_of("one"))
-    assert way > 0.1
+    expected, total = run_steps(stage, frozen, examples, make_layout("one"))
+    assert total > 0.1
     for name in names:
-      found, _ = trained(stage, frozen, examples, layout_of(name))
-      assert distance(found, of_one) < 1e-8 * way, (stage.name, name)
+      actual, _ = run_steps(stage, frozen, examples, make_layout(name))
+      assert distance(actual, expected) < 1e-8 * total, (stage.name, name)
     for name in pieces:
-      found, _ = trained(stage, frozen, examples, layout_of(name), accumulate=2)
-      assert distance(found, of_one) < 1e-8 * way, (stage.name, name, "in pieces")
+      actual, _ = run_steps(stage, frozen, examples, make_layout(name), accumulate=2)
+      assert distance(actual, expected) < 1e-8 * total, (stage.name, name, "in pieces")
 
 
 # --- layouts
@@ -165,7 +165,7 @@ def check_alike(stage, frozen, examples, names, *, pieces=()):
     ({"min_shard_size": 0}, "min_shard_size"),
   ],
 )
-def test_layouts_that_cannot_be_are_refused(toy, tmp_path, fields, words):
+def test_invalid_layouts_are_refused(toy, tmp_path, fields, words):
   with pytest.raises(UserError, match=words):
     parallel.make_layout(**fields)
   config = toy.config()
@@ -186,23 +186,23 @@ def test_batches_that_do_not_split_are_refused(toy, tmp_path, changes, multiple)
 
 
 def test_large_arrays_are_split_and_small_ones_copied(toy):
-  layout = layout_of("both")
+  layout = make_layout("both")
   stage, frozen, examples = toy_stage(toy)
-  step, (state, *rest) = prepared(stage, frozen, examples, layout)
+  step, (state, *rest) = prepare(stage, frozen, examples, layout)
   for _ in range(2):
     for tree in (state.params, state.ema):
       assert tree["first"]["w"].addressable_data(0).shape == (4, 8)
       assert tree["first"]["b"].addressable_data(0).shape == (8,)
     old, (state, meter) = state, step(state, *rest)
     rest[0] = meter
-    # Overwritten in place.
+    # The old state is overwritten in place.
     assert all(x.is_deleted() for x in jax.tree.leaves((old.params, old.ema)))
-  step, (state, meter, *rest) = prepared(stage, frozen, examples, layout_of("pmap"))
+  step, (state, meter, *rest) = prepare(stage, frozen, examples, make_layout("pmap"))
   step(state, meter, *rest)
   assert all(x.is_deleted() for x in jax.tree.leaves((state.params, state.ema)))
 
 
-# --- one run on all layouts
+# --- the same run on all layouts
 
 
 def test_layouts_train_alike(toy):
@@ -234,12 +234,12 @@ FRAMEWORKS = {
     ("mld", ("data", "pmap")),
     ("mt_diffusion", ("pmap",)),
     ("mcdm", ("pmap",)),
-    # InfoNCE compares the rows of a piece only.
+    # InfoNCE only compares the rows of a piece.
     ("codi", ()),
   ],
 )
 def test_layouts_train_a_framework_alike(name, pieces):
-  for stage, frozen, examples in stages_of(name, FRAMEWORKS[name]):
+  for stage, frozen, examples in make_stages(name, FRAMEWORKS[name]):
     check_alike(stage, frozen, examples, LAYOUTS, pieces=pieces)
 
 
@@ -247,20 +247,20 @@ def test_layouts_train_a_framework_alike(name, pieces):
 
 
 def collectives(stage, frozen, examples, layout):
-  """By kind, the sizes of what the compiled step communicates; and the number of parameters."""
-  step, args = prepared(stage, frozen, examples, layout)
-  found = communicated(step.lower(*args).compile().as_text())
-  return found, [x.size for x in jax.tree.leaves(args[0].params)]
+  """Returns the sizes that a compiled step communicates, by kind, and the sizes of parameters."""
+  step, args = prepare(stage, frozen, examples, layout)
+  sizes = communicated(step.lower(*args).compile().as_text())
+  return sizes, [x.size for x in jax.tree.leaves(args[0].params)]
 
 
 def communicated(text):
-  """By kind, how many numbers each collective of a compiled program communicates."""
-  found = collections.defaultdict(list)
+  """Returns the size of each collective of a compiled program, in numbers, by kind."""
+  by_kind = collections.defaultdict(list)
   kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
   for shapes, kind in re.findall(rf"= (\S.*?) ({kinds})(?:-start)?\(", text):
     for sizes in re.findall(r"\w+\[([\d,]*)\]", shapes):
-      found[kind].append(math.prod(int(n) for n in sizes.split(",") if n))
-  return {kind: sorted(sizes) for kind, sizes in found.items()}
+      by_kind[kind].append(math.prod(int(n) for n in sizes.split(",") if n))
+  return {kind: sorted(sizes) for kind, sizes in by_kind.items()}
 
 
 def mean_loss(trained, frozen, key, batch, *, normalise=None):
@@ -278,49 +278,49 @@ def mean_loss(trained, frozen, key, batch, *, normalise=None):
 
 @pytest.mark.parametrize("name", ["data", "pmap"])
 def test_data_parallel_communicates_gradients_and_metrics_only(toy, name):
-  found, sizes = collectives(*toy_stage(toy, mean_loss), layout_of(name))
-  assert found == {"all-reduce": sorted([*sizes, 1])}
+  communication, sizes = collectives(*toy_stage(toy, mean_loss), make_layout(name))
+  assert communication == {"all-reduce": sorted([*sizes, 1])}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["data", "pmap"])
 @pytest.mark.parametrize("name", FRAMEWORKS)
 def test_a_framework_communicates_gradients_and_a_few_numbers(name, layout):
-  """The loss, its parts, and counts; where rows are compared, their embeddings, too.
+  """The numbers are the loss, its parts, counts, and the embeddings of rows that are compared.
 
-  A bias whose gradient is known to be 0 may be left out. Environment encoders are applied twice, of
-  which `jit` adds up the gradients one by one.
+  A bias whose gradient is always 0 may be left out. Environment encoders are applied twice, and
+  `jit` sums the gradients of each application.
   """
-  for stage, frozen, examples in stages_of(name, FRAMEWORKS[name]):
-    found, sizes = collectives(stage, frozen, examples, layout_of(layout))
+  for stage, frozen, examples in make_stages(name, FRAMEWORKS[name]):
+    communication, sizes = collectives(stage, frozen, examples, make_layout(layout))
     compares = stage.name.startswith(("bridging", "alignment"))
     embeddings = 2 * ROWS * 6 if compares else 0
     twice = sum(sizes) if layout == "data" and stage.name.startswith("alignment") else 0
-    more = sum(found.pop("all-reduce")) - sum(sizes)
+    more = sum(communication.pop("all-reduce")) - sum(sizes)
     assert -20 < more < 20 + embeddings + twice, stage.name
-    assert sum(map(sum, found.values())) <= 2 * embeddings, stage.name
+    assert sum(map(sum, communication.values())) <= 2 * embeddings, stage.name
 
 
 @pytest.mark.parametrize("normalise", ["batch norm", "sum of weights"])
-def test_what_a_loss_communicates_besides_shows(toy, normalise):
+def test_further_communication_of_a_loss_is_detected(toy, normalise):
   loss = functools.partial(mean_loss, normalise=normalise)
-  found, sizes = collectives(*toy_stage(toy, loss), layout_of("data"))
-  assert sum(found["all-reduce"]) > sum(sizes) + 1
+  communication, sizes = collectives(*toy_stage(toy, loss), make_layout("data"))
+  assert sum(communication["all-reduce"]) > sum(sizes) + 1
 
 
 @pytest.mark.parametrize("name", ["shard", "both"])
 def test_fully_sharded_gathers_parameters_and_scatters_gradients(toy, name):
-  found, sizes = collectives(*toy_stage(toy, mean_loss), layout_of(name))
+  communication, sizes = collectives(*toy_stage(toy, mean_loss), make_layout(name))
   small, large = sorted(sizes)
-  part = [large // 4] if name == "both" else []
-  assert found.pop("all-gather") == [large]
-  # On a CPU a reduce-scatter is a sum of all, of which each device keeps its part; where there are
-  # two axes, a second one adds up the parts.
-  reduced = found.pop("all-reduce")
-  assert [n for n in reduced if n > 1] == [small, *part, large]
-  # The loss, and the norms of the gradient for the metrics and for its bound.
+  shard = [large // 4] if name == "both" else []
+  assert communication.pop("all-gather") == [large]
+  # On a CPU a reduce-scatter is a sum over all devices, of which each keeps its part; with two
+  # axes, a second one adds up the parts.
+  reduced = communication.pop("all-reduce")
+  assert [n for n in reduced if n > 1] == [small, *shard, large]
+  # The loss, and the norms of the gradient for the metrics and for clipping.
   assert reduced.count(1) <= 3
-  assert not found
+  assert not communication
 
 
 # --- checkpoints
@@ -328,7 +328,7 @@ def test_fully_sharded_gathers_parameters_and_scatters_gradients(toy, name):
 
 @pytest.mark.slow
 def test_checkpoints_move_between_layouts(toy, tmp_path):
-  """Each run goes on where another layout stopped, and ends where one layout does."""
+  """Each run resumes where another layout stopped, and the end equals that of a single layout."""
   framework = toy.only_first(toy.framework(steps=8, batch_size=16, learning_rate=0.02))
   data = toy.data(64)
 
@@ -357,8 +357,8 @@ def test_checkpoints_move_between_layouts(toy, tmp_path):
   run(tmp_path / "many", stop_at=4, mesh=(2, 4))
   run(tmp_path / "many", stop_at=6, mesh=(1, 8))
   run(tmp_path / "many", kind="pmap")
-  ended = [checkpoints.load_params(framework, tmp_path / name) for name in ("one", "many")]
-  for x, y in zip(*map(jax.tree.leaves, ended), strict=True):
+  params = [checkpoints.load_params(framework, tmp_path / name) for name in ("one", "many")]
+  for x, y in zip(*map(jax.tree.leaves, params), strict=True):
     np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
   losses = [[row["loss"] for row in toy.rows(tmp_path / name)] for name in ("one", "many")]
   np.testing.assert_allclose(*losses, rtol=1e-4)
@@ -368,7 +368,7 @@ def test_checkpoints_move_between_layouts(toy, tmp_path):
 
 
 def check_samples_alike(framework, params, sampling, data, given, targets, num, *, kind="jit"):
-  """`generation.generator` makes on eight devices what it makes on one."""
+  """Checks that `generation.generator` returns the same on eight devices as on one."""
   config = ml_collections.ConfigDict({"parallel": {"kind": kind}})
   run = generation.Trained(config, framework, params, sampling, True)
   rows = {name: data[name][:num] for name in given}
@@ -377,19 +377,19 @@ def check_samples_alike(framework, params, sampling, data, given, targets, num, 
     generator = generation.generator(run, data, given, targets, num)
     return generator.generate(jax.random.key(7), rows)
 
-  found = generate()
+  samples = generate()
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(parallel, "make_layout", lambda _: layout_of("one"))
+    patch.setattr(parallel, "make_layout", lambda _: make_layout("one"))
     expected = generate()
   for name in targets:
-    assert len(found[name]) == num
-    assert len(np.unique(found[name].reshape(num, -1), axis=0)) == num
-    np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5)
+    assert len(samples[name]) == num
+    assert len(np.unique(samples[name].reshape(num, -1), axis=0)) == num
+    np.testing.assert_allclose(samples[name], expected[name], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["jit", "pmap"])
-def test_sampling_uses_all_devices_and_makes_what_one_makes(toy, monkeypatch, kind):
-  """In two parts of 7 rows, of which 8 are made; of the last part 6 are wanted."""
+def test_sampling_uses_all_devices_and_equals_that_on_one(toy, monkeypatch, kind):
+  """Two parts of 7 rows, padded to 8; of the last part 6 are wanted."""
   monkeypatch.setattr(generation, "_ROWS", 7)
   devices = []
 
@@ -408,15 +408,15 @@ def test_sampling_uses_all_devices_and_makes_what_one_makes(toy, monkeypatch, ki
   framework = dataclasses.replace(toy.framework(), sample=sample)
   params = {"w": np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)}
   sampling = base.SamplerConfig(solvers.heun, 1)
-  wanted = ("image",), ("sound",), 13
-  check_samples_alike(framework, params, sampling, toy.data(), *wanted, kind=kind)
+  task = ("image",), ("sound",), 13
+  check_samples_alike(framework, params, sampling, toy.data(), *task, kind=kind)
   assert devices == [1, 7]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["jit", "pmap"])
 def test_mld_samples_alike(kind):
-  framework, data = of_framework("mld")
+  framework, data = make_framework("mld")
   params = {}
   for stage in framework.stages:
     constants, examples = stage.prepare(params, data)

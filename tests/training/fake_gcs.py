@@ -1,7 +1,7 @@
-"""Buckets of Google Cloud Storage on this machine, as far as TensorFlow and TensorStore ask.
+"""Serves Google Cloud Storage on this machine, as far as TensorFlow and TensorStore use it.
 
-TensorStore is told of another address by a variable. TensorFlow is not: it takes this server for a
-proxy on its way to Google, and a certificate made here for Google's.
+TensorStore takes another address from a variable. TensorFlow has no such option: it uses this
+server as a proxy to Google, and accepts a certificate created here as Google's.
 """
 
 import base64
@@ -63,7 +63,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     return body
 
   def _answer(self, path, query, body):
-    """What to answer: a status, headers, and bytes or what becomes JSON."""
+    """Returns the answer: a status, headers, and bytes or a dict that is sent as JSON."""
     objects, unquote = self.server.objects, urllib.parse.unquote
     bucket = r"/storage/v1/b/([^/]+)"
     if match := re.fullmatch(f"/upload{bucket}/o", path):
@@ -81,8 +81,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
       return 200, {}, self._list(match[1] + "/", query)
     if re.fullmatch(f"{bucket}(/storageLayout)?", path):
       return 200, {}, {"hierarchicalNamespace": {"enabled": False}}
-    described = re.fullmatch(f"{bucket}/o/([^/]+)", path)
-    match = described or re.fullmatch("/([^/]+)/(.+)", path)
+    object_match = re.fullmatch(f"{bucket}/o/([^/]+)", path)
+    match = object_match or re.fullmatch("/([^/]+)/(.+)", path)
     key = f"{match[1]}/{unquote(match[2])}"
     if key not in objects:
       return 404, {}, {}
@@ -94,7 +94,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     if self.command == "DELETE":
       del objects[key]
       return 204, {}, b""
-    if described and query.get("alt") != "media":
+    if object_match and query.get("alt") != "media":
       return 200, {}, self._resource(key)
     return self._range(content, {"x-goog-generation": generation})
 
@@ -110,8 +110,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     return 206, headers | {"Content-Range": span}, part
 
   def _put(self, key, query, body):
-    there = self.server.objects.get(key, (0, b""))[0]
-    if query.get("ifGenerationMatch", str(there)) != str(there):
+    current = self.server.objects.get(key, (0, b""))[0]
+    if query.get("ifGenerationMatch", str(current)) != str(current):
       return 412, {}, {}
     self.server.generation += 1
     self.server.objects[key] = (self.server.generation, body)
@@ -133,7 +133,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
   def _list(self, bucket, query):
     prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
-    names, found = (key.removeprefix(bucket) for key in sorted(self.server.objects)), []
+    names, entries = (key.removeprefix(bucket) for key in sorted(self.server.objects)), []
     for name in names:
       if not (bucket + name in self.server.objects and name.startswith(prefix)):
         continue
@@ -141,23 +141,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
         continue
       inside = name[len(prefix) :].find(delimiter) if delimiter else -1
       entry = name if inside < 0 else name[: len(prefix) + inside + len(delimiter)]
-      if entry > query.get("pageToken", "") and (not found or found[-1] != (entry, inside < 0)):
-        found.append((entry, inside < 0))
+      if entry > query.get("pageToken", "") and (not entries or entries[-1] != (entry, inside < 0)):
+        entries.append((entry, inside < 0))
     size = min(_PAGE, int(query.get("maxResults", _PAGE)))
-    page, more = found[:size], found[size:]
+    page, more = entries[:size], entries[size:]
     return {
-      "items": [self._resource(bucket + name) for name, whole in page if whole],
-      "prefixes": [name for name, whole in page if not whole],
+      "items": [self._resource(bucket + name) for name, is_object in page if is_object],
+      "prefixes": [name for name, is_object in page if not is_object],
       **({"nextPageToken": page[-1][0]} if more else {}),
     }
 
 
 @contextlib.contextmanager
 def bucket(folder):
-  """Serves buckets; yields the server, whose `environment` tells a process to use it.
+  """Serves buckets; yields the server, whose `environment` makes a process use it.
 
   Args:
-    folder: takes the certificate.
+    folder: receives the certificate.
   """
   key, certificate = folder / "key.pem", folder / "certificate.pem"
   subprocess.run(
@@ -180,7 +180,7 @@ def bucket(folder):
       "CURL_CA_BUNDLE": str(certificate),
       "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",
       "NO_GCE_CHECK": "true",
-      "GCS_READ_CACHE_BLOCK_SIZE_MB": "1",  # What is set aside, and cleared, for each file read.
+      "GCS_READ_CACHE_BLOCK_SIZE_MB": "1",  # Allocated and cleared for each file read.
     }
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server

@@ -1,12 +1,12 @@
-"""Kills trainings at random moments, and checks that they end as one does that is left alone.
+"""Kills trainings at random moments, and checks that they end like an uninterrupted one.
 
   python tests/training/kill_campaign.py [--frameworks=mld,codi] [--kills=20] [--seed=0]
 
 A training of all stages of a framework, by the command line and with few steps, is killed (SIGKILL)
-after a random time, and started again by the same command, until it ends. What ends before it was
-killed often enough is followed by another. Each must come to the parameters of one that was left
-alone, bit for bit, and to the same lines in its log. No start may train a stage that was finished
-before it, or begin elsewhere than at the last checkpoint.
+after a random time, and started again by the same command, until it ends. If it ends before the
+number of kills is reached, another one follows. Each must end with the parameters of one that was
+not interrupted, bit for bit, and the same lines in its log. No start may train a stage that was
+finished before it, or resume from anything but the last checkpoint.
 """
 
 import argparse
@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 from experiments import setup  # noqa: E402
 from mmdiff_jax.training import checkpoints, workdir as workdir_lib  # noqa: E402
 
-# File and data set, the trainings, and what else makes it small.
+# Config file and data set, the stages to train, and the fields that make it small.
 FRAMEWORKS = {
   "mld": (
     "configs/mld.py:digits",
@@ -69,8 +69,8 @@ class Start(NamedTuple):
   """One start of a training.
 
   Attributes:
-    lines: what it printed.
-    when: at how many seconds it printed them.
+    lines: the lines that it printed.
+    when: the seconds after the start at which it printed them.
     killed: whether it was killed before it ended.
   """
 
@@ -80,7 +80,7 @@ class Start(NamedTuple):
 
 
 def command(name: str, workdir: Path) -> list[str]:
-  """A training with a checkpoint every 10 steps."""
+  """Returns the command of a training with a checkpoint every 10 steps."""
   config, trainings, options = FRAMEWORKS[name]
   changes = [*options, "monitor.log_every=10", "monitor.checkpoint_every=10"]
   for training in trainings:
@@ -91,7 +91,7 @@ def command(name: str, workdir: Path) -> list[str]:
 
 
 def without_tensorflow(folder: Path) -> dict[str, str]:
-  """The environment of a process that does without TensorBoard, which takes as long as the rest."""
+  """Returns an environment without TensorFlow, whose TensorBoard files double the time of a run."""
   (folder / "tensorflow.py").write_text("raise ImportError('left out')")
   return {**os.environ, "PYTHONPATH": str(folder)}
 
@@ -107,13 +107,13 @@ def start(name: str, workdir: Path, delay: float | None = None, *, at_once: bool
     stderr=subprocess.STDOUT,
     text=True,
   )
-  began, lines, when = time.monotonic(), [], []
+  started, lines, when = time.monotonic(), [], []
   timer = threading.Timer(delay or 0.0, process.kill)
   if delay and at_once:
     timer.start()
   for line in process.stdout:
     lines.append(line.rstrip())
-    when.append(time.monotonic() - began)
+    when.append(time.monotonic() - started)
     if delay and len(lines) == 1 and not at_once:
       timer.start()
   code = process.wait()
@@ -124,67 +124,67 @@ def start(name: str, workdir: Path, delay: float | None = None, *, at_once: bool
 
 
 def campaign(name: str, kills: int, seed: int, folder: Path) -> Counter:
-  """Trains a framework until it has been killed so often.
+  """Trains a framework until it has been killed a number of times.
 
   Args:
-    name: of the framework.
-    kills: how often.
-    seed: of the moments.
-    folder: takes the workdirs.
+    name: the framework's name.
+    kills: the number of kills.
+    seed: the seed of the moments.
+    folder: receives the workdirs.
 
   Returns:
-    How often it was killed in each stage, and before any ("start").
+    The number of kills in each stage, and before any ("start").
 
   Raises:
-    AssertionError: a training is not what it would have been, or has trained something twice.
+    AssertionError: a training differs from the uninterrupted one, or has trained a stage twice.
   """
   rng = random.Random(f"{name} {seed}")
-  whole = folder / f"{name}_whole"
-  alone = start(name, whole)
-  framework = setup.build(workdir_lib.load_config(whole))
-  expected = outcome(framework, whole)
-  # So that kills are spread over all stages: later starts find compiled functions.
-  longest = (alone.when[-1] - alone.when[0]) / max(kills / 2, 3)
-  found = Counter()
-  while found.total() < kills:
-    workdir = folder / f"{name}_{found.total()}"
+  uninterrupted_dir = folder / f"{name}_whole"
+  uninterrupted = start(name, uninterrupted_dir)
+  framework = setup.build(workdir_lib.load_config(uninterrupted_dir))
+  expected = outcome(framework, uninterrupted_dir)
+  # Later starts reuse compiled functions; this spreads the kills over all stages.
+  longest = (uninterrupted.when[-1] - uninterrupted.when[0]) / max(kills / 2, 3)
+  counts = Counter()
+  while counts.total() < kills:
+    workdir = folder / f"{name}_{counts.total()}"
     killed = True
     while killed:
       before = {
         stage.name: checkpoints.latest_step(workdir, stage.name) or 0 for stage in framework.stages
       }
-      if found.total() == kills:
+      if counts.total() == kills:
         run = start(name, workdir)
       elif rng.random() < 0.2:
-        run = start(name, workdir, rng.uniform(0.1, alone.when[0]), at_once=True)
+        run = start(name, workdir, rng.uniform(0.1, uninterrupted.when[0]), at_once=True)
       else:
         run = start(name, workdir, rng.uniform(0.01, longest))
       check(run.lines, before)
       killed = run.killed
       if killed:
         stages = re.findall(r"^(\w+): preparing$", "\n".join(run.lines), re.MULTILINE)
-        found[stages[-1] if stages else "start"] += 1
+        counts[stages[-1] if stages else "start"] += 1
         last = run.lines[-1] if run.lines else "no line"
-        print(f"{name}: kill {found.total()}: {last}", flush=True)
+        print(f"{name}: kill {counts.total()}: {last}", flush=True)
     compare(outcome(framework, workdir), expected)
-    print(f"{name}: {workdir.name} ended as one that was left alone", flush=True)
-  return found
+    print(f"{name}: {workdir.name} ended like the uninterrupted one", flush=True)
+  return counts
 
 
 def check(lines: list[str], before: dict[str, int]) -> None:
-  """What a start printed, against the last checkpoints before it."""
+  """Checks the lines that a start printed against the last checkpoints before it."""
   text = "\n".join(lines)
   for stage, step in before.items():
     if step == STEPS:
       assert f"{stage}: preparing" not in lines, f"{stage} was finished\n{text}"
     since = f" from step {step}" if step else ""
-    begun = re.search(rf"^{stage}: {STEPS} steps(.*), .* parameters", text, re.MULTILINE)
-    assert not begun or begun[1] == since, f"{stage} is not begun{since}\n{text}"
+    match = re.search(rf"^{stage}: {STEPS} steps(.*), .* parameters", text, re.MULTILINE)
+    assert not match or match[1] == since, f"{stage} does not start{since}\n{text}"
   assert "WARNING: " not in text, text
 
 
 def outcome(framework, workdir: Path) -> tuple:
-  """The parameters of all stages, as they are and as running means, and the log but for times."""
+  """Returns the parameters of all stages and their EMA, and the log without step times."""
   log = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   for row in log:
     row.pop("ms_per_step", None)
@@ -196,14 +196,14 @@ def outcome(framework, workdir: Path) -> tuple:
   return stages, log
 
 
-def compare(found: tuple, expected: tuple) -> None:
+def compare(actual: tuple, expected: tuple) -> None:
   """Raises AssertionError unless both are the same, bit for bit."""
-  jax.tree.map(np.testing.assert_array_equal, found[0], expected[0])
-  assert found[1] == expected[1]
+  jax.tree.map(np.testing.assert_array_equal, actual[0], expected[0])
+  assert actual[1] == expected[1]
 
 
 def main() -> None:
-  """Runs the campaign that the command line says."""
+  """Runs the campaign that the command line describes."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--frameworks", default="mld,codi")
   parser.add_argument("--kills", type=int, default=20)
@@ -211,8 +211,8 @@ def main() -> None:
   arguments = parser.parse_args()
   with tempfile.TemporaryDirectory() as folder:
     for name in arguments.frameworks.split(","):
-      found = campaign(name, arguments.kills, arguments.seed, Path(folder))
-      print(f"{name}: {found.total()} kills: {dict(found)}", flush=True)
+      counts = campaign(name, arguments.kills, arguments.seed, Path(folder))
+      print(f"{name}: {counts.total()} kills: {dict(counts)}", flush=True)
 
 
 if __name__ == "__main__":

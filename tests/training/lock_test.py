@@ -14,7 +14,7 @@ def refused(workdir, words):
     pass
 
 
-def test_one_at_a_time(tmp_path):
+def test_only_one_training_at_a_time(tmp_path):
   workdir = tmp_path / "new" / "run"
   with lock.training(workdir):
     refused(workdir, rf"pid {os.getpid()} on .*--workdir")
@@ -30,7 +30,7 @@ def _hold(workdir, held):
     signal.pause()
 
 
-def test_a_killed_process_holds_nothing(tmp_path):
+def test_a_killed_process_releases_the_lock(tmp_path):
   context = multiprocessing.get_context("spawn")
   held = context.Event()
   process = context.Process(target=_hold, args=(tmp_path, held))
@@ -44,14 +44,14 @@ def test_a_killed_process_holds_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "no JSON", "3", "{}"])
-def test_a_holder_that_cannot_be_told(tmp_path, text):
-  """It has not written yet who it is, or could not."""
+def test_a_holder_that_is_not_described(tmp_path, text):
+  """The holder has not written its description yet, or could not."""
   with lock.training(tmp_path):
     (tmp_path / "training.lock").write_text(text)
     refused(tmp_path, f"trains in the workdir {tmp_path}. Wait")
 
 
-def test_where_nothing_can_be_locked_training_goes_on(tmp_path, monkeypatch):
+def test_training_continues_where_locks_do_not_exist(tmp_path, monkeypatch):
   def unsupported(*_):
     raise OSError(95, "Operation not supported")
 
@@ -83,5 +83,5 @@ def test_a_training_elsewhere_is_not_disturbed(toy, workdir):
     with pytest.raises(UserError, match="Another process trains"):
       toy.train(workdir, monitor=monitor)
     assert contents() == before
-  toy.train(workdir, monitor=monitor)  # As often as one likes, in one process.
+  toy.train(workdir, monitor=monitor)  # Any number of times, in one process.
   toy.train(workdir, monitor=monitor)

@@ -24,7 +24,7 @@ def test_report_rows_are_spread_over_the_split(toy):
   assert len(monitoring.report_rows(toy.data(8))["image"]) == 8
 
 
-def test_report_rows_are_those_that_lack_least():
+def test_report_rows_are_those_with_the_fewest_missing_modalities():
   i = np.arange(1000)
   data = {"x": i, "x_present": i % 2 == 0, "y": -i, "y_present": i % 5 == 0}
   rows = monitoring.report_rows(data)
@@ -37,36 +37,38 @@ def test_report_rows_are_those_that_lack_least():
 def test_every_kind_is_shown(toy, tmp_path):
   event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
   pytest.importorskip("tensorflow")
-  shown = (
+  modalities = (
     Modality("video", "video", (4, 6, 6, 1), modalities_lib.video_picture),
     Modality("mask", "mask", (6, 6), modalities_lib.mask_picture, num_classes=3),
     Modality("pen", "trajectory", (8, 2), modalities_lib.trajectory_picture),
     Modality("vector", "vector", (10,), modalities_lib.vector_picture),
     Modality("label", "label", (), lambda x: f"class {x}", num_classes=3),
   )
-  views = {m.name: np.ones((5, *m.shape), np.int32 if m.num_classes else np.float32) for m in shown}
-  with monitoring.Monitor(tmp_path, shown, toy.config()) as monitor:
+  inputs = {
+    m.name: np.ones((5, *m.shape), np.int32 if m.num_classes else np.float32) for m in modalities
+  }
+  with monitoring.Monitor(tmp_path, modalities, toy.config()) as monitor:
     monitor.start(toy.framework().stages[0], 0, {"w": jnp.ones(3)})
-    monitor.report(7, {"data": views})
+    monitor.report(7, {"data": inputs})
   events = event_accumulator.EventAccumulator(
     str(tmp_path / "tensorboard" / "first_stage")
   ).Reload()
-  found = {name: events.Tensors(f"first_stage/data/{name}")[0].tensor_proto.string_val
-           for name in views}  # fmt: skip
-  # Width and height: beside each other, a pixel between; a film's pixels are larger.
-  assert found["video"][:2] == [b"108", b"24"]
-  assert found["video"][2].startswith(b"GIF89a")
+  values = {name: events.Tensors(f"first_stage/data/{name}")[0].tensor_proto.string_val
+            for name in inputs}  # fmt: skip
+  # Width and height: side by side with a pixel in between; the pixels of a video are larger.
+  assert values["video"][:2] == [b"108", b"24"]
+  assert values["video"][2].startswith(b"GIF89a")
   assert {"images"} == {
     events.SummaryMetadata(f"first_stage/data/{name}").plugin_data.plugin_name
     for name in ("video", "mask")
   }
-  assert found["mask"][:2] == [b"57", b"8"]
-  assert found["pen"][:2] == [b"233", b"30"]
-  assert found["vector"][:2] == [b"41", b"5"]
-  assert b"5. `class 1`" in found["label"][0]
+  assert values["mask"][:2] == [b"57", b"8"]
+  assert values["pen"][:2] == [b"233", b"30"]
+  assert values["vector"][:2] == [b"41", b"5"]
+  assert b"5. `class 1`" in values["label"][0]
 
 
-def test_event_files_hold_what_a_person_looks_at(toy, tmp_path):
+def test_event_files_contain_pictures_texts_and_sounds(toy, tmp_path):
   event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
   pytest.importorskip("tensorflow")
   train(toy, tmp_path)
@@ -84,16 +86,16 @@ def test_event_files_hold_what_a_person_looks_at(toy, tmp_path):
     return event.tensor_proto.string_val
 
   assert b'"seed": 3' in tags["config"][0].tensor_proto.string_val[0]
-  # A picture: width, height, PNG. Eight of 4 pixels and the lines between make 41.
+  # A picture is width, height, PNG. Eight of 4 pixels and the lines between them make 41.
   assert last("image")[:2] == [b"41", b"6"]
   assert last("image")[2].startswith(b"\x89PNG")
   assert b"1. `" in last("words")[0]
   # Sound and its spectrogram share a tag in different plugins' name spaces.
-  assert any(b"RIFF" in x for tag, found in tags.items() if "samples/sound" in tag
-             for event in found for x in event.tensor_proto.string_val)  # fmt: skip
+  assert any(b"RIFF" in x for tag, values in tags.items() if "samples/sound" in tag
+             for event in values for x in event.tensor_proto.string_val)  # fmt: skip
 
 
-def test_without_tensorflow_says_so_once_and_goes_on(toy, tmp_path, monkeypatch, capsys):
+def test_without_tensorflow_training_warns_once_and_continues(toy, tmp_path, monkeypatch, capsys):
   monkeypatch.setitem(sys.modules, "tensorflow", None)
   train(toy, tmp_path)
   assert capsys.readouterr().out.count("No TensorBoard") == 1
@@ -101,7 +103,7 @@ def test_without_tensorflow_says_so_once_and_goes_on(toy, tmp_path, monkeypatch,
   assert not (tmp_path / "tensorboard").exists()
 
 
-def test_screen_tells_the_stage_the_step_and_the_time_left(toy, tmp_path, monkeypatch, capsys):
+def test_screen_shows_the_stage_the_step_and_the_time_left(toy, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(monitoring, "_LINE_EVERY", 0.0)
   train(toy, tmp_path)
   lines = [line for line in capsys.readouterr().out.splitlines() if "ms/step" in line]
@@ -110,7 +112,7 @@ def test_screen_tells_the_stage_the_step_and_the_time_left(toy, tmp_path, monkey
     assert word in lines[4]
 
 
-def test_start_drops_later_lines_of_the_stage_and_a_torn_one(toy, tmp_path, monkeypatch):
+def test_start_drops_later_lines_of_the_stage_and_an_incomplete_one(toy, tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "tensorflow", None)
   path = tmp_path / "metrics.jsonl"
   kept = ['{"stage": "other", "step": 9}', '{"stage": "first_stage", "step": 4}']
@@ -121,14 +123,14 @@ def test_start_drops_later_lines_of_the_stage_and_a_torn_one(toy, tmp_path, monk
   assert path.read_text().splitlines() == kept
 
 
-def test_step_time_leaves_out_what_is_not_training(toy, tmp_path, monkeypatch):
+def test_step_time_excludes_reports_and_checkpoints(toy, tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "tensorflow", None)
   now = iter([0.0, 50.0, 50.0, 51.0, 51.0, 90.0, 92.0])
   monkeypatch.setattr(monitoring.time, "monotonic", lambda: next(now, 92.0))
   stage = toy.framework().stages[0]
   stage = dataclasses.replace(stage, settings=dataclasses.replace(stage.settings, steps=1000))
   with monitoring.Monitor(tmp_path, toy.modalities, toy.config()) as monitor:
-    monitor.start(stage, 0, {"w": np.ones(3)})  # Of JAX it would look at the clock, too.
+    monitor.start(stage, 0, {"w": np.ones(3)})  # Not of JAX, which would read the clock, too.
     monitor.compiled(1)
     monitor.metrics(11, {"loss": 1.0})
     monitor.restart_clock(11)
@@ -136,8 +138,8 @@ def test_step_time_leaves_out_what_is_not_training(toy, tmp_path, monkeypatch):
   assert [row["ms_per_step"] for row in toy.rows(tmp_path)] == pytest.approx([100.0, 100.0])
 
 
-def test_lines_that_say_nothing_are_dropped(toy, tmp_path):
-  """What a crash or another program left behind must not keep a run from going on."""
+def test_invalid_lines_are_dropped(toy, tmp_path):
+  """Lines left by a crash or another program must not prevent a run from resuming."""
   good = '{"stage": "first_stage", "step": 0}\n{"stage": "other", "step": 9}\n'
   bad = b'{"stage": "first_stage", "step": 1}\n\xff\xfe\n3\n{"step": 1}\n{"stage": "first_st'
   (tmp_path / "metrics.jsonl").write_bytes(good.encode() + bad)
@@ -146,10 +148,10 @@ def test_lines_that_say_nothing_are_dropped(toy, tmp_path):
   assert (tmp_path / "metrics.jsonl").read_text() == good
 
 
-def test_points_after_the_step_gone_on_from_are_dropped(toy, tmp_path):
-  """Those of its own stage."""
+def test_points_after_the_step_resumed_from_are_dropped(toy, tmp_path):
+  """Only points of the stage itself are dropped."""
   tensor_util = pytest.importorskip("tensorboard.util.tensor_util")
-  # TensorBoard's own; the public one drops points of TensorFlow 1 only.
+  # The one that TensorBoard uses; the public one only drops points of TensorFlow 1.
   event_accumulator = pytest.importorskip(
     "tensorboard.backend.event_processing.plugin_event_accumulator"
   )
@@ -186,7 +188,9 @@ def test_points_after_the_step_gone_on_from_are_dropped(toy, tmp_path):
   }
 
 
-def test_tensorboard_that_cannot_be_written_is_given_up(toy, tmp_path, monkeypatch, capsys):
+def test_training_continues_without_a_tensorboard_that_cannot_be_written(
+  toy, tmp_path, monkeypatch, capsys
+):
   class Full:
     def write_texts(self, *_):
       raise OSError("No space left on device.")
@@ -196,6 +200,8 @@ def test_tensorboard_that_cannot_be_written_is_given_up(toy, tmp_path, monkeypat
     monitor.start(toy.framework().stages[0], 0, {"w": jnp.ones(3)})
     monitor.compiled(1)
     monitor.metrics(2, {"loss": 1.0})
-  said = capsys.readouterr().out
-  assert said.count("WARNING: no more TensorBoard: No space left on device. Training goes on") == 1
+  output = capsys.readouterr().out
+  assert (
+    output.count("WARNING: no more TensorBoard: No space left on device. Training continues") == 1
+  )
   assert len(toy.rows(tmp_path)) == 1

@@ -32,18 +32,18 @@ def test_replicate_copies():
   assert x.unsafe_buffer_pointer() != y.addressable_data(0).unsafe_buffer_pointer()
 
 
-def test_one_process_makes_all_rows():
+def test_one_process_has_all_rows():
   np.testing.assert_array_equal(parallel.local_rows(parallel.make_layout(), 6), np.arange(6))
 
 
 @pytest.mark.parametrize("marked", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
 def test_eight_devices(marked, tmp_path):
-  """The tests in `eight_devices.py`."""
+  """Runs the tests in `eight_devices.py`."""
   file = pathlib.Path(__file__).with_name("eight_devices.py")
   command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked, file]
   variables = environment(devices=8)
   if marked == "slow":
-    # As a user's: without XLA's fusion emitters exp of float64 is right to 1e-8 only.
+    # As in a user's process: without XLA's fusion emitters exp of float64 has an error of 1e-8.
     variables["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
   ended = subprocess.run(
     [*command, f"--basetemp={tmp_path / 'eight'}"],
@@ -57,10 +57,10 @@ def test_eight_devices(marked, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_a_device_communicates_does_not_grow_with_the_devices():
-  """In numbers; all but a few of metrics and norms are float32 of parameters and gradients."""
+def test_communication_of_a_device_does_not_grow_with_the_number_of_devices():
+  """Counted in numbers; all but a few, of metrics and norms, are parameters and gradients."""
   file = pathlib.Path(__file__).with_name("weak_scaling.py")
-  found = []
+  counts = []
   for devices in (2, 8, 64):
     ended = subprocess.run(
       [sys.executable, file],
@@ -70,23 +70,23 @@ def test_what_a_device_communicates_does_not_grow_with_the_devices():
       check=False,
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
-    found.append(json.loads(ended.stdout))
-  assert found[0] == found[1] == found[2]
-  data, shard = found[0]["data"], found[0]["shard"]
+    counts.append(json.loads(ended.stdout))
+  assert counts[0] == counts[1] == counts[2]
+  data, shard = counts[0]["data"], counts[0]["shard"]
   # One sum of the gradient and the loss.
   assert data.keys() == {"parameters", "split", "all-reduce"}
   assert data["split"] == 0
   assert 0 < data["all-reduce"] - data["parameters"] < 10
-  # Parameters are gathered once. On a CPU a reduce-scatter is a sum of which each keeps a part.
+  # Parameters are gathered once. On a CPU a reduce-scatter is a sum; each device keeps its part.
   assert shard.keys() == {"parameters", "split", "all-gather", "all-reduce"}
   assert shard["split"] > 0.95 * shard["parameters"]
   assert shard["all-gather"] == shard["split"]
-  # And the norms of the gradient, of each array that is split.
+  # The rest are the norms of the gradient of each array that is split.
   assert 0 < shard["all-reduce"] - shard["parameters"] < 100
 
 
 def environment(*, devices):
-  """Of a process that sees so many devices."""
+  """Returns the environment of a process with this number of devices."""
   flags = os.environ.get("XLA_FLAGS", "")
   return {
     **os.environ,
@@ -95,14 +95,15 @@ def environment(*, devices):
   }
 
 
-# What a process of its own begins with: the toy framework, and no TensorFlow, which loads slowly.
+# The beginning of a separate process: the toy framework, without TensorFlow, which loads slowly.
 LOAD_TOY = """
   import importlib.util, os, sys
   sys.modules["tensorflow"] = None
   import jax
   import numpy as np
+  from mmdiff_jax import parallel
   from mmdiff_jax.data import pipeline
-  from mmdiff_jax.training import parallel, trainer
+  from mmdiff_jax.training import trainer
   spec = importlib.util.spec_from_file_location("toy", os.environ["TOY"])
   toy = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(toy)
@@ -110,15 +111,15 @@ LOAD_TOY = """
 
 
 def start(toy, code, *arguments, devices):
-  """A process that runs the code after `LOAD_TOY`."""
+  """Starts a process that runs the code after `LOAD_TOY`."""
   return subprocess.Popen(
     [sys.executable, "-c", textwrap.dedent(LOAD_TOY) + textwrap.dedent(code), *map(str, arguments)],
     env={**environment(devices=devices), "TOY": toy.file},
   )
 
 
-def check_as_one(toy, framework, workdir, other):
-  """The run in `workdir` is the run of one device, `other`, but for the order of sums."""
+def check_equals_one_device(toy, framework, workdir, other):
+  """Checks that a run equals the run of one device, `other`, up to the order of sums."""
   trained = [checkpoints.load_params(framework, path) for path in (workdir, other)]
   for x, y in zip(*map(jax.tree.leaves, trained), strict=True):
     np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
@@ -137,12 +138,12 @@ def test_four_devices_train_as_one_and_their_checkpoint_loads_on_one(toy, tmp_pa
   framework = toy.only_first(toy.framework(steps=4, steps_per_dispatch=2, clip=0.0))
   trainer.train(framework, toy.config(), tmp_path / "one", toy.data(), toy.data(8))
   assert process.wait() == 0
-  check_as_one(toy, framework, tmp_path / "four", tmp_path / "one")
+  check_equals_one_device(toy, framework, tmp_path / "four", tmp_path / "one")
 
 
 @pytest.mark.slow
 def test_sigterm_stops_two_processes_at_one_step(toy, tmp_path):
-  """Which run two steps a dispatch, and of which one is asked to stop, in the second stage."""
+  """Two steps per dispatch; only one process gets the signal, in the second stage."""
   code = """
     import dataclasses, signal, time
     from mmdiff_jax.errors import PreemptedError
@@ -175,8 +176,8 @@ def test_sigterm_stops_two_processes_at_one_step(toy, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_batches_of_one_train_as_one_and_resume(toy, tmp_path):
-  """Of two devices each: the batches and, of a run resumed by two or by one, the parameters."""
+def test_two_processes_have_the_batches_of_one_train_as_one_and_resume(toy, tmp_path):
+  """Two devices each: compares batches, and parameters of a run resumed by two or by one."""
   code = """
     import dataclasses, pathlib, shutil
     from jax.experimental import multihost_utils
@@ -186,16 +187,15 @@ def test_two_processes_make_the_batches_of_one_train_as_one_and_resume(toy, tmp_
 
     layout = parallel.make_layout()
     rows = parallel.local_rows(layout, 8)
-    made = {}
+    seen = {}
     for group in (1, 3):
       batches = pipeline.batches({"row": np.arange(11)}, 8, seed=5, group=group, rows=rows)
       for i in range(4):
         local = next(batches)
         assert local["row"].shape[-1] == 4
         batch = parallel.shard_batch(layout, local, grouped=group > 1)
-        whole = multihost_utils.process_allgather(batch["row"], tiled=True)
-        made[f"{group}_{i}"] = whole
-    np.savez(folder / f"batches_{process}.npz", **made)
+        seen[f"{group}_{i}"] = multihost_utils.process_allgather(batch["row"], tiled=True)
+    np.savez(folder / f"batches_{process}.npz", **seen)
 
     framework = toy.only_first(toy.framework(steps=8, steps_per_dispatch=2, clip=0.0))
     stage, = framework.stages
@@ -226,19 +226,19 @@ def test_two_processes_make_the_batches_of_one_train_as_one_and_resume(toy, tmp_
 
   for group in (1, 3):
     batches = pipeline.batches({"row": np.arange(11)}, 8, seed=5, group=group)
-    made = [np.load(tmp_path / f"batches_{i}.npz") for i in range(2)]
+    seen = [np.load(tmp_path / f"batches_{i}.npz") for i in range(2)]
     for i in range(4):
       expected = next(batches)["row"]
-      for of_process in made:
-        np.testing.assert_array_equal(of_process[f"{group}_{i}"], expected)
-  # What two processes began one can end.
+      for rows in seen:
+        np.testing.assert_array_equal(rows[f"{group}_{i}"], expected)
+  # One process can finish what two have started.
   assert (checkpoints.latest_step(tmp_path / "half", framework.stages[0].name) or 8) < 8
   trainer.train(framework, toy.config(), tmp_path / "half", toy.data(44), toy.data(8))
-  check_as_one(toy, framework, tmp_path / "half", tmp_path / "one")
-  whole, parts = (checkpoints.load_params(framework, tmp_path / d) for d in ("whole", "parts"))
-  for x, y in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+  check_equals_one_device(toy, framework, tmp_path / "half", tmp_path / "one")
+  entire, parts = (checkpoints.load_params(framework, tmp_path / d) for d in ("whole", "parts"))
+  for x, y in zip(jax.tree.leaves(entire), jax.tree.leaves(parts), strict=True):
     np.testing.assert_array_equal(x, y)
-  check_as_one(toy, framework, tmp_path / "whole", tmp_path / "one")
+  check_equals_one_device(toy, framework, tmp_path / "whole", tmp_path / "one")
 
 
 def test_all_rows_gathers_the_rows_of_all_parts():

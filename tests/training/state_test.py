@@ -16,7 +16,7 @@ def test_learning_rate(step, rate):
   np.testing.assert_allclose(state_lib.learning_rate(SETTINGS)(step), rate, atol=1e-6)
 
 
-def test_running_mean_is_an_average_at_first_and_exponential_later():
+def test_ema_is_an_average_at_first_and_exponential_later():
   tx = state_lib.optimizer(SETTINGS)
   state = state_lib.create({"w": jnp.array([1.0, -2.0])}, tx)
   grads = {"w": jnp.array([0.3, 0.1])}
@@ -31,7 +31,7 @@ def test_running_mean_is_an_average_at_first_and_exponential_later():
 
 
 def test_gradient_norm_is_bounded_and_decay_is_decoupled():
-  # After one Adam step a gradient's size hardly shows, so look at its first moment.
+  # One Adam step hardly depends on the gradient's size, so its first moment is compared.
   params, grads = {"w": jnp.ones(4)}, {"w": jnp.full(4, 50.0)}
   tx = state_lib.optimizer(SETTINGS)
   state = state_lib.apply_gradients(state_lib.create(params, tx), grads, tx, 0.9)

@@ -20,7 +20,7 @@ from mmdiff_jax.training import checkpoints, checksums, trainer
 
 
 class StoppedError(Exception):
-  """What a test raises in the middle of a run, as a signal would."""
+  """Raised by a test in the middle of a run, as a signal would."""
 
 
 def equal(a, b):
@@ -40,7 +40,7 @@ def train(toy, workdir, framework=None, data=None, **fields):
 
 
 def stopping(framework, stage, call):
-  """The framework, interrupted at the given call of a stage's report."""
+  """Returns the framework, interrupted at the given call of a stage's report."""
   calls = iter(range(100))
 
   def report(*args):
@@ -53,7 +53,7 @@ def stopping(framework, stage, call):
   return dataclasses.replace(framework, stages=tuple(stages))
 
 
-def test_learns_both_stages_and_keeps_what_is_frozen(toy, tmp_path):
+def test_learns_both_stages_and_keeps_frozen_entries(toy, tmp_path):
   framework = toy.framework(steps=300, learning_rate=0.1, weight_decay=0.0)
   monitor = {"log_every": 50, "report_every": 1000, "checkpoint_every": 1000, "keep": 2, "best": ""}
   params = train(toy, tmp_path, framework, monitor=monitor)
@@ -70,22 +70,22 @@ def test_learns_both_stages_and_keeps_what_is_frozen(toy, tmp_path):
 @pytest.mark.parametrize("stage", [0, 1])
 def test_resumed_run_is_the_same_run(toy, tmp_path, group, stage):
   framework = toy.framework(steps_per_dispatch=group)
-  whole = train(toy, tmp_path / "whole", framework)
+  uninterrupted = train(toy, tmp_path / "whole", framework)
   with pytest.raises(StoppedError):
     train(toy, tmp_path / "parts", stopping(framework, stage, call=0))
   assert checkpoints.latest_step(tmp_path / "parts", framework.stages[stage].name) == 4
   parts = train(toy, tmp_path / "parts", framework)
-  equal(whole, parts)
+  equal(uninterrupted, parts)
   raw = [checkpoints.load_params(framework, tmp_path / d, ema=False) for d in ("whole", "parts")]
   equal(*raw)
-  assert not np.array_equal(raw[0]["second"]["w"], whole["second"]["w"])
-  # Neither a line twice nor one too few.
+  assert not np.array_equal(raw[0]["second"]["w"], uninterrupted["second"]["w"])
+  # No line is repeated or missing.
   for a, b in zip(toy.rows(tmp_path / "whole"), toy.rows(tmp_path / "parts"), strict=True):
     assert {**a, "ms_per_step": 0} == {**b, "ms_per_step": 0}
 
 
 def test_killed_and_resumed_run_is_the_same_run(toy, tmp_path):
-  """SIGKILL at step 6, after the checkpoint of step 4 and with batches made ahead."""
+  """SIGKILL at step 6, after the checkpoint of step 4 with batches prefetched."""
   code = """
     import dataclasses, importlib.util, os, signal, sys, time
     sys.modules["tensorflow"] = None
@@ -107,18 +107,18 @@ def test_killed_and_resumed_run_is_the_same_run(toy, tmp_path):
     env={**os.environ, "JAX_PLATFORMS": "cpu"},
   )
   framework = toy.framework()
-  whole = train(toy, tmp_path / "whole", framework)
+  uninterrupted = train(toy, tmp_path / "whole", framework)
   assert killed.wait() == -signal.SIGKILL
   assert checkpoints.latest_step(tmp_path / "killed", "first_stage") == 4
   assert [row["step"] for row in toy.rows(tmp_path / "killed")] == [2, 4, 6]
-  equal(whole, train(toy, tmp_path / "killed", framework))
+  equal(uninterrupted, train(toy, tmp_path / "killed", framework))
   equal(*(checkpoints.load_params(framework, tmp_path / d, ema=False) for d in ("whole", "killed")))
 
 
-def test_sigterm_saves_and_the_run_goes_on(toy, tmp_path):
-  """Between two checkpoints; what is trained in the end is bit for bit the same."""
+def test_sigterm_saves_and_the_run_can_be_resumed(toy, tmp_path):
+  """The signal comes between two checkpoints; the final parameters are the same bit for bit."""
   framework = toy.framework()
-  whole = train(toy, tmp_path / "whole", framework)
+  uninterrupted = train(toy, tmp_path / "whole", framework)
   before = signal.getsignal(signal.SIGTERM)
 
   def report(*_):
@@ -131,39 +131,43 @@ def test_sigterm_saves_and_the_run_goes_on(toy, tmp_path):
     train(toy, tmp_path / "parts", asked)
   assert signal.getsignal(signal.SIGTERM) is before
   assert checkpoints.latest_step(tmp_path / "parts", "first_stage") == 7
-  equal(whole, train(toy, tmp_path / "parts", framework))
+  equal(uninterrupted, train(toy, tmp_path / "parts", framework))
 
 
 def full_disk(monkeypatch, at):
-  """Checkpoints of those steps come out cut off, as on a disk that is full."""
-  # Whose files would be cut, too.
+  """Truncates the checkpoints of some steps, as on a full disk."""
+  # The files of TensorBoard would be truncated, too.
   monkeypatch.setitem(sys.modules, "tensorflow", None)
   save = checkpoints.Saver.save
 
   def cut(saver, state, *rest):
     limit, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    heeded = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200 if state.step in at else limit, most))
     try:
       save(saver, state, *rest)
       saver.wait()
     finally:
       resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
-      signal.signal(signal.SIGXFSZ, heeded)
+      signal.signal(signal.SIGXFSZ, previous)
 
   monkeypatch.setattr(checkpoints.Saver, "save", cut)
 
 
 def test_full_disk_leaves_training_and_the_old_checkpoint_alone(toy, tmp_path, monkeypatch, capsys):
   framework = toy.framework()
-  whole = train(toy, tmp_path / "whole", framework)
+  uninterrupted = train(toy, tmp_path / "whole", framework)
   with monkeypatch.context() as patch:
     full_disk(patch, at=(8,))
-    found = train(toy, tmp_path / "full", framework)
-  said = capsys.readouterr().out
-  for word in ("WARNING: first_stage: NO CHECKPOINT AT STEP 8", "File too large", "goes on"):
-    assert word in said
-  equal(whole, found)
+    resumed = train(toy, tmp_path / "full", framework)
+  output = capsys.readouterr().out
+  for word in (
+    "WARNING: first_stage: NO CHECKPOINT AT STEP 8",
+    "File too large",
+    "Training continues",
+  ):
+    assert word in output
+  equal(uninterrupted, resumed)
   steps = tmp_path / "full" / "checkpoints" / "first_stage"
   assert {path.name for path in steps.iterdir() if path.name.isdecimal()} == {"4", "12"}
   checksums.verify(steps / "4")
@@ -181,10 +185,10 @@ def small_disk(tmp_path):
   subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_file_system_without_room_stops_nothing(toy, small_disk, tmp_path, capsys):
-  """Full from step 6 to 12: no checkpoint of 8, and the metrics wait for room."""
+def test_training_continues_on_a_full_file_system(toy, small_disk, tmp_path, capsys):
+  """Full from step 6 to 12: no checkpoint of 8, and the metrics are kept until there is room."""
   framework = toy.framework(steps=16)
-  whole = train(toy, tmp_path / "whole", framework)
+  uninterrupted = train(toy, tmp_path / "whole", framework)
   workdir, filler = small_disk / "run", small_disk / "filler"
   page, calls = 4096, itertools.count(1)
 
@@ -192,7 +196,7 @@ def test_a_file_system_without_room_stops_nothing(toy, small_disk, tmp_path, cap
     if next(calls) > 1:
       filler.unlink(missing_ok=True)
       return {}
-    # Nor is there room in the page that the metrics end in.
+    # The page in which the metrics end is filled, too.
     with (workdir / "metrics.jsonl").open("a") as file:
       row = json.dumps({"stage": "first_stage", "step": 6, "filler": ""})
       file.write(row[:-2] + "x" * (page - len(row) - 1 - file.tell()) + row[-2:] + "\n")
@@ -205,12 +209,12 @@ def test_a_file_system_without_room_stops_nothing(toy, small_disk, tmp_path, cap
   filling = dataclasses.replace(
     framework, stages=(dataclasses.replace(first, report=report), second)
   )
-  found = train(toy, workdir, filling)
-  said = capsys.readouterr().out
+  resumed = train(toy, workdir, filling)
+  output = capsys.readouterr().out
   for words in ("NO CHECKPOINT AT STEP 8", "No space left on device",
-                "metrics.jsonl could not be written", "the metrics wait"):  # fmt: skip
-    assert words in said
-  equal(whole, found)
+                "metrics.jsonl could not be written", "metrics are kept"):  # fmt: skip
+    assert words in output
+  equal(uninterrupted, resumed)
   steps = [
     [(row["stage"], row["step"], row["loss"]) for row in toy.rows(folder) if "filler" not in row]
     for folder in (tmp_path / "whole", workdir)
@@ -218,19 +222,19 @@ def test_a_file_system_without_room_stops_nothing(toy, small_disk, tmp_path, cap
   assert steps[0] == steps[1]
 
 
-def test_last_checkpoint_that_finds_no_room_is_an_error(toy, tmp_path, monkeypatch):
+def test_last_checkpoint_that_cannot_be_written_is_an_error(toy, tmp_path, monkeypatch):
   framework = toy.framework()
-  whole = train(toy, tmp_path / "whole", framework)
+  uninterrupted = train(toy, tmp_path / "whole", framework)
   with monkeypatch.context() as patch:
     full_disk(patch, at=(12,))
     with pytest.raises(UserError, match="last checkpoint of first_stage.*Make room"):
       train(toy, tmp_path / "full", framework)
   assert checkpoints.latest_step(tmp_path / "full", "first_stage") == 8
-  equal(whole, train(toy, tmp_path / "full", framework))
+  equal(uninterrupted, train(toy, tmp_path / "full", framework))
 
 
 @pytest.mark.parametrize("group", [5])
-def test_several_steps_a_dispatch_are_the_same_steps(toy, tmp_path, group):
+def test_several_steps_per_dispatch_are_the_same_steps(toy, tmp_path, group):
   monitor = {"log_every": 4, "report_every": 1000, "checkpoint_every": 1000, "keep": 2, "best": ""}
   one = train(toy, tmp_path / "one", toy.framework(steps=11), monitor=monitor)
   framework = toy.framework(steps=11, steps_per_dispatch=group)
@@ -239,20 +243,20 @@ def test_several_steps_a_dispatch_are_the_same_steps(toy, tmp_path, group):
     np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
 
 
-def test_the_kind_of_keys_in_the_environment_changes_nothing(toy, tmp_path):
+def test_the_default_kind_of_keys_does_not_change_training(toy, tmp_path):
   framework = toy.only_first(toy.framework(steps=4, accumulate=2))
   default = train(toy, tmp_path / "default", framework)
   with jax.default_prng_impl("rbg"):
     equal(default, train(toy, tmp_path / "rbg", framework))
 
 
-def test_a_stage_waits_for_those_that_it_needs(toy, tmp_path):
-  """To their end; those that are named alone are trained, and as if all had been."""
+def test_a_stage_requires_the_stages_that_it_needs(toy, tmp_path):
+  """They must be trained to their end; only named stages are trained, as if all had been named."""
   framework = toy.framework()
   first, second = framework.stages
   second = dataclasses.replace(second, needs=("first_stage",))
   framework = dataclasses.replace(framework, stages=(first, second))
-  whole = train(toy, tmp_path / "whole", framework)
+  uninterrupted = train(toy, tmp_path / "whole", framework)
 
   def some(framework, *names):
     rest = toy.config(), tmp_path / "some", toy.data(), toy.data(8, seed=1)
@@ -267,7 +271,7 @@ def test_a_stage_waits_for_those_that_it_needs(toy, tmp_path):
   with pytest.raises(UserError, match=needed):
     some(framework, "second_stage")
   assert set(some(framework, "first_stage")) == {"first", "mean"}
-  equal(whole, some(framework, "second_stage"))
+  equal(uninterrupted, some(framework, "second_stage"))
   with pytest.raises(UserError, match="no stage 'third'.*first_stage, second_stage"):
     some(framework, "third")
 
@@ -289,7 +293,7 @@ def test_finished_stages_are_skipped(toy, tmp_path):
 def test_nan_stops_and_keeps_the_last_good_checkpoint(toy, tmp_path, group):
   framework = toy.framework(steps=16, steps_per_dispatch=group)
   data = toy.data(400)
-  # The row that comes up in the step after the first checkpoint.
+  # A row that is used in the step after the first checkpoint.
   step = 4
   *_, batch = itertools.islice(pipeline.batches({"row": np.arange(400)}, 8, seed=3), step + 1)
   row = batch["row"][0]
@@ -321,7 +325,7 @@ def test_metrics_lines(toy, tmp_path):
   assert all(row["grad_norm"] > 0 and row["ms_per_step"] > 0 for row in first)
 
 
-def test_init_must_make_what_the_stage_trains(toy, tmp_path):
+def test_init_must_return_the_entries_that_the_stage_trains(toy, tmp_path):
   framework = toy.framework()
   stage = dataclasses.replace(framework.stages[0], trainable=("other",))
   with pytest.raises(ValueError, match="is to train"):

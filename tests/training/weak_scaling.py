@@ -1,6 +1,6 @@
-"""Prints what a step communicates on all devices of this process; `parallel_test.py` reads it.
+"""Prints how much a step communicates on all devices of this process, for `parallel_test.py`.
 
-The batch grows with the devices. Nothing is computed: the step is compiled for shapes.
+The batch grows with the number of devices. Nothing is computed: the step is compiled for shapes.
 """
 
 import importlib.util
@@ -26,12 +26,12 @@ def eight_devices():
 
 def main():
   config = mcdm.get_config("unconditional")
-  # 64 devices divide an axis of each array that is split.
+  # Each array that is split has an axis that 64 devices divide.
   config.network.update({"width": 64, "multipliers": (1,), "attention": ()})
   (stage,) = setup.build(config).stages
   batch = {"digit": jax.ShapeDtypeStruct((2 * jax.device_count(), 28, 28, 1), np.float32)}
   key = jax.random.key(0)
-  found = {}
+  counts = {}
   for name, mesh in {"data": (-1, 1), "shard": (1, -1)}.items():
     layout = parallel.make_layout(mesh=mesh, min_shard_size=2**10)
     tx = state_lib.optimizer(stage.settings)
@@ -40,12 +40,12 @@ def main():
     meter = step_lib.new_meter(layout, names)
     text = step.lower(state, meter, {}, key, batch).compile().as_text()
     leaves = jax.tree.leaves(state.params)
-    found[name] = {
+    counts[name] = {
       "parameters": sum(x.size for x in leaves),
       "split": sum(x.size for x in leaves if not x.sharding.is_fully_replicated),
       **{kind: sum(sizes) for kind, sizes in eight_devices().communicated(text).items()},
     }
-  print(json.dumps(found))
+  print(json.dumps(counts))
 
 
 if __name__ == "__main__":

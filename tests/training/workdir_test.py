@@ -20,7 +20,7 @@ def test_another_config_is_refused_and_changes_nothing(toy, workdir):
 
 
 @pytest.mark.parametrize("name", ["run[1]", "what?", "all*/run", "runs\\x"])
-def test_a_folder_whose_checkpoints_could_not_be_read_is_refused(toy, tmp_path, name):
+def test_a_path_whose_checkpoints_could_not_be_read_is_refused(toy, tmp_path, name):
   with pytest.raises(UserError, match="cannot have .* in its path: checkpoints there"):
     toy.train(tmp_path / name)
   assert not list(tmp_path.iterdir())
@@ -36,13 +36,13 @@ def test_fields_that_do_not_change_training_may_differ(tmp_path):
   data = {"image": np.zeros((3, 2))}
   workdir_lib.open_workdir(tmp_path, config("a", ("image", "words")), data)
   workdir_lib.open_workdir(tmp_path, config("b", ("image", "words")), data)
-  # The newest one counts, and tuples come back as tuples.
+  # The newest config is loaded, and tuples are restored as tuples.
   assert workdir_lib.load_config(tmp_path) == config("b", ("image", "words"))
   with pytest.raises(UserError, match="modalities was"):
     workdir_lib.open_workdir(tmp_path, config("b", ("image",)), data)
 
 
-def test_a_field_that_is_not_set_is_as_none(tmp_path):
+def test_a_missing_field_equals_none(tmp_path):
   data = {"image": np.zeros((3, 2))}
   fields = {"seed": 3, "autoencoder": {"latent": 4}}
   workdir_lib.open_workdir(tmp_path, ml_collections.ConfigDict(fields), data)
@@ -56,7 +56,7 @@ def test_a_field_that_is_not_set_is_as_none(tmp_path):
 
 
 def _split(**change):
-  """A split of 1,000 examples, one of its modalities made when read and one with gaps."""
+  """Returns 1,000 examples, one modality computed when it is read and one with gaps."""
   image = np.random.default_rng(0).uniform(size=(1000, 4, 4)).astype(np.float32)
   words = np.random.default_rng(1).integers(0, 9, (1000, 3))
   return {
@@ -92,7 +92,7 @@ def test_other_data_are_refused_and_change_nothing(toy, tmp_path, other, words):
   assert {path: path.read_text() for path in tmp_path.iterdir()} == before
 
 
-def test_same_data_may_come_from_elsewhere_and_differ_in_the_last_bit(toy, tmp_path):
+def test_the_same_data_may_lie_elsewhere_and_differ_in_the_last_bit(toy, tmp_path):
   data = _split()
   workdir_lib.open_workdir(tmp_path, toy.config(), data)
   image = np.nextafter(data["image"][:], np.float32(1))
@@ -113,7 +113,7 @@ def test_few_rows_are_read_to_compare_data(toy, tmp_path):
   assert len(read) < 100 and {0, 59_999} <= set(read)
 
 
-def test_resumed_run_refuses_other_data_and_an_older_one_takes_what_there_is(toy, workdir):
+def test_resumed_run_refuses_other_data_but_one_without_data_json_accepts_them(toy, workdir):
   other = toy.data(seed=1)
   with pytest.raises(UserError, match="other training data: image has other contents"):
     trainer.train(toy.framework(), toy.config(), workdir, other, other)
@@ -123,7 +123,7 @@ def test_resumed_run_refuses_other_data_and_an_older_one_takes_what_there_is(toy
     toy.train(workdir)
 
 
-def test_load_config_of_no_run(tmp_path):
+def test_load_config_without_a_run_is_refused(tmp_path):
   with pytest.raises(UserError, match="no training run"):
     workdir_lib.load_config(tmp_path)
   (tmp_path / "config.json").write_text(json.dumps({"a": 1})[:-1])
