@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import benchmark_solvers, benchmark_train, chosen, setup, timing
+from experiments import benchmark_solvers, benchmark_train, flags as training_flags, setup, timing
 from mmdiff_jax import multitime, noise, schedules, solvers, storage
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks.base import SamplerConfig, TrainConfig
@@ -85,14 +85,14 @@ def main(argv: Sequence[str]) -> None:
       f"The benchmark {name!r} has no counterpart {_AGAINST.value!r} (--against); it has"
       f" {counterparts[name]!r}."
     )
-  if (name == "train") != (chosen.CONFIG.value is not None):
+  if (name == "train") != (training_flags.CONFIG.value is not None):
     raise UserError("--config=FILE says what `benchmark train` measures, and no other benchmark.")
   out = _OUT.value and storage.on_disk(_OUT.value, "The file for the results (--out)")
   if out:
     storage.check_file_writable(out, "--out")
   options = {"against": _AGAINST.value, "rounds": _ROUNDS.value}
   if name == "train":
-    config, stages = chosen.CONFIG.value, chosen.STAGES.value
+    config, stages = training_flags.CONFIG.value, training_flags.STAGES.value
     results = benchmark_train.run(config, stages, rounds=_ROUNDS.value)
     print(benchmark_train.table(results))
   elif name == "data":

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import jax
 
-from experiments import chosen, processes, setup
+from experiments import flags, processes, setup
 from mmdiff_jax import storage
 from mmdiff_jax.data import datasets, missing
 from mmdiff_jax.errors import PreemptedError
@@ -24,11 +24,11 @@ from mmdiff_jax.training import lock, trainer
 def main(argv: Sequence[str]) -> None:
   """Builds the framework, loads the data and trains."""
   del argv
-  config = chosen.CONFIG.value
+  config = flags.CONFIG.value
   # Where a stage takes steps the trainer heeds the signal instead, and of several processes JAX.
   with trainer.on_sigterm(_between_steps), processes.joined(config.monitor.peer_timeout):
     framework = setup.build(config)
-    workdir, stages = setup.WORKDIR.value, chosen.STAGES.value
+    workdir, stages = setup.WORKDIR.value, flags.STAGES.value
     trainer.check(framework, config, workdir, stages)
     if jax.process_index() == 0:
       storage.check_writable(workdir, "--workdir")
