@@ -302,7 +302,7 @@ def programs(trained, small_data, tmp_path, monkeypatch):
       return list(each_stage(framework, data))
 
   monkeypatch.setattr(benchmark_train, "each_stage", stages)
-  monkeypatch.setattr(benchmark_train, "_made_up", blank)
+  monkeypatch.setattr(benchmark_train, "_random_inputs", blank)
   monkeypatch.setattr(benchmark_train, "_peak", lambda rounds: (1.0, ""))
   monkeypatch.setattr(benchmark_train, "_measure", lambda *_: {})
   monkeypatch.setattr(benchmark_train, "table", str)

@@ -256,7 +256,7 @@ def found(monkeypatch):
         patch.setattr(processes, f"_{name.upper()}", flag)
       for name, value in environment.items():
         patch.setenv(name, value)
-      return processes._found()
+      return processes._peers()
 
   return found
 
