@@ -57,7 +57,7 @@ def load(ema: bool) -> tuple[ml_collections.ConfigDict, Framework, Params]:
   weights = WEIGHTS.value or ["1"] * len(runs)
   if len(weights) != len(runs):
     raise UserError(
-      f"--weights has {len(weights)} values ({', '.join(weights)}) for {len(runs)} experts"
+      f"--weights has {len(weights)} value(s) ({', '.join(weights)}) for {len(runs)} expert(s)"
       f" ({', '.join(run for run, _ in runs) or 'none'}). Give one for each expert, in that order."
     )
   unconditional = [_run(run) for run in _UNCONDITIONAL.value]
@@ -66,7 +66,7 @@ def load(ema: bool) -> tuple[ml_collections.ConfigDict, Framework, Params]:
   shares = _SHARES.value or [1 / len(unconditional) for _ in unconditional]
   if len(shares) != len(unconditional):
     raise UserError(
-      f"--shares has {len(shares)} values for {len(unconditional)} unconditional models"
+      f"--shares has {len(shares)} value(s) for {len(unconditional)} unconditional model(s)"
       f" ({', '.join(unconditional) or 'none'}). Give one for each model, in that order."
     )
   if not (runs or unconditional):
@@ -139,7 +139,7 @@ def check_corrector(config: ml_collections.ConfigDict) -> None:
 
 
 def _data(sets: Sequence[ml_collections.ConfigDict], framework: Framework):
-  """Returns the first data set with all modalities, else the first with all its folder's columns."""
+  """Returns the first data set with all modalities, else the first with its folder's columns."""
   needed = {modality.name for modality in framework.modalities}
   for data in sets:
     if needed <= {modality.name for modality in datasets.modalities(**data.to_dict())}:

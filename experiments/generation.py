@@ -151,8 +151,8 @@ def _corrector(text: str) -> dict[str, float]:
     len(values) < len(parts) or values["num"] < 0 or min(list(values.values())[1:], default=1) <= 0
   ):
     raise UserError(
-      f"--corrector={text} is not NUM, NUM:LEAPFROG or NUM:LEAPFROG:SNR, such as 4:3:0.7: the number"
-      " of corrections after each step, the leapfrog steps in each, and their size."
+      f"--corrector={text} is not NUM, NUM:LEAPFROG or NUM:LEAPFROG:SNR, such as 4:3:0.7: the"
+      " number of corrections after each step, the leapfrog steps in each, and their size."
     )
   return values
 
@@ -226,8 +226,8 @@ def generator(
   except _FIT as error:
     raise UserError(
       "The parameters in the checkpoints do not fit the networks of the config"
-      f" ({str(error).splitlines()[0]}). The checkpoints are from another version of this library, or"
-      " config.json was changed; the config of the training is in a checkpoint's meta item."
+      f" ({str(error).splitlines()[0]}). The checkpoints are from another version of this library,"
+      " or config.json was changed; the config of the training is in a checkpoint's meta item."
     ) from error
 
   def generate(key, values):
