@@ -627,7 +627,7 @@ def _subsets(config, names) -> list[list[str]]:
 
 
 def _joint(config, names, classes, data) -> dict[str, Any]:
-  """Measures coherence and classes of joint samples; `data` has each class's fraction of the data."""
+  """Measures coherence and classes of joint samples; `data` is the distribution of its classes."""
   num_classes = len(data)
   first = names[0]
   histograms = {first: [coherence.histogram(seed[first], num_classes) for seed in classes]}
