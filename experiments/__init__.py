@@ -2,6 +2,6 @@
 
 import sys
 
-# `python -m` imports this first, and the module's own imports take seconds.
+# `python -m` imports this package first; the imports of the module itself take seconds.
 if sys.argv[0] == "-m":
   print("mmdiff_jax: loading", flush=True)

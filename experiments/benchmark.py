@@ -1,4 +1,4 @@
-"""Benchmarks: times ours, and counterparts beside it, in turn and in one process.
+"""Benchmarks: times this library and its counterparts in turn, in one process.
 
 python -m experiments.benchmark [network] [--against=torch] [--rounds=5] [--out=FILE.json]
 python -m experiments.benchmark solvers [--against=diffrax] [--rounds=5] [--out=FILE.json]
@@ -9,14 +9,14 @@ python -m experiments.benchmark train --config=FILE[:NAME] [--stages=NAME,NAME -
 latents of 16 and 64, `ScoreMLP` of width 256 (2.35 M parameters), batch 128, Adam, EMA. It runs
 the code that training and sampling run: `mld.losses.score_loss` (the draw of times, noise, loss),
 `state.apply_gradients` (optimiser and EMA) with several steps a dispatch, `solvers.sample`. Data
-are random latents in memory. `--against=torch` measures `torch_counterpart` beside it with the same
-weights and as many threads: its step does the same, as public code writes it and again tuned, its
-evaluation is of one time a row, as the public reference evaluates (and of one time for all, for
-comparison).
+are random latents in memory. `--against=torch` also measures `torch_counterpart` with the same
+weights and as many threads. Its training step does the same work, once as public code writes it and
+once tuned. Its network is evaluated with a time for each row, as in the public reference, and for
+comparison with one time for all rows.
 
 `solvers` is `benchmark_solvers`: the loop of `solvers.sample` without a network. `data` is
-`benchmark_data`: what the input pipeline costs a training step. `train` is `benchmark_train`: the
-training steps of any config on made-up data, on all devices.
+`benchmark_data`: the cost of the input pipeline per training step. `train` is `benchmark_train`:
+the training steps of any config on random data, on all devices.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import benchmark_solvers, benchmark_train, chosen, setup, timing
+from experiments import benchmark_solvers, benchmark_train, flags as training_flags, setup, timing
 from mmdiff_jax import multitime, noise, schedules, solvers, storage
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks.base import SamplerConfig, TrainConfig
@@ -43,7 +43,7 @@ from mmdiff_jax.training import state as state_lib
 _AGAINST = flags.DEFINE_enum(
   "against", None, ["torch", "diffrax"], "Also measure this counterpart."
 )
-_ROUNDS = setup.define_integer("rounds", 5, "Rounds, of which the median is told.", 1)
+_ROUNDS = setup.define_integer("rounds", 5, "Number of rounds; their median is reported.", 1)
 _OUT = flags.DEFINE_string("out", None, "JSON file for the results.")
 
 SCHEDULE = schedules.VPLinear()
@@ -51,17 +51,17 @@ SCHEDULE = schedules.VPLinear()
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-  """What is measured; the defaults are the published MNIST-SVHN sizes.
+  """Sizes of the benchmark; the defaults are the published MNIST-SVHN sizes.
 
   Attributes:
     latents: size of each modality's latent.
-    width: W of the network.
-    batch_size: examples of a training step.
-    rows: rows of an evaluation, and number of samples.
-    burst: training steps and evaluations that are timed at once.
+    width: width W of the network.
+    batch_size: examples per training step.
+    rows: batch size of an evaluation of the network, and number of samples.
+    burst: number of training steps or evaluations that are timed together.
     solver_steps: steps of the default solver.
     euler_steps: steps of Euler-Maruyama, timed once.
-    reference_evaluations: evaluations that the public reference spends on a sample by default.
+    reference_evaluations: network evaluations per sample in the public reference, by default.
   """
 
   latents: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"mnist": 16, "svhn": 64})
@@ -75,7 +75,7 @@ class Sizes:
 
 
 def main(argv: Sequence[str]) -> None:
-  """Measures, shows a table, writes the JSON."""
+  """Runs the benchmark, prints a table and writes the JSON file."""
   name = argv[1] if len(argv) > 1 else "network"
   counterparts = {"network": "torch", "solvers": "diffrax", "data": None, "train": None}
   if name not in counterparts:
@@ -85,21 +85,21 @@ def main(argv: Sequence[str]) -> None:
       f"The benchmark {name!r} has no counterpart {_AGAINST.value!r} (--against); it has"
       f" {counterparts[name]!r}."
     )
-  if (name == "train") != (chosen.CONFIG.value is not None):
-    raise UserError("--config=FILE says what `benchmark train` measures, and no other benchmark.")
+  if (name == "train") != (training_flags.CONFIG.value is not None):
+    raise UserError("`benchmark train` requires --config=FILE; no other benchmark takes it.")
   out = _OUT.value and storage.on_disk(_OUT.value, "The file for the results (--out)")
   if out:
     storage.check_file_writable(out, "--out")
   options = {"against": _AGAINST.value, "rounds": _ROUNDS.value}
   if name == "train":
-    config, stages = chosen.CONFIG.value, chosen.STAGES.value
+    config, stages = training_flags.CONFIG.value, training_flags.STAGES.value
     results = benchmark_train.run(config, stages, rounds=_ROUNDS.value)
     print(benchmark_train.table(results))
   elif name == "data":
-    # Grain, which it needs, need not be there for the others.
+    # Imported here, since it needs Grain and the other benchmarks do not.
     from experiments import benchmark_data
 
-    # Reads on all cores before it limits itself.
+    # Does not limit its threads yet: it reads on all cores first.
     results = benchmark_data.run(benchmark_data.Sizes(), rounds=_ROUNDS.value)
     print(benchmark_data.table(results))
   elif name == "solvers":
@@ -120,25 +120,25 @@ def run(sizes: Sizes, *, against: str | None, rounds: int) -> dict[str, Any]:
   """Measures all contestants in turn, `rounds` times.
 
   Returns:
-    "conditions"; "ms" and "median_ms" of `timing.measure` for `step`, `evaluation`, `samples` and
-    `euler_samples` (one round) of ours, `torch_step`, `torch_step_tuned`, `torch_evaluation` and
-    `torch_evaluation_shared_time`; and with a counterpart "difference", the largest between the
-    networks' outputs, and "ratios" of medians, ours to its.
+    "conditions"; "ms" and "median_ms" of `timing.measure`: for this library `step`, `evaluation`,
+    `samples` and `euler_samples` (one round), for PyTorch `torch_step`, `torch_step_tuned`,
+    `torch_evaluation` and `torch_evaluation_shared_time`. With a counterpart also "difference", the
+    largest one between the networks' outputs, and "ratios" of medians, ours to PyTorch's.
 
   Raises:
     UserError: the counterpart is not installed.
-    AssertionError: its network does not compute what ours does.
+    AssertionError: the outputs of its network differ from ours.
   """
   if against and importlib.util.find_spec("torch") is None:
     raise UserError(
-      "--against=torch needs PyTorch, which is not installed here: pip install torch==2.13.0"
-      " (its CPU build is enough), or leave the flag out."
+      "--against=torch needs PyTorch, which is not installed. Run pip install torch==2.13.0"
+      " (the CPU build is enough), or omit the flag."
     )
   rng = np.random.default_rng(0)
   network = ScoreMLP(width=sizes.width)
   x = jax.tree.map(jnp.asarray, _normal(rng, sizes.latents, sizes.rows))
   params = network.init(noise.make_key(0), x, _shared_time(sizes))
-  # Off its start, at which the output is 0 whatever the rest may be.
+  # Moves the parameters from their initial values, at which the output is 0 for any input.
   params = jax.tree.map(lambda p: p + 0.03 * rng.standard_normal(p.shape, np.float32), params)
   data = _normal(rng, sizes.latents, 10 * sizes.burst * sizes.batch_size)
   contestants = _ours(sizes, network, params, x, data)
@@ -161,7 +161,7 @@ def run(sizes: Sizes, *, against: str | None, rounds: int) -> dict[str, Any]:
 
 
 def table(results: Mapping[str, Any]) -> str:
-  """The results for a person to read."""
+  """Formats the results as a table."""
   sizes = results["conditions"]["sizes"]
   rows = [
     ("training step", "step", "ms"),
@@ -170,18 +170,18 @@ def table(results: Mapping[str, Any]) -> str:
     (f"the same, Euler-Maruyama, {sizes['euler_steps']} steps", "euler_samples", "s"),
     ("PyTorch: training step, as public code writes it", "torch_step", "ms"),
     ("PyTorch: training step, tuned (fused Adam, foreach EMA)", "torch_step_tuned", "ms"),
-    ("PyTorch: evaluation, a time a row", "torch_evaluation", "ms"),
+    ("PyTorch: evaluation, one time per row", "torch_evaluation", "ms"),
     ("PyTorch: evaluation, one time", "torch_evaluation_shared_time", "ms"),
   ]
   lines = list(timing.lines(results, rows))
   if "ratios" in results:
     ratios = results["ratios"]
     lines += [
-      f"Largest difference of the networks' outputs: {results['difference']:.1e}",
+      f"Largest difference between the networks' outputs: {results['difference']:.1e}",
       f"Ratios of medians, ours to PyTorch: step {ratios['step']:.2f} (to the tuned one"
       f" {ratios['step_tuned']:.2f}), evaluation {ratios['evaluation']:.2f}; the samples take"
       f" 1/{1 / ratios['samples']:.0f} of the time of {sizes['reference_evaluations']} of its"
-      f" evaluations ({sizes['burst']} timed a round).",
+      f" evaluations ({sizes['burst']} timed per round).",
     ]
   return "\n".join(lines)
 
@@ -195,7 +195,7 @@ def _shared_time(sizes: Sizes) -> dict[str, Any]:
 
 
 def _ours(sizes: Sizes, network: ScoreMLP, params, x, data) -> dict[str, timing.Contestant]:
-  """The training step, the evaluation, and the two ways to sample."""
+  """Makes our contestants: training step, evaluation, and sampling with two solvers."""
   settings = TrainConfig(
     steps=10**6, batch_size=sizes.batch_size, learning_rate=1e-4, warmup=0, final=1.0, clip=0.0
   )
@@ -218,14 +218,16 @@ def _ours(sizes: Sizes, network: ScoreMLP, params, x, data) -> dict[str, timing.
     repeats=1,
   )
 
-  def one(state, batch):
+  def train_step(state, batch):
     step_key = jax.random.fold_in(key, state.step)
     loss = functools.partial(losses.score_loss, model, key=step_key, latents=batch)
     grads, _ = jax.grad(loss, has_aux=True)(state.params)
     return state_lib.apply_gradients(state, grads, tx, settings.ema), None
 
-  dispatch = jax.jit(lambda state, batches: jax.lax.scan(one, state, batches)[0], donate_argnums=0)
-  # Copies, which the donation may eat.
+  dispatch = jax.jit(
+    lambda state, batches: jax.lax.scan(train_step, state, batches)[0], donate_argnums=0
+  )
+  # Copies the parameters, since the donated buffers are lost.
   state = state_lib.create(jax.tree.map(jnp.array, params), tx)
   batches = {
     name: jnp.asarray(value).reshape(-1, sizes.batch_size, value.shape[1])[: sizes.burst]
@@ -268,7 +270,7 @@ def _ours(sizes: Sizes, network: ScoreMLP, params, x, data) -> dict[str, timing.
 
 
 def _torch(sizes: Sizes, network: ScoreMLP, params, x, data):
-  """The counterpart's contestants, and how far its outputs are from ours."""
+  """Makes PyTorch's contestants; also returns the largest difference of outputs to ours."""
   import torch
 
   from experiments import torch_counterpart
@@ -276,9 +278,9 @@ def _torch(sizes: Sizes, network: ScoreMLP, params, x, data):
   torch.set_num_threads(timing.THREADS)
 
   def build():
-    built = torch_counterpart.ScoreMLP(sizes.latents, sizes.width)
-    torch_counterpart.load(built, params["params"])
-    return built
+    network = torch_counterpart.ScoreMLP(sizes.latents, sizes.width)
+    torch_counterpart.load(network, params["params"])
+    return network
 
   theirs = build()
   inputs = {name: torch.tensor(np.asarray(value)) for name, value in x.items()}
@@ -294,9 +296,9 @@ def _torch(sizes: Sizes, network: ScoreMLP, params, x, data):
     return call
 
   with torch.inference_mode():
-    found = theirs(inputs, rows)
+    outputs = theirs(inputs, rows)
   expected = network.apply(params, x, _shared_time(sizes))
-  difference = max(float(np.abs(found[n].numpy() - expected[n]).max()) for n in sizes.latents)
+  difference = max(float(np.abs(outputs[n].numpy() - expected[n]).max()) for n in sizes.latents)
 
   def step(tuned):
     trainer = torch_counterpart.Trainer(

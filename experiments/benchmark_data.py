@@ -1,17 +1,18 @@
-"""Times what the input pipeline costs a training step; `experiments.benchmark data` runs it.
+"""Times the cost of the input pipeline per step; `experiments.benchmark data` runs it.
 
-First, on all cores that this process may use: how many examples a second threads and Grain's worker
-processes read of a column that computes its pictures, and how many threads the pipeline chooses.
+First, on all cores that this process may use, it measures how many examples per second threads and
+Grain's worker processes read from a column that computes its images, and reports how many threads
+the pipeline uses.
 
-Then, on two cores, the trainer's own step in turn in two ways: fed by the trainer's own pipeline, a
-new batch at every step, and with one batch that stays on the device. The ratio of the times is what
-the input costs. It is to be at most `TARGETS`:
+Then, on two cores, it times the trainer's step in two ways in turn: fed by the trainer's pipeline,
+with a new batch at every step, and with one batch that stays on the device. The ratio of the two
+times is the cost of the input. It should be at most `TARGETS`:
 
-  score  MLD's latent stage, sizes of the preset `digits`
-  image  an image autoencoder's stage, 28 x 28 x 1 pictures that lie in memory as float32
-  view   an image autoencoder's stage, 28 x 28 x 3 pictures that `poly_mnist` makes of bytes
+  score  MLD's latent stage, with the sizes of the preset `digits`
+  image  an image autoencoder's stage, 28 x 28 x 1 images in memory as float32
+  view   an image autoencoder's stage, 28 x 28 x 3 images that `poly_mnist` makes from bytes
 
-The data are made up; only their shapes matter.
+The data are random; only their shapes matter.
 """
 
 from collections.abc import Iterator, Mapping
@@ -39,14 +40,14 @@ Examples = Mapping[str, np.ndarray | Column]
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-  """What is measured.
+  """Sizes of the benchmark.
 
   Attributes:
-    examples: in each of the made-up data sets.
-    steps: training steps that are timed at once.
-    batch_size: examples of a batch that is only read.
-    batches: of these, how many are timed at once.
-    workers: most worker processes that read; 0 leaves them out.
+    examples: number of examples in each of the random data sets.
+    steps: training steps that are timed together.
+    batch_size: examples per batch where reading alone is timed.
+    batches: number of such batches that are timed together.
+    workers: largest number of worker processes that read; 0 does not measure them.
   """
 
   examples: int = 20_000
@@ -60,13 +61,13 @@ def run(sizes: Sizes, *, rounds: int) -> dict[str, Any]:
   """Measures reading, then keeps this process on two cores and measures training steps.
 
   Returns:
-    "examples_per_second" of each way to read; "chosen", the threads that the pipeline takes on all
-    cores for arrays in memory and for columns; "conditions", "ms" and "median_ms" of
+    "examples_per_second" of each way to read; "chosen", the number of threads that the pipeline
+    uses on all cores for arrays in memory and for columns; "conditions", "ms" and "median_ms" of
     `timing.measure` for NAME_fed and NAME_kept of each of `TARGETS`; "ratios" of their medians; and
     "targets".
   """
   view = {"m0": _view(sizes.examples)}
-  chosen = {
+  num_threads = {
     "arrays": pipeline.reading_threads({"x": np.zeros(1)}),
     "columns": pipeline.reading_threads(view),
   }
@@ -74,7 +75,7 @@ def run(sizes: Sizes, *, rounds: int) -> dict[str, Any]:
     read = timing.measure(readers, rounds)["median_ms"]
 
   timing.limit_threads()
-  results = {"conditions": timing.conditions(rounds, sizes), "chosen": chosen}
+  results = {"conditions": timing.conditions(rounds, sizes), "chosen": num_threads}
   results["examples_per_second"] = {name: 1e3 / ms for name, ms in read.items()}
   contestants = {}
   for name, (stage, examples) in stages(sizes).items():
@@ -87,24 +88,24 @@ def run(sizes: Sizes, *, rounds: int) -> dict[str, Any]:
 
 
 def table(results: Mapping[str, Any]) -> str:
-  """The results for a person to read."""
+  """Formats the results as a table."""
   labels = {
     "score": "step of MLD's latent stage",
     "image": "step of an image autoencoder",
-    "view": "the same, pictures made when read",
+    "view": "the same, images computed when read",
   }
   rows = []
   for name, label in labels.items():
     rows += [(f"{label}, fed", f"{name}_fed", "ms"), ("one batch kept", f"{name}_kept", "ms")]
-  chosen = results["chosen"]
+  num_threads = results["chosen"]
   return "\n".join(
     [
       *(
         f"read by {name:<48}{speed:9.0f} examples/s"
         for name, speed in results["examples_per_second"].items()
       ),
-      f"The pipeline reads with {chosen['columns']} thread(s) here, arrays in memory with"
-      f" {chosen['arrays']}, and with no worker processes.",
+      f"The pipeline reads with {num_threads['columns']} thread(s) here, arrays in memory with"
+      f" {num_threads['arrays']}, and with no worker processes.",
       *timing.lines(results, rows),
       "Fed to kept: "
       + ", ".join(
@@ -116,7 +117,7 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def stages(sizes: Sizes) -> dict[str, tuple[Stage, Examples]]:
-  """What is trained, and on what, for each of `TARGETS`."""
+  """Makes the stage and the examples to train it on, for each of `TARGETS`."""
   rng = np.random.default_rng(0)
   digits = mld_config.get_config("digits")
   latents = {name: digits.autoencoder[name].latent for name in digits.modalities}
@@ -142,7 +143,7 @@ def _stage(config, name: str) -> Stage:
 
 
 def _view(examples: int) -> Column:
-  """A column of `poly_mnist` over bytes in memory."""
+  """Makes a column of `poly_mnist` from bytes in memory."""
   rng = np.random.default_rng(0)
   digits = rng.integers(0, 256, (examples, 28, 28, 1), np.uint8)
   photo = rng.integers(0, 256, (200, 200, 3), np.uint8)
@@ -153,7 +154,7 @@ def _view(examples: int) -> Column:
 def _steps(
   name: str, stage: Stage, examples: Examples, sizes: Sizes
 ) -> dict[str, timing.Contestant]:
-  """Training as `trainer` does it, fed and with one batch kept."""
+  """Makes the contestants that train as `trainer` does, fed and with one batch kept."""
   settings = stage.settings
   group = settings.steps_per_dispatch
   grouped = group > 1
@@ -180,7 +181,7 @@ def _steps(
     jax.block_until_ready(meter)
 
   def fed():
-    # Drops the batches that were made ahead while nothing was timed.
+    # Drops the batches that were prefetched before the timing began.
     batches.set_state(batches.get_state())
     train(lambda: parallel.shard_batch(layout, next(batches), grouped=grouped))
 
@@ -191,12 +192,12 @@ def _steps(
 
 @contextlib.contextmanager
 def _readers(sizes: Sizes, examples: Examples) -> Iterator[dict[str, timing.Contestant]]:
-  """Ways to read, each with the number of examples that a call reads.
+  """Makes the contestants that only read, each with the number of examples that a call reads.
 
-  Worker processes have up to two batches each made ahead when a call begins, threads none.
+  When a call begins, each worker process may have prefetched up to two batches, threads none.
   """
-  most = max(2, pipeline.cores())
-  workers = min(most, sizes.workers)
+  max_threads = max(2, pipeline.cores())
+  workers = min(max_threads, sizes.workers)
   total = sizes.batches * sizes.batch_size
 
   def threads(num):
@@ -209,13 +210,13 @@ def _readers(sizes: Sizes, examples: Examples) -> Iterator[dict[str, timing.Cont
 
     return call, total
 
-  readers = {"1 thread": threads(1), f"{most} threads": threads(most)}
+  readers = {"1 thread": threads(1), f"{max_threads} threads": threads(max_threads)}
   if not workers:
     yield readers
     return
   source = grain.MapDataset.range(sizes.examples).shuffle(seed=0).repeat()
   batches = source.batch(sizes.batch_size, batch_fn=functools.partial(_gather, examples))
-  # No threads within the processes, which would share their cores.
+  # No threads within the worker processes: they would share the cores of the processes.
   options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
   processes = iter(
     batches.to_iter_dataset(options).mp_prefetch(

@@ -1,14 +1,14 @@
 """Times the loop of the solvers without a network; `experiments.benchmark solvers` runs it.
 
-The data are N(0.5, 0.7^2) in every dimension, whose denoiser and score are known and cost next to
-nothing, so that the loop, the arithmetic of a step and the noise are what is timed.
+The data are N(0.5, 0.7^2) in every dimension. Their denoiser and score have a closed form at almost
+no cost, so that the benchmark times the loop, the arithmetic of a step and the noise.
 `solvers.sample` is measured against a `lax.scan` of the same steps written by hand, and with
-`--against=diffrax` against Diffrax on the same times: the reverse SDE by Euler-Maruyama, the
-probability-flow ODE by Heun and by Euler (ours is `ddim(0.0)`, which is of order 1, too).
+`--against=diffrax` also against Diffrax at the same times: Euler-Maruyama for the reverse SDE, Heun
+and Euler for the probability-flow ODE (ours is `ddim(0.0)`, which is of order 1, too).
 
-Of Diffrax the quickest set-up is measured (`UnsafeBrownianPath`, `ForwardMode`, no bound on the
-number of steps, errors not thrown), and for the SDE also the one that it takes by default
-(`VirtualBrownianTree`, which redraws the same path for any steps).
+Diffrax is measured in its quickest setup (`UnsafeBrownianPath`, `ForwardMode`, no bound on the
+number of steps, errors not thrown), and for the SDE also in its default setup
+(`VirtualBrownianTree`, which draws the same path again for any steps).
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ from mmdiff_jax import multitime, noise, schedules, solvers
 from mmdiff_jax.errors import UserError
 
 SCHEDULE = schedules.VPLinear()
-MEAN, DEVIATION = 0.5, 0.7
+MEAN, STD = 0.5, 0.7
 SOLVERS = {
   "euler_maruyama": solvers.euler_maruyama,
   "euler": solvers.euler,
@@ -33,26 +33,27 @@ SOLVERS = {
   "heun": solvers.heun,
   "dpmpp_2m": solvers.dpmpp_2m,
 }
-# Diffrax's contestants, and which of ours does the same.
+# Diffrax's contestants, and the solver of ours that does the same.
 COUNTERPARTS = {
   "diffrax_unsafe": "euler_maruyama",
   "diffrax_tree": "euler_maruyama",
   "diffrax_heun": "heun",
   "diffrax_euler": "ddim",
 }
-# These draw noise and take many times as long as the others, which are called `burst` times.
+# These draw noise and take many times as long as the others. Only the others are called `burst`
+# times.
 STOCHASTIC = ("euler_maruyama", "euler_maruyama_scan", "noise", "diffrax_unsafe", "diffrax_tree")
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-  """What is measured.
+  """Sizes of the benchmark.
 
   Attributes:
     rows: number of samples.
-    dims: size of a sample.
-    steps: N; the times are `multitime.uniform_grid`, since Diffrax is quickest at equal steps.
-    burst: calls of a deterministic loop that are timed at once.
+    dims: number of dimensions of a sample.
+    steps: N; the times are `multitime.uniform_grid`, since Diffrax is quickest with equal steps.
+    burst: number of calls of a deterministic loop that are timed together.
   """
 
   rows: int = 1000
@@ -65,11 +66,11 @@ def run(sizes: Sizes, *, against: str | None, rounds: int) -> dict[str, Any]:
   """Measures all contestants in turn, `rounds` times.
 
   Returns:
-    "conditions"; "ms" and "median_ms" of `timing.measure` for each of `SOLVERS`, the same with
-    `_scan` (written by hand), `noise` (the noise of Euler-Maruyama, nothing else), and with a
-    counterpart each of `COUNTERPARTS` (`diffrax_tree` in one round); "ratios" of medians:
-    "scan" of ours to those written by hand, "noise" to Euler-Maruyama, and "diffrax" of ours to
-    its.
+    "conditions"; "ms" and "median_ms" of `timing.measure` for each of `SOLVERS`, the same names
+    with `_scan` (written by hand), `noise` (the noise of Euler-Maruyama alone), and with a
+    counterpart each of `COUNTERPARTS` (`diffrax_tree` in one round); "ratios" of medians: "scan",
+    ours to those written by hand, "noise", the noise to Euler-Maruyama, and "diffrax", ours to
+    Diffrax's.
 
   Raises:
     UserError: the counterpart is not installed.
@@ -89,7 +90,7 @@ def run(sizes: Sizes, *, against: str | None, rounds: int) -> dict[str, Any]:
 
 
 def table(results: Mapping[str, Any]) -> str:
-  """The results for a person to read."""
+  """Formats the results as a table."""
   sizes, ratios = results["conditions"]["sizes"], results["ratios"]
   rows = []
   for name in SOLVERS:
@@ -119,7 +120,7 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def contestants(sizes: Sizes, against: str | None) -> dict[str, timing.Contestant]:
-  """What `run` measures, compiled; each call returns the end of the samples' paths."""
+  """Makes the compiled contestants of `run`; each call returns the final samples."""
   loops = _ours(sizes) | (_diffrax(sizes) if against else {})
   bursts = {name: 1 if name in STOCHASTIC else sizes.burst for name in loops}
   return {
@@ -128,19 +129,19 @@ def contestants(sizes: Sizes, against: str | None) -> dict[str, timing.Contestan
 
 
 def start(sizes: Sizes) -> Float[Array, "rows dims"]:
-  """Where all paths start, at t = 1."""
+  """Draws the start of all paths, at t = 1."""
   return jax.random.normal(noise.make_key(0), (sizes.rows, sizes.dims))
 
 
 def _compiled(loop, sizes, burst):
-  """The function `() -> x` that calls `loop`, `(key, x) -> (x, steps)`, so many times."""
+  """Makes the function `() -> x` that calls `loop`, `(key, x) -> (x, steps)`, `burst` times."""
   key, x = noise.make_key(1), start(sizes)
   program = jax.jit(loop).lower(key, x).compile()
 
   def call():
     for _ in range(burst):
       end, steps = jax.block_until_ready(program(key, x))
-    # Diffrax adds up its times, so that rounding could cost it a step more.
+    # Diffrax accumulates its times, so that rounding errors could add a step.
     assert steps == sizes.steps, f"{steps} steps instead of {sizes.steps}"
     return end
 
@@ -148,15 +149,15 @@ def _compiled(loop, sizes, burst):
 
 
 def _distance(x, t):
-  """(x - its mean) / its variance at time `t`."""
+  """Computes (x - mean) / variance, with both moments those of x at time `t`."""
   alpha, sigma = SCHEDULE.alpha(t), SCHEDULE.sigma(t)
-  return (x - alpha * MEAN) / ((alpha * DEVIATION) ** 2 + sigma**2)
+  return (x - alpha * MEAN) / ((alpha * STD) ** 2 + sigma**2)
 
 
 def _denoiser(x, t):
   x, t = x["x"], t["x"]
   distance = _distance(x, t)
-  x0 = MEAN + SCHEDULE.alpha(t) * DEVIATION**2 * distance
+  x0 = MEAN + SCHEDULE.alpha(t) * STD**2 * distance
   return {"x": x0}, {"x": SCHEDULE.sigma(t) * distance}
 
 
@@ -179,14 +180,14 @@ def _ours(sizes):
     (end, _), _ = jax.lax.scan(step, start, (jnp.arange(sizes.steps), grid[:-1], grid[1:]))
     return end["x"], sizes.steps
 
-  def noise(key, x):
+  def draw_noise(key, x):
     def step(x, index):
       step_key, _ = jax.random.split(jax.random.fold_in(key, index))
       return x + noise.normal_like(step_key, "x", x), None
 
     return jax.lax.scan(step, x, jnp.arange(sizes.steps))[0], sizes.steps
 
-  loops = {"noise": noise}
+  loops = {"noise": draw_noise}
   for name, solver in SOLVERS.items():
     loops[name] = functools.partial(sample, solver)
     loops[f"{name}_scan"] = functools.partial(scan, solver)
@@ -199,8 +200,8 @@ def _diffrax(sizes):
     import lineax
   except ImportError as error:
     raise UserError(
-      "--against=diffrax needs Diffrax, which is not installed here: pip install 'diffrax>=0.7',"
-      " or leave the flag out."
+      "--against=diffrax needs Diffrax, which is not installed. Run pip install 'diffrax>=0.7',"
+      " or omit the flag."
     ) from error
 
   quickest = {"adjoint": diffrax.ForwardMode(), "max_steps": None, "throw": False}
@@ -209,10 +210,10 @@ def _diffrax(sizes):
     solution = diffrax.diffeqsolve(terms, solver, 1.0, 0.0, -1.0 / sizes.steps, x, **options)
     return solution.ys[0], solution.stats["num_steps"]
 
-  def drift(share, t, x, args):
-    """Of the reverse SDE at a share of 1, of the probability-flow ODE at 1/2."""
+  def drift(weight, t, x, args):
+    """Computes the drift of the reverse SDE (weight 1) or the probability-flow ODE (weight 1/2)."""
     del args
-    return SCHEDULE.drift(t) * x + share * SCHEDULE.diffusion(t) ** 2 * _distance(x, t)
+    return SCHEDULE.drift(t) * x + weight * SCHEDULE.diffusion(t) ** 2 * _distance(x, t)
 
   def diffusion(t, x, args):
     del args

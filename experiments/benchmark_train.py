@@ -1,14 +1,15 @@
-"""Times the training of a config's stages on made-up data; `experiments.benchmark train` runs it.
+"""Times training steps of a config's stages on random data; `experiments.benchmark train` runs it.
 
-Of each stage: how long its step takes to compile and to run, fed from the host's memory and with
-one batch that stays on the devices (the difference is what a step waits for its input, without
-reading files); examples a second; the FLOPs of loss and gradient, as the compiler counts them
-before it optimises, and their share of the devices' peak; and the memory that a device needs. The
-peak is that of the data sheet, in bfloat16, or where there is none, as for a CPU, what a product of
-large matrices reaches in float32. What `network.remat` computes once more is not counted.
+For each stage it measures how long the step takes to compile and to run, both fed from the host's
+memory and with one batch that stays on the devices (the difference is the time that a step waits
+for its input, without reading files); examples per second; the FLOPs of loss and gradient, as the
+compiler counts them before it optimises, and their fraction of the devices' peak; and the memory
+that a device needs. The peak is taken from the data sheet, in bfloat16, or where there is none, as
+for a CPU, from a product of large matrices in float32. Recomputation by `network.remat` is not
+counted.
 
-The step is the trainer's own, in the layout that `config.parallel` says, and nothing here needs
-TensorFlow, tfds, Grain, Orbax or clu. Values are random, so that the losses mean nothing.
+The step is the trainer's, in the layout of `config.parallel`, and nothing here needs TensorFlow,
+tfds, Grain, Orbax or clu. The values are random, so the losses mean nothing.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,8 +30,8 @@ from mmdiff_jax.modalities import Modality
 from mmdiff_jax.parallel import Layout
 from mmdiff_jax.training import state as state_lib, step as step_lib
 
-# FLOP/s of a device in bfloat16 without sparsity, from the makers' data sheets, by a part of what
-# JAX calls it.
+# FLOP/s of a device in bfloat16 without sparsity, from the makers' data sheets, by a part of the
+# device's name in JAX.
 PEAKS = {
   "H200": 989e12,
   "H100": 989e12,
@@ -40,33 +41,33 @@ PEAKS = {
   "TPU v5": 459e12,
   "TPU v6 lite": 918e12,
 }
-_BURST = 10  # Steps that are timed at once, at least.
-_PRODUCT = 4096  # Rows and columns of the matrices whose product shows what a device can do.
+_BURST = 10  # Least number of steps that are timed together.
+_PRODUCT = 4096  # Size of the square matrices whose product measures a device's peak.
 
 
 def run(
   config: ml_collections.ConfigDict, stages: Sequence[str] = (), *, rounds: int
 ) -> dict[str, Any]:
-  """Measures stages one after the other.
+  """Measures the stages one after the other.
 
   Args:
-    config: of a training run.
-    stages: names of those to measure; all if empty.
-    rounds: how often each is timed.
+    config: the config of a training run.
+    stages: names of the stages to measure; all if empty.
+    rounds: number of times that each is timed.
 
   Returns:
     "conditions", and for each stage in "stages" the quantities of `table`, by name.
 
   Raises:
-    UserError: no such stage, or a config or layout that cannot be.
+    UserError: there is no such stage, or the config or the layout is invalid.
   """
   framework = setup.build(config)
   base.check_stages(framework, stages)
   layout = parallel.make_layout(**config.parallel)
-  wanted = [stage for stage in framework.stages if not stages or stage.name in stages]
-  for stage in wanted:
+  measured = [stage for stage in framework.stages if not stages or stage.name in stages]
+  for stage in measured:
     parallel.check_batch_size(layout, stage.settings.batch_size, stage.settings.accumulate)
-  data = _made_up(
+  data = _random_inputs(
     datasets.modalities(**config.data.to_dict()),
     max(stage.settings.batch_size for stage in framework.stages),
   )
@@ -82,17 +83,17 @@ def run(
     "stages": {},
   }
   for stage, frozen, examples in each_stage(framework, data):
-    if stage in wanted:
+    if stage in measured:
       frozen = parallel.replicate(layout, frozen)
       loss = losses[stage.name]
       results["stages"][stage.name] = _measure(stage, loss, layout, frozen, examples, rounds, peak)
-    if stage is wanted[-1]:
+    if stage is measured[-1]:
       break
   return results
 
 
 def each_stage(framework: Framework, data: Batch) -> Iterator[tuple[Stage, Params, Batch]]:
-  """The stages in order, each with its frozen entries, as they were drawn, and its examples."""
+  """Yields each stage in order, with its frozen entries (at initial values) and its examples."""
   params: Params = {}
   for stage in framework.stages:
     constants, examples = stage.prepare(params, data)
@@ -105,7 +106,7 @@ def each_stage(framework: Framework, data: Batch) -> Iterator[tuple[Stage, Param
 
 
 def table(results: Mapping[str, Any]) -> str:
-  """The results for a person to read."""
+  """Formats the results as a table."""
   conditions = [
     f"{name} {x:,.1f}" if isinstance(x, float) else f"{name} {x}"
     for name, x in results["conditions"].items()
@@ -116,17 +117,17 @@ def table(results: Mapping[str, Any]) -> str:
     ("batch", "batch", "{:,.0f}"),
     ("seconds_compiling", "compiling, s", "{:.1f}"),
     ("ms_per_step", "step, ms", "{:.2f}"),
-    ("input_ms", "of it input, ms", "{:.2f}"),
+    ("input_ms", "of which input, ms", "{:.2f}"),
     ("examples_per_second", "examples/s", "{:,.0f}"),
-    ("gflop_per_step", "GFLOP a step", "{:,.2f}"),
+    ("gflop_per_step", "GFLOP per step", "{:,.2f}"),
     ("gflop_per_second", "GFLOP/s", "{:,.1f}"),
     ("share_of_peak", "of peak", "{:.1%}"),
-    ("memory_gb", "memory a device, GB", "{:.2f}"),
+    ("memory_gb", "memory per device, GB", "{:.2f}"),
   )
   header = ["stage", *(title for _, title, _ in columns)]
   rows = [
-    [name, *(form.format(found[key]) for key, _, form in columns)]
-    for name, found in results["stages"].items()
+    [name, *(form.format(values[key]) for key, _, form in columns)]
+    for name, values in results["stages"].items()
   ]
   lines = [
     ", ".join(conditions),
@@ -137,8 +138,8 @@ def table(results: Mapping[str, Any]) -> str:
   return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
-def _made_up(modalities: Sequence[Modality], rows: int) -> dict[str, np.ndarray]:
-  """Random values in the model's view."""
+def _random_inputs(modalities: Sequence[Modality], rows: int) -> dict[str, np.ndarray]:
+  """Draws random model inputs."""
   rng = np.random.default_rng(0)
   return {
     m.name: rng.integers(0, m.num_classes, (rows, *m.shape), np.int32)
@@ -149,7 +150,7 @@ def _made_up(modalities: Sequence[Modality], rows: int) -> dict[str, np.ndarray]
 
 
 def _peak(rounds: int) -> tuple[float, str]:
-  """FLOP/s of all devices together, and where the number is from."""
+  """Returns the FLOP/s of all devices together, and the source of the number."""
   device = jax.devices()[0]
   for part, flops in PEAKS.items():
     if part in device.device_kind:
@@ -158,7 +159,7 @@ def _peak(rounds: int) -> tuple[float, str]:
   product = jax.jit(jnp.matmul)
   once = {"product": (lambda: product(x, x).block_until_ready(), 1)}
   flops = 2e3 * _PRODUCT**3 / timing.measure(once, rounds)["median_ms"]["product"]
-  # Simulated devices share the cores, all of which one uses.
+  # Simulated devices share the cores, and one of them uses all cores.
   return flops * (1 if device.platform == "cpu" else jax.device_count()), "product of matrices"
 
 
@@ -175,24 +176,24 @@ def _measure(
   group, grouped = settings.steps_per_dispatch, settings.steps_per_dispatch > 1
   tx = state_lib.optimizer(settings)
   key = noise.make_key(0)
-  one = {name: np.asarray(x[: settings.batch_size]) for name, x in examples.items()}
+  batch = {name: np.asarray(x[: settings.batch_size]) for name, x in examples.items()}
 
-  _, create = step_lib.initial_state(stage, tx, layout, key, frozen, one)
+  _, create = step_lib.initial_state(stage, tx, layout, key, frozen, batch)
   state = create()
-  # Before the first step eats the state.
+  # Counted before the first step, which donates the state's buffers.
   size = sum(x.size for x in jax.tree.leaves(state.params))
-  flops = _flops(loss, state.params, frozen, one)
-  names, train_step = step_lib.make_train_step(stage, tx, layout, state.params, frozen, one)
+  flops = _flops(loss, state.params, frozen, batch)
+  names, train_step = step_lib.make_train_step(stage, tx, layout, state.params, frozen, batch)
   meter = step_lib.new_meter(layout, names)
-  whole = {name: np.stack([x] * group) for name, x in one.items()} if grouped else one
-  host = parallel.shard_batch(layout, whole, grouped=grouped)
+  batches = {name: np.stack([x] * group) for name, x in batch.items()} if grouped else batch
+  host = parallel.shard_batch(layout, batches, grouped=grouped)
   began = time.perf_counter()
   program = train_step.lower(state, meter, frozen, key, host).compile()
   compiling = time.perf_counter() - began
-  needed = program.memory_analysis()
+  memory = program.memory_analysis()
   kept = host
   if layout.kind == "jit":
-    kept = jax.device_put(whole, parallel.batch_sharding(layout, grouped=grouped))
+    kept = jax.device_put(batches, parallel.batch_sharding(layout, grouped=grouped))
   dispatches = -(-_BURST // group)
 
   def steps(batch):
@@ -202,29 +203,29 @@ def _measure(
     jax.block_until_ready(meter)
 
   count = dispatches * group
-  found = timing.measure(
+  times = timing.measure(
     {"fed": (lambda: steps(host), count), "kept": (lambda: steps(kept), count)}, rounds
   )
-  ms = found["median_ms"]["fed"]
+  ms = times["median_ms"]["fed"]
   return {
     "parameters": size,
     "batch": settings.batch_size,
     "seconds_compiling": compiling,
     "ms_per_step": ms,
-    "ms_of_all_rounds": found["ms"]["fed"],
-    "input_ms": ms - found["median_ms"]["kept"],
+    "ms_of_all_rounds": times["ms"]["fed"],
+    "input_ms": ms - times["median_ms"]["kept"],
     "examples_per_second": 1e3 * settings.batch_size / ms,
     "gflop_per_step": flops / 1e9,
     "gflop_per_second": flops / 1e6 / ms,
     "share_of_peak": flops * 1e3 / ms / peak,
-    "memory_gb": _memory(needed) / 1e9,
+    "memory_gb": _memory(memory) / 1e9,
   }
 
 
 def _flops(
   loss: Callable[..., Any], params: Params, frozen: Params, batch: Mapping[str, Any]
 ) -> float:
-  """Of loss and gradient for a whole batch, counted outside of loops, in which they count once."""
+  """Counts the FLOPs of loss and gradient for a batch; what is in a loop counts once only."""
 
   def gradient(params, frozen, key, batch):
     return jax.grad(lambda params: loss(params, frozen, key, batch)[0])(params)
@@ -233,11 +234,11 @@ def _flops(
   return float(lowered.cost_analysis()["flops"])
 
 
-def _memory(needed: Any) -> int:
-  """Bytes of a device: what the step is given, what it returns elsewhere, and what it works in."""
+def _memory(memory: Any) -> int:
+  """Adds up the bytes of a device: arguments, outputs in buffers of their own, scratch."""
   return (
-    needed.argument_size_in_bytes
-    + needed.output_size_in_bytes
-    - needed.alias_size_in_bytes
-    + needed.temp_size_in_bytes
+    memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes
+    + memory.temp_size_in_bytes
   )

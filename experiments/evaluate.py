@@ -5,26 +5,27 @@ python -m experiments.evaluate --workdir=DIR [--num=N --seeds=K --solver=NAME --
   --out=DIR]
 python -m experiments.evaluate --unconditional=DIR --experts=DIR,DIR --out=DIR [...]
 
-Writes `results.json`, `results.md` and `samples.png` into the workdir, or `--out`, and a picture of
-each of `config.evaluation.tasks` into `tasks`. The classifiers that judge are trained on first use
-and kept in `classifiers` beside them. With `--joint_only`, to compare solvers, it looks at joint
-samples alone, shows the numbers and writes nothing. Each `--data` is an option of the data set that
-differs from training's, for the judges' training, too.
+Writes `results.json`, `results.md` and `samples.png` into the workdir, or `--out`, and an image for
+each of `config.evaluation.tasks` into `tasks`. The classifiers are trained on first use and kept in
+`classifiers` beside them. With `--joint_only`, to compare solvers, it measures joint samples alone,
+prints the numbers and writes nothing. Each `--data` is an option of the data set that differs from
+training's; it applies to the training of the classifiers, too.
 
-With `--split=validation`, to choose settings, it measures on what `config.data.validation` held out
-of training in place of the test split, and writes into a folder `validation` there.
+With `--split=validation`, to choose settings, it measures on the examples that
+`config.data.validation` held out of training instead of the test split, and writes into a folder
+`validation` there.
 
-Where the data set can tell how true a modality is to what was given (`datasets.adherence`), that is
-measured, too, and beside it how true it is to what was given with another sample. Where captions
-have a grammar (`datasets.valid`), the fraction of generated ones that are sentences of it letter
-for letter is: a classifier reads the class of "hn eight", too.
+Where the data set defines how closely a modality adheres to what was given (`datasets.adherence`),
+that is measured, too, and beside it the adherence to what was given with another sample. Where
+captions have a grammar (`datasets.valid`), it also measures the fraction of generated captions that
+are sentences of it letter for letter: a classifier recognises the class of "hn eight", too.
 
-With `config.evaluation.similarity` modalities generated together are held against each generated
-alone from the same noise, by their classes and by how true one is to what the other is or says, see
+With `config.evaluation.similarity` modalities generated together are compared with each generated
+alone from the same noise, by their classes and by the adherence of one to the other, see
 `mmdiff_jax.evaluation.similarity`.
 
 Examples without classes (no column `label`) are measured by what needs none: masks against true
-ones, the spread of several draws, the variational bound, cost and pictures.
+ones, the spread of several draws, the variational bound, cost and images.
 """
 
 import ast
@@ -48,7 +49,7 @@ from mmdiff_jax import noise, storage
 from mmdiff_jax.data import datasets, missing
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.evaluation import (
-  classifiers,
+  classifiers as classifiers_lib,
   coherence,
   frechet,
   pictures,
@@ -58,31 +59,31 @@ from mmdiff_jax.evaluation import (
 from mmdiff_jax.evaluation.classifiers import Classifier
 from mmdiff_jax.modalities import Modality
 
-_SEEDS = setup.define_integer("seeds", None, "How many sampling seeds.", 1, 10**6)
-_JOINT_ONLY = flags.DEFINE_bool("joint_only", False, "Judge joint samples only, write nothing.")
+_SEEDS = setup.define_integer("seeds", None, "Number of sampling seeds.", 1, 10**6)
+_JOINT_ONLY = flags.DEFINE_bool("joint_only", False, "Measure joint samples only; write nothing.")
 _SPLIT = flags.DEFINE_enum(
   "split",
   None,
   ["test", "validation"],
-  "The split that is measured on; config.evaluation.split if not given.",
+  "Split to measure on; config.evaluation.split if not given.",
   allow_override=True,
 )
 _DATA = flags.DEFINE_multi_string(
-  "data", [], "OPTION=VALUE of the data set in place of the run's own; may be given repeatedly."
+  "data", [], "OPTION=VALUE of the data set that replaces the run's; may be repeated."
 )
 # Other entry points may have an --out of their own, and tests load several into one process.
 _OUT = flags.DEFINE_string(
   "out", None, "Folder for results and classifiers; the workdir if not given.", allow_override=True
 )
 
-_SHOWN = 10  # Samples in a panel of the picture.
+_SHOWN = 10  # Samples in a panel of the image.
 _CONTINUOUS = ("image", "audio", "video", "trajectory", "vector")
 
 Data = Mapping[str, np.ndarray]
 
 
 def main(argv: Sequence[str]) -> None:
-  """Loads the run, gets the classifiers, samples, judges and writes."""
+  """Loads the run, loads or trains the classifiers, samples, measures and writes."""
   del argv
   began = time.monotonic()
   trained = generation.load(setup.WORKDIR.value)
@@ -90,18 +91,20 @@ def main(argv: Sequence[str]) -> None:
   config = trained.config
   num = generation.NUM.value or config.evaluation.num
   if num < 2:
-    raise UserError("--num (or config.evaluation.num) is 1; spreads and distances need 2 or more.")
+    raise UserError(
+      "--num (or config.evaluation.num) is 1; it must be 2 or more for spreads and distances."
+    )
   draws = config.evaluation.get("draws", 1)
   if num % draws:
     raise UserError(
-      f"{num} samples (--num) are no whole number of examples with {draws} samples of each"
-      f" (config.evaluation.draws). Take a multiple of {draws}."
+      f"--num (or config.evaluation.num) is {num}, with config.evaluation.draws={draws} samples of"
+      f" each example. It must be a multiple of {draws}."
     )
-  tasks = tasks_of(trained)[: 1 if _JOINT_ONLY.value else None]
+  tasks = list_tasks(trained)[: 1 if _JOINT_ONLY.value else None]
   others = ml_collections.ConfigDict(config.evaluation.get("data")).to_dict()
   others |= _options(_DATA.value)
   if "split" in others:
-    raise UserError("--data=split=... is no option of a data set: write --split=validation.")
+    raise UserError("--data=split=... is not an option of a data set. Write --split=validation.")
   with config.unlocked():
     config.evaluation.split = split = _SPLIT.value or config.evaluation.get("split", "test")
   _check_split(config, split, others)
@@ -114,13 +117,13 @@ def main(argv: Sequence[str]) -> None:
   for modality in trained.framework.modalities:
     if modality.name not in data["test"]:
       raise UserError(
-        f"The data set {config.data.name!r} has no {modality.name!r}, which something is generated"
-        " from. Put first a run whose data set has all that is given."
+        f"The data set {config.data.name!r} has no {modality.name!r}, which is given in a task."
+        " Name first a run whose data set has all given modalities."
       )
-  judges = {}
+  classifiers = {}
   for modality in trained.framework.modalities if "label" in data["train"] else ():
     labelled = missing.complete(data["train"], [modality.name, "label"])
-    judges[modality.name] = classifiers.load_or_fit(
+    classifiers[modality.name] = classifiers_lib.load_or_fit(
       modality,
       labelled[modality.name],
       np.asarray(labelled["label"]),
@@ -132,7 +135,7 @@ def main(argv: Sequence[str]) -> None:
   adherence = {m.name: datasets.adherence(m.name, **options) for m in trained.framework.modalities}
   valid = {m.name: datasets.valid(m.name, **options) for m in trained.framework.modalities}
   results, panels = evaluate(
-    trained, judges, data, tasks, num=num, seeds=seeds, adherence=adherence, valid=valid
+    trained, classifiers, data, tasks, num=num, seeds=seeds, adherence=adherence, valid=valid
   )
   results["settings"]["data_options"] = others
   if trained.framework.bound and not _JOINT_ONLY.value:
@@ -149,25 +152,25 @@ def main(argv: Sequence[str]) -> None:
 Task = tuple[tuple[str, ...], tuple[str, ...]]
 
 
-def tasks_of(trained: generation.Trained) -> list[Task]:
-  """What is given and what is generated from it, each time; joint samples first.
+def list_tasks(trained: generation.Trained) -> list[Task]:
+  """Lists the tasks, each what is given and what is generated from it; joint samples first.
 
-  That is every subset that the framework serves, or those of `config.evaluation.tasks` whose
-  modalities the run has. What is given may be among what is generated: it is then made anew.
+  These are all subsets that the framework supports, or those of `config.evaluation.tasks` whose
+  modalities the run has. A given modality may also be a target: it is then regenerated.
 
   Raises:
-    UserError: it generates nothing without something given, or a task in the config has nothing
-      given or no target.
+    UserError: the framework cannot generate without something given, or a task in the config has
+      nothing given or no target.
   """
   framework = trained.framework
   names = tuple(modality.name for modality in framework.modalities)
-  if chosen := trained.config.evaluation.get("tasks"):
-    tasks = [(tuple(given), tuple(targets)) for given, targets in chosen]
+  if specified := trained.config.evaluation.get("tasks"):
+    tasks = [(tuple(given), tuple(targets)) for given, targets in specified]
     for given, targets in tasks:
       if not (given and targets):
         raise UserError(
           f"config.evaluation.tasks has {(given, targets)}; a task is what is given and what is"
-          " generated, at least one modality each. Samples from nothing are measured anyway."
+          " generated, at least one modality each. Joint samples are always measured."
         )
     return [((), names), *(task for task in tasks if set(sum(task, ())) <= set(names))]
   if framework.supported_tasks is None:
@@ -177,8 +180,8 @@ def tasks_of(trained: generation.Trained) -> list[Task]:
     ]
   if framework.supported_tasks[0][0]:
     raise UserError(
-      f"What is measured begins with samples without any condition, and this generates {names[0]!r}"
-      f" from {', '.join(names[1:])} alone. Measure it along with the unconditional model:"
+      f"Evaluation needs samples without any condition, but this model generates {names[0]!r} only"
+      f" from {', '.join(names[1:])}. Evaluate it together with the unconditional model:"
       " --unconditional=DIR --experts=DIR,DIR --out=DIR."
     )
   return list(framework.supported_tasks)
@@ -189,32 +192,32 @@ def _say(line: str) -> None:
 
 
 def _options(given: Sequence[str]) -> dict[str, Any]:
-  """Options of a data set from strings like "kinds=('half',)"."""
+  """Parses options of a data set from strings like "kinds=('half',)"."""
   options = {}
   for option in given:
     name, equals, value = option.partition("=")
     if not equals:
-      raise UserError(f"--data={option} has no value: write --data=OPTION=VALUE.")
+      raise UserError(f"--data={option} has no value. Write --data=OPTION=VALUE.")
     try:
       options[name] = ast.literal_eval(value)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
       options[name] = value  # A string without quotes.
     if name in ("data_dir", "manual_dir") and not isinstance(options[name], str):
-      options[name] = value  # Such as a folder 2024.
+      options[name] = value  # For example a folder named 2024.
   return options
 
 
 def _check_split(config: ml_collections.ConfigDict, split: str, others: Mapping[str, Any]) -> None:
-  """Checks that training did without the examples of the split."""
+  """Checks that the examples of the split were not trained on."""
   if "validation" in others:
     raise UserError(
-      "What is held out for validation was decided by the training: --data=validation and"
-      " config.evaluation.data.validation cannot change it."
+      "The examples held out for validation were decided by the training; --data=validation and"
+      " config.evaluation.data.validation cannot change them."
     )
   if split == "validation" and not config.data.get("validation"):
     raise UserError(
-      "The run has no validation split: all of the training split was trained on. Hold a part out,"
-      " such as a tenth, when you train: python -m experiments.train --config=CONFIG"
+      "The run has no validation split: it was trained on all of the training split. Hold out a"
+      " part, such as a tenth, when you train: python -m experiments.train --config=CONFIG"
       " --config.data.validation=0.1 --workdir=DIR. Experts that are composed need the same"
       " fraction."
     )
@@ -224,10 +227,10 @@ def _bound(trained: generation.Trained, data: Mapping[str, Data]) -> dict[str, f
   began = time.monotonic()
   names = [modality.name for modality in trained.framework.modalities]
   train, test = (missing.complete(data[split], names) for split in ("train", "test"))
-  found = trained.framework.bound(trained.params, noise.make_key(0), train, test)
-  shown = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
-  _say(f"variational bound: {shown}; {time.monotonic() - began:.1f} s")
-  return found
+  bound = trained.framework.bound(trained.params, noise.make_key(0), train, test)
+  text = ", ".join(f"{name} {value:.4g}" for name, value in bound.items())
+  _say(f"variational bound: {text}; {time.monotonic() - began:.1f} s")
+  return bound
 
 
 def _write(folder, trained, tasks, results, panels) -> epath.Path:
@@ -247,7 +250,7 @@ def _write(folder, trained, tasks, results, panels) -> epath.Path:
 
 def evaluate(
   trained: generation.Trained,
-  judges: Mapping[str, Classifier],
+  classifiers: Mapping[str, Classifier],
   data: Mapping[str, Data],
   tasks: Sequence[Task],
   *,
@@ -257,44 +260,44 @@ def evaluate(
   valid: Mapping[str, Callable[[np.ndarray], np.ndarray] | None] = types.MappingProxyType({}),
   say: Callable[[str], None] = _say,
 ) -> tuple[dict[str, Any], list[pictures.Panel]]:
-  """Samples, task by task, and judges.
+  """Samples task by task, and measures the samples.
 
   Args:
-    trained: from `generation.load`.
-    judges: a classifier of each modality; none if the data have no classes.
-    data: "train" and "test" in the model's view, with "label" if there are judges; "test" is the
-      split that is measured on, `config.evaluation.split`. What is given comes from it, other rows
-      (or another order) at each seed, each of them `config.evaluation.draws` times in a row. Of its
-      examples that lack modalities (`data.missing`) those that have all are used.
-    tasks: what is given and what is generated, such as `tasks_of`; joint samples, from nothing,
-      must be among them.
-    num: samples a seed, a multiple of the draws.
+    trained: the run from `generation.load`.
+    classifiers: a classifier of each modality; none if the data have no classes.
+    data: model inputs "train" and "test", with "label" if there are classifiers; "test" is the
+      split to measure on, `config.evaluation.split`. What is given is drawn from it, other rows (or
+      another order) at each seed, each of them `config.evaluation.draws` times in a row. Of its
+      examples only those that lack no modality (`data.missing`) are used.
+    tasks: what is given and what is generated in each task, as in `list_tasks`; joint samples, with
+      nothing given, must be among them.
+    num: number of samples per seed, a multiple of the draws.
     seeds: the sampling seeds.
-    adherence: of each modality, as `datasets.adherence`, for data with classes.
-    valid: of each modality, as `datasets.valid`.
-    say: takes lines of progress.
+    adherence: `datasets.adherence` of each modality, for data with classes.
+    valid: `datasets.valid` of each modality.
+    say: called with lines of progress.
 
   Returns:
-    The results as `tables` reads them, but for the whole wall time; and a panel of samples of each
-    task. What does not apply to the data or to a target is left out, and so is `recognised` where
-    at some seed nothing that was given is recognised.
+    The results as `tables` reads them, without the total wall time; and a panel of samples of each
+    task. What does not apply to the data or to a target is left out, and so is `recognised` if at
+    some seed nothing that was given is recognised.
   """
   modalities = {modality.name: modality for modality in trained.framework.modalities}
   names = tuple(modalities)
-  needed = (*names, "label") if judges else names
+  needed = (*names, "label") if classifiers else names
   test = missing.complete(data["test"], needed)
   draws = trained.config.evaluation.get("draws", 1)
   results = {"settings": _settings(trained, names, num, draws, seeds), "conditional": []}
-  truth = {name: _judge(judges, name, test[name]) for name in judges}
-  # Labels are their own judges, and those have no features.
+  truth = {name: _classify(classifiers, name, test[name]) for name in classifiers}
+  # The classifier of labels is the identity, which has no features.
   references = {
     name: _fit(x, f"{name} in the test split") for name, (_, x) in truth.items() if x.shape[1]
   }
-  if judges:
+  if classifiers:
     labels, train_labels = np.asarray(test["label"]), np.asarray(data["train"]["label"])
     train = {name: missing.complete(data["train"], [name])[name] for name in references}
     right = {name: truth[name][0] == labels for name in names}
-    law = coherence.histogram(train_labels, _num_classes(modalities, train_labels))
+    distribution = coherence.histogram(train_labels, _num_classes(modalities, train_labels))
     rebuilt = trained.framework.reconstruct(trained.params, {name: test[name] for name in names})
     results["settings"] |= {
       "frechet_reference": f"all of the {results['settings']['split']} split",
@@ -304,11 +307,13 @@ def evaluate(
     }
     results |= {
       "classifier_accuracy": {name: float(np.mean(right[name])) for name in names},
-      "reconstruction_accuracy": classifiers.accuracy(judges, rebuilt, labels),
-      "total_variation_floor": coherence.total_variation_floor(law, num),
+      "reconstruction_accuracy": classifiers_lib.accuracy(classifiers, rebuilt, labels),
+      "total_variation_floor": coherence.total_variation_floor(distribution, num),
       "frechet_of_training_split": {
         name: _distance(
-          reference, _judge(judges, name, train[name][:num]), f"{name} in the training split"
+          reference,
+          _classify(classifiers, name, train[name][:num]),
+          f"{name} in the training split",
         )
         for name, reference in references.items()
       },
@@ -316,15 +321,15 @@ def evaluate(
     halves = {}
     for name in references:
       sources = np.asarray(test.get(f"source_{name}", labels[:0]))
-      # At least two sources in each half, and something to learn from splitting by them.
+      # Each half needs two sources or more, and some source needs several examples.
       if 4 <= len(np.unique(sources)) < len(sources):
         distances = frechet.between_halves(truth[name][1], sources, num)
         halves[name] = tables.measurement(distances)
     if halves:
       results["frechet_between_halves"] = halves
     for title, key in (("data", "classifier_accuracy"), ("rebuilt", "reconstruction_accuracy")):
-      shown = ", ".join(f"{name} {100 * value:.1f} %" for name, value in results[key].items())
-      say(f"classifiers on {results['settings']['split']} {title}: {shown}")
+      text = ", ".join(f"{name} {100 * value:.1f} %" for name, value in results[key].items())
+      say(f"classifiers on {results['settings']['split']} {title}: {text}")
 
   @functools.cache
   def generator(given, targets, *, shuffled=False):
@@ -341,17 +346,17 @@ def evaluate(
       "seconds": seconds,
       "seconds_compiling": generator(given, targets).seconds,
     }
-    if judges and len(targets) > 1 and trained.config.evaluation.get("similarity"):
+    if classifiers and len(targets) > 1 and trained.config.evaluation.get("similarity"):
       alone = {name: sample(generator(given, (name,)))[0] for name in targets}
       shuffled = None
       if trained.framework.shuffled:
         shuffled, _ = sample(generator(given, targets, shuffled=True))
       examples = _given_examples(test, given, samples)
       cost["similarity"] = _similarity(
-        judges, adherence, targets, examples, samples, alone, shuffled
+        classifiers, adherence, targets, examples, samples, alone, shuffled
       )
-    judged = [
-      {name: _judge(judges, name, x[name]) for name in targets if name in judges}
+    outputs = [
+      {name: _classify(classifiers, name, x[name]) for name in targets if name in classifiers}
       for _, x in samples
     ]
     validity = {
@@ -362,46 +367,46 @@ def evaluate(
     if given:
       entry = {"given": list(given), "targets": {}}
       for name in targets:
-        found = [
-          _of_view(modalities[name], x[name], test[name], rows, draws) for rows, x in samples
+        measures_by_seed = [
+          _data_measures(modalities[name], x[name], test[name], rows, draws) for rows, x in samples
         ]
-        if judges:
+        if classifiers:
           recognised = np.all([right[other] for other in given], axis=0)
-          for one, seed, (rows, _) in zip(found, judged, samples, strict=True):
+          for measures, seed, (rows, _) in zip(measures_by_seed, outputs, samples, strict=True):
             title = f"{name}, generated ({key_name})"
-            one |= _of_class(
+            measures |= _class_measures(
               seed[name], labels[rows], recognised[rows], references.get(name), title
             )
-        entry["targets"][name] = _measurements(found)
+        entry["targets"][name] = _measurements(measures_by_seed)
         if name in validity:
           entry["targets"][name]["validity"] = validity[name]
-      for name in targets if judges else ():
-        if measures := adherence.get(name):
-          seen = [
-            (rows, x[name], seed[name][0]) for (rows, x), seed in zip(samples, judged, strict=True)
+      for name in targets if classifiers else ():
+        if measure := adherence.get(name):
+          sampled = [
+            (rows, x[name], seed[name][0]) for (rows, x), seed in zip(samples, outputs, strict=True)
           ]
-          found = _adherence(measures, {other: test[other] for other in given}, seen, draws)
-          entry["targets"][name] |= found
-      if judges and len(targets) > 1:
+          values = _adherence(measure, {other: test[other] for other in given}, sampled, draws)
+          entry["targets"][name] |= values
+      if classifiers and len(targets) > 1:
         right_all = [
           np.mean(np.all([seed[name][0] == labels[rows] for name in targets], axis=0))
-          for (rows, _), seed in zip(samples, judged, strict=True)
+          for (rows, _), seed in zip(samples, outputs, strict=True)
         ]
         entry["together"] = tables.measurement(right_all)
       results["conditional"].append(entry | cost)
     else:
       results["joint"] = cost | ({"validity": validity} if validity else {})
-      if judges:
-        classes = [{name: found[0] for name, found in seed.items()} for seed in judged]
+      if classifiers:
+        classes = [{name: values[0] for name, values in seed.items()} for seed in outputs]
         distances = [
           {
             name: _distance(references[name], seed[name], f"{name}, generated ({key_name})")
             for name in targets
             if name in references
           }
-          for seed in judged
+          for seed in outputs
         ]
-        results["joint"] |= _joint(trained.config, targets, classes, law)
+        results["joint"] |= _joint(trained.config, targets, classes, distribution)
         results["joint"]["frechet"] = _measurements(distances)
     panels.append(_panel(test, given, samples[0]))
     left = (time.monotonic() - began) * (len(tasks) - done - 1) / (done + 1)
@@ -413,16 +418,16 @@ def evaluate(
   return results, panels
 
 
-def _judge(judges, name, x):
-  return classifiers.classify(judges[name], x)
+def _classify(classifiers, name, x):
+  return classifiers_lib.classify(classifiers[name], x)
 
 
-def _distance(reference, judged, title) -> float:
-  return frechet.distance(reference, _fit(judged[1], title))
+def _distance(reference, outputs, title) -> float:
+  return frechet.distance(reference, _fit(outputs[1], title))
 
 
 def _fit(features, title) -> frechet.Gaussian:
-  """The Gaussian of some features; the table says once what few samples mean."""
+  """Fits a Gaussian to features; the warning about few samples is in the table, once."""
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     try:
@@ -431,79 +436,79 @@ def _fit(features, title) -> frechet.Gaussian:
       raise UserError(f"No Frechet distance: {error}") from error
 
 
-def _measurements(found: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-  """Of all quantities that every seed has."""
-  names = [name for name in found[0] if all(name in one for one in found)]
-  return {name: tables.measurement([one[name] for one in found]) for name in names}
+def _measurements(seeds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+  """Summarises over the seeds the quantities that all of them have."""
+  names = [name for name in seeds[0] if all(name in seed for seed in seeds)]
+  return {name: tables.measurement([seed[name] for seed in seeds]) for name in names}
 
 
-def _of_class(judged, labels, recognised, reference, title) -> dict[str, float]:
-  """What classifiers say of one seed's samples of a target.
+def _class_measures(outputs, labels, recognised, reference, title) -> dict[str, float]:
+  """Measures one seed's samples of a target with the classifiers.
 
   Args:
-    judged: their classes and features.
-    labels: of the examples given.
-    recognised: whether the classifier of each modality given finds that label in it.
-    reference: of the Frechet distance; None if there is none.
-    title: names the samples in an error.
+    outputs: the samples' classes and features.
+    labels: the labels of the given examples.
+    recognised: whether the classifiers recognise that label in all given modalities of an example.
+    reference: the Gaussian for the Frechet distance; None if there is none.
+    title: the name of the samples in an error.
   """
-  num_classes = int(max(judged[0].max(), labels.max())) + 1
-  laws = (coherence.histogram(classes, num_classes) for classes in (judged[0], labels))
-  found = {
-    "coherence": coherence.conditional(judged[0], labels),
-    "total_variation": coherence.total_variation(*laws),
+  num_classes = int(max(outputs[0].max(), labels.max())) + 1
+  distributions = (coherence.histogram(classes, num_classes) for classes in (outputs[0], labels))
+  measures = {
+    "coherence": coherence.conditional(outputs[0], labels),
+    "total_variation": coherence.total_variation(*distributions),
   }
   if recognised.any():
-    found["recognised"] = coherence.conditional(judged[0][recognised], labels[recognised])
+    measures["recognised"] = coherence.conditional(outputs[0][recognised], labels[recognised])
   if reference is not None:
-    found["frechet"] = _distance(reference, judged, title)
-  return found
+    measures["frechet"] = _distance(reference, outputs, title)
+  return measures
 
 
-def _adherence(adherence, test, seen, draws: int) -> dict[str, Any]:
-  """How true samples are to what was given, and to what was given with the sample before.
+def _adherence(adherence, test, sampled, draws: int) -> dict[str, Any]:
+  """Measures the adherence of samples to what was given, and to what the sample before was given.
 
   Args:
-    adherence: measures, as `datasets.adherence`.
-    test: what was given, in the test split.
-    seen: of each seed the rows of the split that were given, the samples and their classes.
-    draws: samples of each example given.
+    adherence: the measures of the target, as `datasets.adherence`.
+    test: the given modalities in the test split.
+    sampled: for each seed the rows of the split that were given, the samples and their classes.
+    draws: number of samples of each given example.
   """
-  found = {"adherence": [], "adherence_shuffled": []}
-  for rows, x, classes in seen:
-    for one, given in zip(found.values(), (rows, np.roll(rows, draws)), strict=True):
-      shares = adherence({name: test[name][given] for name in test}, x, classes)
-      # What no example says has no mean.
-      one.append({name: np.nanmean(s) for name, s in shares.items() if not np.isnan(s).all()})
-  return {name: _measurements(seeds) for name, seeds in found.items()}
+  measures = {"adherence": [], "adherence_shuffled": []}
+  for rows, x, classes in sampled:
+    for seeds, given in zip(measures.values(), (rows, np.roll(rows, draws)), strict=True):
+      fractions = adherence({name: test[name][given] for name in test}, x, classes)
+      # A measure that applies to no example has no mean.
+      seeds.append({name: np.nanmean(f) for name, f in fractions.items() if not np.isnan(f).all()})
+  return {name: _measurements(seeds) for name, seeds in measures.items()}
 
 
-def _of_view(modality: Modality, x, truth, rows, draws: int) -> dict[str, float]:
-  """What one seed's samples of a target say without classes.
+def _data_measures(modality: Modality, x, truth, rows, draws: int) -> dict[str, float]:
+  """Measures one seed's samples of a target without classes.
 
   Args:
     modality: the target.
-    x: the samples in the model's view.
+    x: the samples, as model inputs.
     truth: the target in the test split.
-    rows: those of the split that the samples belong to, each `draws` times in a row.
-    draws: samples of each example given.
+    rows: the rows of the split that were given for the samples, each `draws` times in a row.
+    draws: number of samples of each given example.
   """
-  found = {}
+  measures = {}
   if modality.kind == "mask":
-    # It takes a second to import. Totals over all masks, then the mean over classes.
+    # Imported here, since it takes a second. Totals over all masks, then the mean over classes.
     from sklearn import metrics
 
     true, drawn = np.ravel(truth[rows]), np.ravel(x)
-    found["iou"] = float(metrics.jaccard_score(true, drawn, average="macro"))
-    found["pixel_accuracy"] = float(np.mean(true == drawn))
+    measures["iou"] = float(metrics.jaccard_score(true, drawn, average="macro"))
+    measures["pixel_accuracy"] = float(np.mean(true == drawn))
   if draws > 1 and modality.kind in _CONTINUOUS:
     variance = np.var(x.reshape(len(x) // draws, draws, -1), axis=1, ddof=1)
-    found["spread"] = float(np.mean(np.sqrt(np.mean(variance, axis=-1))))
-  return found
+    measures["spread"] = float(np.mean(np.sqrt(np.mean(variance, axis=-1))))
+  return measures
 
 
 def _num_classes(modalities: Mapping[str, Modality], labels: np.ndarray) -> int:
-  """Those of the training split, or more if the labels themselves are generated."""
+  """Counts the classes of the training split, or more if the labels themselves are generated."""
   return max(int(labels.max()) + 1, modalities["label"].num_classes if "label" in modalities else 0)
 
 
@@ -512,7 +517,7 @@ def _arrow(given, targets):
 
 
 def _settings(trained, names, num, draws, seeds) -> dict[str, Any]:
-  """All that can move a number, and what else one must know to repeat it."""
+  """Lists all settings that can change a number or that are needed to reproduce it."""
   config = trained.config
   composition = config.get("composition")
   return ({"composition": composition.to_dict()} if composition else {}) | {
@@ -540,13 +545,13 @@ def _settings(trained, names, num, draws, seeds) -> dict[str, Any]:
 
 
 def _sample(test, given, key_name, num, draws, seeds, generator):
-  """Samples of each seed with the rows of the test split that were given, and seconds a seed."""
+  """Samples for each seed; returns given test rows with samples, and seconds per seed."""
   samples = []
   began = time.monotonic()
   for seed in seeds:
     rng = np.random.default_rng(seed)
-    size, wanted = len(next(iter(test.values()))), num // draws
-    rows = np.concatenate([rng.permutation(size) for _ in range(-(-wanted // size))])[:wanted]
+    size, num_rows = len(next(iter(test.values()))), num // draws
+    rows = np.concatenate([rng.permutation(size) for _ in range(-(-num_rows // size))])[:num_rows]
     rows = np.repeat(rows, draws)
     key = noise.modality_key(noise.make_key(seed), key_name)
     samples.append((rows, generator.generate(key, {name: test[name][rows] for name in given})))
@@ -554,34 +559,37 @@ def _sample(test, given, key_name, num, draws, seeds, generator):
 
 
 def _given_examples(test, given, samples) -> np.ndarray:
-  """Number of the example that was given for each sample of all seeds, int [samples].
+  """Numbers the example that was given for each sample of all seeds, int [samples].
 
-  Rows of the test split where all that is given is equal, such as one recording, are one example.
-  Without anything given each sample has a number of its own.
+  Rows of the test split in which all given modalities are equal, such as the same recording, are
+  one example. With nothing given, each sample has a different number.
   """
   rows = np.concatenate([rows for rows, _ in samples])
   if not given:
     return np.arange(len(rows))
-  rows, place = np.unique(rows, return_inverse=True)
+  rows, inverse = np.unique(rows, return_inverse=True)
   columns = [test[name][rows] for name in given]
   numbers = {}
   contents = (b"".join(x[i].tobytes() for x in columns) for i in range(len(rows)))
-  return np.array([numbers.setdefault(content, len(numbers)) for content in contents])[place]
+  return np.array([numbers.setdefault(content, len(numbers)) for content in contents])[inverse]
 
 
-def _similarity(judges, adherence, targets, examples, together, alone, shuffled) -> dict[str, Any]:
-  """Of each pair of targets, over all samples of all seeds: of classes, and of what else is said.
+def _similarity(
+  classifiers, adherence, targets, examples, together, alone, shuffled
+) -> dict[str, Any]:
+  """Computes the similarity of each pair of targets over all samples of all seeds.
 
-  Samples of fewer than two given examples have no standard error: nothing is said of them.
+  It compares their classes, and by `adherence` other properties. Samples of fewer than two given
+  examples have no standard error and are left out.
 
   Args:
-    judges: classifiers.
-    adherence: measures, as `datasets.adherence`.
-    targets: their names.
-    examples: as `_given_examples`.
-    together: as `_sample` gives them, generated together.
-    alone: likewise of each target.
-    shuffled: likewise, by `Framework.shuffled`; None where there is no such thing.
+    classifiers: the classifiers.
+    adherence: the measures, as `datasets.adherence`.
+    targets: names of the targets.
+    examples: the examples' numbers from `_given_examples`.
+    together: the samples from `_sample` of targets generated together.
+    alone: for each target, the samples of it generated alone.
+    shuffled: the samples by `Framework.shuffled`; None if the framework has none.
   """
   ways = {"together": dict.fromkeys(targets, together), "alone": alone}
   if shuffled:
@@ -591,42 +599,42 @@ def _similarity(judges, adherence, targets, examples, together, alone, shuffled)
     for way, of in ways.items()
   }
   classes = {
-    way: {name: classifiers.probabilities(judges[name], x) for name, x in of.items()}
+    way: {name: classifiers_lib.probabilities(classifiers[name], x) for name, x in of.items()}
     for way, of in samples.items()
   }
-  found = {}
+  similarities = {}
   if len(np.unique(examples)) < 2:
-    return found
+    return similarities
   for a, b in itertools.combinations(targets, 2):
-    alike = {way: similarity.same_class(of[a], of[b]) for way, of in classes.items()}
-    found[f"{a} + {b}"] = similarity.compared(examples, **alike)
+    same_class = {way: similarity.same_class(of[a], of[b]) for way, of in classes.items()}
+    similarities[f"{a} + {b}"] = similarity.compared(examples, **same_class)
     if measures := adherence.get(a):
-      shares = {
+      fractions = {
         way: measures({b: of[b]}, of[a], classes[way][a].argmax(-1)) for way, of in samples.items()
       }
-      # The others are not of b.
-      for name in (name for name in shares["together"] if name.startswith(f"{b} ")):
-        said = np.all([~np.isnan(share[name]) for share in shares.values()], axis=0)
-        if len(np.unique(examples[said])) > 1:
-          true = {way: share[name][said] for way, share in shares.items()}
-          found[f"{a} + {name}"] = similarity.compared(examples[said], **true)
-  return found
+      # The other measures are not about b.
+      for name in (name for name in fractions["together"] if name.startswith(f"{b} ")):
+        applies = np.all([~np.isnan(values[name]) for values in fractions.values()], axis=0)
+        if len(np.unique(examples[applies])) > 1:
+          adheres = {way: values[name][applies] for way, values in fractions.items()}
+          similarities[f"{a} + {name}"] = similarity.compared(examples[applies], **adheres)
+  return similarities
 
 
 def _subsets(config, names) -> list[list[str]]:
-  # A run with fewer modalities than its data set has may lack some.
+  # A run with fewer modalities than its data set may lack some of a subset's.
   return [list(subset) for subset in config.evaluation.subsets if set(subset) < set(names)]
 
 
-def _joint(config, names, classes, law) -> dict[str, Any]:
-  """Coherence and classes of joint samples; `law` is the data's share of each class."""
-  num_classes = len(law)
+def _joint(config, names, classes, data) -> dict[str, Any]:
+  """Measures coherence and classes of joint samples; `data` is the distribution of its classes."""
+  num_classes = len(data)
   first = names[0]
-  laws = {first: [coherence.histogram(seed[first], num_classes) for seed in classes]}
-  found = {}
-  # A modality alone agrees with itself.
+  histograms = {first: [coherence.histogram(seed[first], num_classes) for seed in classes]}
+  measures = {}
+  # A single modality always agrees with itself.
   if len(names) > 1:
-    laws["majority"] = [
+    histograms["majority"] = [
       coherence.histogram(coherence.majority(seed, num_classes), num_classes) for seed in classes
     ]
     adherence = {
@@ -634,22 +642,24 @@ def _joint(config, names, classes, law) -> dict[str, Any]:
       for subset in _subsets(config, names)
     }
     adherence[f"all {len(names)}"] = [coherence.joint(seed, names) for seed in classes]
-    found["coherence"] = {name: tables.measurement(values) for name, values in adherence.items()}
-  return found | {
-    "histogram": {name: np.mean(shares, 0).tolist() for name, shares in laws.items()}
-    | {"data": law.tolist()},
+    measures["coherence"] = {name: tables.measurement(values) for name, values in adherence.items()}
+  return measures | {
+    "histogram": {name: np.mean(seeds, 0).tolist() for name, seeds in histograms.items()}
+    | {"data": data.tolist()},
     "total_variation": {
-      name: tables.measurement([coherence.total_variation(one, law) for one in shares])
-      for name, shares in laws.items()
+      name: tables.measurement([coherence.total_variation(seed, data) for seed in seeds])
+      for name, seeds in histograms.items()
     },
   }
 
 
 def _panel(test, given, sampled) -> pictures.Panel:
   rows, samples = sampled
-  shown = {name: x[:_SHOWN] for name, x in samples.items()}
-  seen = {name: test[name][rows[:_SHOWN]] for name in given}
-  return pictures.Panel(f"From {', '.join(given)}" if given else "Generated together", shown, seen)
+  targets = {name: x[:_SHOWN] for name, x in samples.items()}
+  conditions = {name: test[name][rows[:_SHOWN]] for name in given}
+  return pictures.Panel(
+    f"From {', '.join(given)}" if given else "Generated together", targets, conditions
+  )
 
 
 if __name__ == "__main__":

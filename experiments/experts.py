@@ -1,4 +1,4 @@
-"""The flags that say which experts of MCDM are composed, and how; the runs behind them."""
+"""The flags that compose experts of MCDM, and the loading of the runs that they name."""
 
 from collections.abc import Sequence
 import math
@@ -21,47 +21,47 @@ from mmdiff_jax.frameworks.mcdm.sampling import Term
 from mmdiff_jax.training import checkpoints, workdir as workdir_lib
 
 _EXPERTS = flags.DEFINE_list(
-  "experts", [], "MCDM: runs to compose; DIR:sketch+mask shows a run only those conditions of its."
+  "experts", [], "MCDM: runs to compose; DIR:sketch+mask gives a run only these of its conditions."
 )
 _UNCONDITIONAL = flags.DEFINE_list(
-  "unconditional", [], "MCDM: run of the unconditional model, or of several that are mixed."
+  "unconditional", [], "MCDM: run of the unconditional model, or runs of several that are mixed."
 )
 WEIGHTS = flags.DEFINE_list(
   "weights",
   [],
-  "MCDM: one for each expert, 1 if none; A:B goes from A at t = 1 to B at t = 0. CoDi: NAME=SHARE"
-  " of prompts of what is given, 1 if not named.",
+  "MCDM: one for each expert, 1 if not given; A:B goes from A at t = 1 to B at t = 0. CoDi:"
+  " NAME=WEIGHT of the prompt of each given modality, 1 if not named.",
 )
 _SHARES = flags.DEFINE_list(
-  "shares", [], "MCDM: how far each unconditional model is relied on; they sum to 1. Equal if none."
+  "shares", [], "MCDM: weight of each unconditional model; they sum to 1. Equal if not given."
 )
 
 
 def wanted() -> bool:
-  """Whether the flags ask for a composition."""
+  """Returns whether the flags ask for a composition."""
   return bool(_EXPERTS.value or _UNCONDITIONAL.value or _SHARES.value)
 
 
 def load(ema: bool) -> tuple[ml_collections.ConfigDict, Framework, Params]:
-  """The composition that the flags name.
+  """Loads the composition that the flags name.
 
   Args:
-    ema: whether experts give the running mean of their parameters.
+    ema: whether to load the EMA of the experts' parameters.
 
   Returns:
-    A config with the first run's way to sample and a data set that has all modalities, if a run's
-    does; the framework; and its parameters.
+    A config with the first run's sampling fields and a data set that has all modalities, if any
+    run's does; the framework; and its parameters.
 
   Raises:
-    UserError: a run that is none, or no expert; experts that do not fit together; weights or shares
-      that are no numbers, or not as many.
+    UserError: a folder is not a run or not an expert's; the experts do not fit together; the
+      weights or shares are not numbers, or there are too many or too few.
   """
-  chosen = [_term(text) for text in _EXPERTS.value]
-  weights = WEIGHTS.value or ["1"] * len(chosen)
-  if len(weights) != len(chosen):
+  runs = [_term(text) for text in _EXPERTS.value]
+  weights = WEIGHTS.value or ["1"] * len(runs)
+  if len(weights) != len(runs):
     raise UserError(
-      f"--weights has {len(weights)} ({', '.join(weights)}) for {len(chosen)} experts"
-      f" ({', '.join(run for run, _ in chosen) or 'none'}): give each one its own, in that order."
+      f"--weights has {len(weights)} value(s) ({', '.join(weights)}) for {len(runs)} expert(s)"
+      f" ({', '.join(run for run, _ in runs) or 'none'}). Give one for each expert, in that order."
     )
   unconditional = [_run(run) for run in _UNCONDITIONAL.value]
   if len(set(unconditional)) < len(unconditional):
@@ -69,28 +69,30 @@ def load(ema: bool) -> tuple[ml_collections.ConfigDict, Framework, Params]:
   shares = _SHARES.value or [1 / len(unconditional) for _ in unconditional]
   if len(shares) != len(unconditional):
     raise UserError(
-      f"--shares has {len(shares)} for {len(unconditional)} unconditional models"
-      f" ({', '.join(unconditional) or 'none'}): give each one its own, in that order."
+      f"--shares has {len(shares)} value(s) for {len(unconditional)} unconditional model(s)"
+      f" ({', '.join(unconditional) or 'none'}). Give one for each model, in that order."
     )
-  if not (chosen or unconditional):
-    raise UserError("--shares are of runs: name them, --unconditional=DIR,DIR.")
+  if not (runs or unconditional):
+    raise UserError(
+      "--shares is set, but no runs are named. Name them with --unconditional=DIR,DIR."
+    )
   configs, experts = {}, {}
-  for run in dict.fromkeys([*unconditional, *(run for run, _ in chosen)]):
+  for run in dict.fromkeys([*unconditional, *(run for run, _ in runs)]):
     configs[run] = config = workdir_lib.load_config(run)
     if config.framework != "mcdm":
       raise UserError(
-        f"The run {run} is of the framework {config.framework!r}. Only experts of MCDM compose;"
-        " train one with --config=configs/mcdm.py:EXPERT."
+        f"The run {run} is of the framework {config.framework!r}. Only experts of MCDM can be"
+        " composed; train one with --config=configs/mcdm.py:EXPERT."
       )
     experts[run] = make_expert(config, setup.modalities(config))
   terms = [
-    Term(run, shown or tuple(c.name for c in experts[run].conditions), _weight(weight))
-    for (run, shown), weight in zip(chosen, weights, strict=True)
+    Term(run, names or tuple(c.name for c in experts[run].conditions), _weight(weight))
+    for (run, names), weight in zip(runs, weights, strict=True)
   ]
   for term in terms:
     if not term.conditions:
       raise UserError(
-        f"The expert {term.run} has no conditions; name it with --unconditional, not --experts."
+        f"The expert {term.run} has no conditions. Name it with --unconditional, not --experts."
       )
   shares = [number("shares", share) for share in shares]
   framework = compose(experts, dict(zip(unconditional, shares, strict=True)), terms)
@@ -103,7 +105,7 @@ def load(ema: bool) -> tuple[ml_collections.ConfigDict, Framework, Params]:
   config.data = _data([other.data for other in configs.values()], framework)
   with config.unlocked():
     if len(fractions) > 1:
-      # No part is held out of the training of all of them.
+      # No part of the data is held out from the training of all of them.
       config.data.validation = None
     config.composition = {
       "experts": [f"{term.run}:{'+'.join(term.conditions)}" for term in terms],
@@ -115,17 +117,17 @@ def load(ema: bool) -> tuple[ml_collections.ConfigDict, Framework, Params]:
 
 
 def check_corrector(config: ml_collections.ConfigDict) -> None:
-  """Checks the corrector of a composition against its weights.
+  """Checks that the corrector of a composition does not diverge with its weights.
 
   Args:
-    config: from `load`, with the settings that flags changed.
+    config: the config from `load`, with the fields that flags override.
 
   Raises:
     UserError: its steps would diverge.
   """
   corrector, composition = config.sampling.get("corrector"), config.composition
   weights = [_weight(text) for text in composition.weights]
-  # Of a weight that changes with t the ends, between which the bound has no lower value.
+  # A weight that changes with t is checked at both ends: the bound is no lower between them.
   ends = [
     [weight({SPACE: t}) if callable(weight) else weight for weight in weights] for t in (1.0, 0.0)
   ]
@@ -133,13 +135,13 @@ def check_corrector(config: ml_collections.ConfigDict) -> None:
   if corrector and corrector.num and corrector.snr >= largest:
     raise UserError(
       f"The corrector's steps of snr {corrector.snr:g} would diverge with the weights"
-      f" {', '.join(composition.weights)}: give less than {largest:.3g}, such as"
+      f" {', '.join(composition.weights)}. Give an snr below {largest:.3g}, such as"
       f" --corrector={corrector.num}:{corrector.leapfrog}:{largest / 2:.2g}."
     )
 
 
 def _data(sets: Sequence[ml_collections.ConfigDict], framework: Framework):
-  """The first data set with all modalities; else the first one, with all columns of its folder."""
+  """Returns the first data set with all modalities, else the first with its folder's columns."""
   needed = {modality.name for modality in framework.modalities}
   for data in sets:
     if needed <= {modality.name for modality in datasets.modalities(**data.to_dict())}:
@@ -154,13 +156,13 @@ def _data(sets: Sequence[ml_collections.ConfigDict], framework: Framework):
 
 
 def _folder(data: ml_collections.ConfigDict) -> str | None:
-  """One name for each folder of a user's own files."""
+  """Returns one name for each folder of a user's files, however it is written."""
   folder = data.get("manual_dir")
   return folder and os.path.abspath(storage.expanded(folder, "config.data.manual_dir"))
 
 
 def _term(text: str) -> tuple[str, tuple[str, ...]]:
-  """The run and the conditions named, none if all are meant."""
+  """Parses a run and the names of its conditions; no names mean all."""
   run, colon, names = text.rpartition(":")
   if not colon or names.startswith("//") or os.path.isdir(_run(text)):
     return _run(text), ()
@@ -168,7 +170,7 @@ def _term(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _run(name: str) -> str:
-  """One name for each run, so that naming one twice is seen."""
+  """Returns one name for each run, so that duplicates are noticed."""
   name = os.fspath(storage.path(name))
   return name if storage.in_bucket(name) else os.path.normpath(name)
 
@@ -185,15 +187,15 @@ def _between(begin, end, t):
 
 
 def number(flag: str, text: str | float) -> float:
-  """The number in a flag.
+  """Parses a number in a flag's value.
 
   Raises:
-    UserError: it is none, or not finite.
+    UserError: it is not a number, or not finite.
   """
   try:
     number = float(text)
   except ValueError:
     number = math.nan
   if not math.isfinite(number):
-    raise UserError(f"--{flag} has {text!r}, which is no number.")
+    raise UserError(f"--{flag} has {text!r}, which is not a finite number.")
   return number

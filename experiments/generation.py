@@ -1,4 +1,4 @@
-"""What sampling and evaluation share: a trained run, and how to generate with it."""
+"""Code shared by sampling and evaluation: loading a trained run, and generating with it."""
 
 from collections.abc import Callable, Mapping, Sequence
 import time
@@ -18,11 +18,11 @@ from mmdiff_jax.frameworks import base
 from mmdiff_jax.frameworks.base import Framework, Params, SamplerConfig
 from mmdiff_jax.training import checkpoints, workdir as workdir_lib
 
-NUM = setup.define_integer("num", None, "How many samples.", 1, 10**7)
+NUM = setup.define_integer("num", None, "Number of samples.", 1, 10**7)
 SOLVER = flags.DEFINE_string("solver", None, "Solver; the config's if not given.")
 STEPS = setup.define_integer("steps", None, "Steps of the solver; the config's if not given.", 1)
 GUIDANCE = flags.DEFINE_float(
-  "guidance", None, "Strength of what is given; 1 is plain, and the config's if not given."
+  "guidance", None, "Guidance strength; 1 is no guidance. The config's if not given."
 )
 MODE = flags.DEFINE_string(
   "mode", None, "MT-Diffusion: replacement or informed; the config's if not given."
@@ -30,15 +30,15 @@ MODE = flags.DEFINE_string(
 CORRECTOR = flags.DEFINE_string(
   "corrector",
   None,
-  "MCDM: corrections after each step as NUM, NUM:LEAPFROG or NUM:LEAPFROG:SNR,"
+  "MCDM: corrector steps after each solver step, as NUM, NUM:LEAPFROG or NUM:LEAPFROG:SNR,"
   " such as 4:3:0.7; LEAPFROG = 1 is Langevin. The config's if not given.",
 )
-EMA = flags.DEFINE_bool("ema", True, "Use the running mean of the last stage's parameters.")
+EMA = flags.DEFINE_bool("ema", True, "Use the EMA of the last stage's parameters.")
 BEST = flags.DEFINE_bool(
-  "best", False, "Of the last stage, the checkpoint that config.monitor.best kept; else its last."
+  "best", False, "Use the last stage's best checkpoint by config.monitor.best, not its last one."
 )
 
-# Flax's errors of parameters of another shape or name.
+# Flax's errors where parameters have another shape or name.
 _FIT = (
   flax.errors.ScopeParamShapeError,
   flax.errors.ScopeParamNotFoundError,
@@ -51,12 +51,12 @@ class Trained(NamedTuple):
   """A training run, ready to generate.
 
   Attributes:
-    config: the run's, with the flags' settings of sampling.
-    framework: built from it.
+    config: the run's config, with the sampling fields that flags override.
+    framework: the framework built from it.
     params: all of its parameters.
-    sampling: how to generate.
-    ema: whether the last stage gives its running mean.
-    best: the metric that says which checkpoint the last stage gives; empty for its last one.
+    sampling: the parsed sampling fields.
+    ema: whether the last stage's parameters are their EMA.
+    best: the metric whose best checkpoint the last stage uses; empty for its last checkpoint.
   """
 
   config: ml_collections.ConfigDict
@@ -68,20 +68,20 @@ class Trained(NamedTuple):
 
 
 def load(workdir: str | None) -> Trained:
-  """A run, or the experts that flags name, to be sampled as the flags say and else as its config.
+  """Loads a run or the experts that flags name; flags override the config's sampling fields.
 
   Args:
-    workdir: of the run; None for experts.
+    workdir: the folder of the run; None for experts.
 
   Raises:
-    UserError: there is no run, it is not trained or damaged, or kept no best checkpoint that is
-      asked for, the solver is unknown, a flag is not of its framework, or experts do not compose or
-      with a corrector whose steps would diverge.
+    UserError: there is no run, it is not trained or is damaged, it kept no best checkpoint though
+      one is asked for, the solver is unknown, its framework does not have a flag, the experts do
+      not compose, or the corrector's steps would diverge.
   """
   if experts.wanted() == bool(workdir):
     raise UserError(
-      "Say what to generate with: --workdir=DIR, or runs of MCDM with --unconditional=DIR and"
-      " --experts=DIR,DIR (not both)."
+      "Name the model to generate with: either --workdir=DIR, or runs of MCDM with"
+      " --unconditional=DIR and --experts=DIR,DIR (not both)."
     )
   best = ""
   if workdir:
@@ -90,12 +90,12 @@ def load(workdir: str | None) -> Trained:
     best = config.monitor.get("best", "") if BEST.value else ""
     if BEST.value and not best:
       raise UserError(
-        f"The run {workdir} was not asked to keep its best checkpoint: --best goes with a run that"
-        " was trained with --config.monitor.best=METRIC."
+        f"The run {workdir} kept no best checkpoint. --best needs a run that was trained with"
+        " --config.monitor.best=METRIC."
       )
     params = checkpoints.load_params(framework, workdir, ema=EMA.value, best=best)
   elif BEST.value:
-    raise UserError("--best is for one run, --workdir=DIR; experts give their last checkpoints.")
+    raise UserError("--best is for one run (--workdir=DIR); experts use their last checkpoints.")
   else:
     config, framework, params = experts.load(EMA.value)
     experts.check_corrector(_flagged(config))
@@ -103,7 +103,7 @@ def load(workdir: str | None) -> Trained:
 
 
 def _flagged(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """The config with the settings of sampling that are flags."""
+  """Overrides the sampling fields of the config that have flags."""
   for flag in (SOLVER, STEPS, GUIDANCE, MODE, CORRECTOR):
     if flag.value is None:
       continue
@@ -122,47 +122,49 @@ def _flagged(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def _weights(config: ml_collections.ConfigDict, texts: Sequence[str]) -> dict[str, float]:
-  """The shares of prompts that `--weights` names."""
+  """Parses the weights of prompts that `--weights` names."""
   if "weights" not in config.sampling:
     raise UserError(
-      f"The framework {config.framework!r} of this run has no --weights; those of experts go with"
-      " --experts=DIR,DIR."
+      f"The framework {config.framework!r} of this run has no --weights. The weights of experts"
+      " need --experts=DIR,DIR."
     )
-  found = {}
+  weights = {}
   for text in texts:
-    name, _, share = text.partition("=")
-    if name not in config.modalities or name in found:
+    name, _, weight = text.partition("=")
+    if name not in config.modalities or name in weights:
       raise UserError(
-        f"--weights has {text!r}. Of what is given name each once as NAME=SHARE, NAME one of"
+        f"--weights has {text!r}. Name given modalities, each once, as NAME=WEIGHT with NAME one of"
         f" {', '.join(config.modalities)}."
       )
-    found[name] = experts.number("weights", share)
-  return found
+    weights[name] = experts.number("weights", weight)
+  return weights
 
 
 def _corrector(text: str) -> dict[str, float]:
   kinds = {"num": int, "leapfrog": int, "snr": float}
   parts = text.split(":")
   try:
-    found = {name: kinds[name](part) for name, part in zip(kinds, parts, strict=False)}
+    values = {name: kinds[name](part) for name, part in zip(kinds, parts, strict=False)}
   except ValueError:
-    found = {}
-  if len(found) < len(parts) or found["num"] < 0 or min(list(found.values())[1:], default=1) <= 0:
+    values = {}
+  if (
+    len(values) < len(parts) or values["num"] < 0 or min(list(values.values())[1:], default=1) <= 0
+  ):
     raise UserError(
-      f"--corrector={text} is not NUM, NUM:LEAPFROG or NUM:LEAPFROG:SNR, such as 4:3:0.7: how many"
-      " corrections follow each step, of how many leapfrog steps, how large."
+      f"--corrector={text} is not NUM, NUM:LEAPFROG or NUM:LEAPFROG:SNR, such as 4:3:0.7: the"
+      " number of corrections after each step, the leapfrog steps in each, and their size."
     )
-  return found
+  return values
 
 
 def folder(out: str | None) -> epath.Path:
-  """Where results go: that folder, or the workdir.
+  """Returns the folder for results: `out`, or the workdir.
 
   Raises:
-    UserError: neither was named.
+    UserError: neither is named.
   """
   if not (out or setup.WORKDIR.value):
-    raise UserError("Say where the results go: --out=DIR. A composition has no workdir of its own.")
+    raise UserError("Name the folder for the results with --out=DIR: a composition has no workdir.")
   return storage.path(out or setup.WORKDIR.value)
 
 
@@ -170,8 +172,8 @@ class Generator(NamedTuple):
   """A compiled sampler.
 
   Attributes:
-    generate: `(key, given) -> samples`, dicts of NumPy arrays in the model's view.
-    seconds: what compiling took.
+    generate: `(key, given) -> samples`, dicts of NumPy arrays, as model inputs.
+    seconds: the time that compiling took.
   """
 
   generate: Callable[[Any, Mapping[str, np.ndarray]], dict[str, np.ndarray]]
@@ -187,19 +189,19 @@ def generator(
   *,
   shuffled: bool = False,
 ) -> Generator:
-  """Compiles one way to sample, once for all seeds, in equal parts of at most 1,000 rows.
+  """Compiles a sampler of one task, once for all seeds, in equal parts of at most 1,000 rows.
 
-  The rows of a part are split over all devices, by jit or pmap as in training, and the number of
-  devices changes no row's noise: where it does not divide them, some more rows are made and left
-  out.
+  The rows of a part are split over all devices, by jit or pmap as in training. The number of
+  devices does not change any row's noise: where it does not divide the rows, extra rows are
+  generated and dropped.
 
   Args:
-    trained: from `load`.
-    data: arrays whose shapes and types are those of what will be given.
-    given: the names of what will be given.
-    targets: the names of what is to be generated.
-    num: samples a call.
-    shuffled: whether by `Framework.shuffled`.
+    trained: the run from `load`.
+    data: arrays with the shapes and types of the given modalities.
+    given: names of the given modalities.
+    targets: names of the modalities to generate.
+    num: number of samples per call.
+    shuffled: whether to sample with `Framework.shuffled`.
 
   Returns:
     The sampler.
@@ -207,11 +209,12 @@ def generator(
   began = time.monotonic()
   parts = -(-num // _ROWS)
   size = -(-num // parts)
-  # Shuffled rows read one another, and those of other devices are out of sight in pmap.
+  # Shuffled rows read one another, and pmap cannot read rows of other devices.
   layout = parallel.make_layout("jit" if shuffled else trained.config.parallel.kind)
-  made = -(-size // layout.mesh.size) * layout.mesh.size
+  num_rows = -(-size // layout.mesh.size) * layout.mesh.size
   like = {
-    name: jax.ShapeDtypeStruct((made, *data[name].shape[1:]), data[name].dtype) for name in given
+    name: jax.ShapeDtypeStruct((num_rows, *data[name].shape[1:]), data[name].dtype)
+    for name in given
   }
   function = trained.framework.shuffled if shuffled else trained.framework.sample
 
@@ -219,23 +222,23 @@ def generator(
     return function(params, key, given, targets, rows, trained.sampling)
 
   try:
-    program = parallel.compile_sampler(layout, sample, trained.params, like, made)
+    program = parallel.compile_sampler(layout, sample, trained.params, like, num_rows)
   except _FIT as error:
     raise UserError(
       "The parameters in the checkpoints do not fit the networks of the config"
-      f" ({str(error).splitlines()[0]}). The checkpoints are of another version of the program, or"
-      " config.json was changed; the config that was trained is in a checkpoint's meta item."
+      f" ({str(error).splitlines()[0]}). The checkpoints are from another version of this library,"
+      " or config.json was changed; the config of the training is in a checkpoint's meta item."
     ) from error
 
   def generate(key, values):
-    found = []
+    samples = []
     for part in range(parts):
-      # What is too many repeats the last row.
-      index = np.minimum(part * size + np.arange(made), num - 1)
-      own = {name: values[name][index] for name in like}
-      found.append(program(jax.random.fold_in(key, part), own))
+      # Surplus rows repeat the last row.
+      index = np.minimum(part * size + np.arange(num_rows), num - 1)
+      given_rows = {name: values[name][index] for name in like}
+      samples.append(program(jax.random.fold_in(key, part), given_rows))
     return {
-      name: np.concatenate([np.asarray(part[name])[:size] for part in found])[:num]
+      name: np.concatenate([np.asarray(part[name])[:size] for part in samples])[:num]
       for name in targets
     }
 

@@ -1,11 +1,11 @@
-"""Prepares a data set on disk, checks it and shows what is in it.
+"""Prepares a data set on disk, checks it, and writes contact sheets of its examples.
 
 python -m experiments.prepare_data --dataset=NAME [--data_dir=DIR --manual_dir=DIR --out=DIR]
 
-NAME is that of a preset of configs/mld.py or else configs/mt_diffusion.py, whose data set and
-options are taken, or of a data set.
-What is prepared already is only checked. Files of a public set come from the internet or, where
-they are there, from the manual folder, which is `<data_dir>/downloads/manual` by default.
+NAME is a preset of configs/mld.py or else configs/mt_diffusion.py, whose data set and options are
+used, or a data set.
+Data that were prepared before are only checked. The files of a public data set are downloaded, or
+read from the manual folder if they are there; it is `<data_dir>/downloads/manual` by default.
 """
 
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -34,7 +34,7 @@ _DATA_DIR = flags.DEFINE_string(
   "data_dir", None, "Folder of prepared data sets; ~/tensorflow_datasets if not given."
 )
 _MANUAL_DIR = flags.DEFINE_string(
-  "manual_dir", None, "Folder of files that you bring; DATA_DIR/downloads/manual if not given."
+  "manual_dir", None, "Folder of your own files; DATA_DIR/downloads/manual if not given."
 )
 # Other entry points may have an --out of their own, and tests load several into one process.
 _OUT = flags.DEFINE_string(
@@ -45,20 +45,20 @@ _OUT = flags.DEFINE_string(
 )
 
 SPLITS = ("train", "test")
-REPORT = "report.txt"  # Written with the sheets: where it is, they are all there.
+REPORT = "report.txt"  # Written with the sheets: where it exists, they are complete.
 
-_SHOWN, _HEARD = 64, 16  # Examples on a sheet, in a sound.
-_SIDE, _WIDTH = 64, 1200  # Pixels: least height of an example, width of a sheet.
+_SHOWN, _HEARD = 64, 16  # Examples on a sheet, and in a sound.
+_SIDE, _WIDTH = 64, 1200  # Pixels: least height of an example, and width of a sheet.
 _PAUSE = 0.1  # Seconds of silence after each sound.
 
 
 class Split(NamedTuple):
-  """What is kept of a split.
+  """The size and the first examples of a split.
 
   Attributes:
-    number: examples.
-    first: the first of them, {modality: [_SHOWN, ...]}, in the model's view, and what says which
-      of them lack one (`data/missing.py`).
+    number: number of examples.
+    first: the first examples as model inputs, {modality: [_SHOWN, ...]}, and the masks of those
+      that lack a modality (`data/missing.py`).
   """
 
   number: int
@@ -66,7 +66,7 @@ class Split(NamedTuple):
 
 
 def main(argv: Sequence[str]) -> None:
-  """Prepares, checks, prints and draws."""
+  """Prepares and checks the data set, prints a report and draws the contact sheets."""
   del argv
   name = _DATASET.value
   data = options(name) | {"data_dir": _DATA_DIR.value, "manual_dir": _MANUAL_DIR.value}
@@ -75,41 +75,41 @@ def main(argv: Sequence[str]) -> None:
     _OUT.value or os.path.join("contact_sheets", name), "The folder for the contact sheets (--out)"
   )
   files = {file for modality in modalities for file in _files(modality)} | {REPORT}
-  _check_own(out, name, files)
+  _check_folder(out, name, files)
   storage.check_writable(out.parent, "--out")
   arrays, splits = {}, {}
-  with _sources_tell():
+  with _logging_to_stdout():
     for split in SPLITS:
       print(f"{name}, {split}: reading and checking ...", flush=True)
       arrays[split] = datasets.load(split=split, **data)
       splits[split] = check(name, split, modalities, arrays[split])
   report = table(name, modalities, splits) + in_both(modalities, *arrays.values())
   print(report, end="")
-  there = {path.name for path in out.iterdir()} if out.exists() else set()
-  if there == files and (out / REPORT).read_text() == report:
-    print(f"All was prepared before. The contact sheets are in {out}.")
+  names = {path.name for path in out.iterdir()} if out.exists() else set()
+  if names == files and (out / REPORT).read_text() == report:
+    print(f"Everything was prepared before. The contact sheets are in {out}.")
     return
   write(out, modalities, splits["train"].first, report)
   print(f"Wrote the contact sheets into {out}.")
 
 
 def options(name: str) -> dict[str, Any]:
-  """What `datasets.load` takes but for the split: of the preset of that name, or of no options."""
+  """Returns the options of `datasets.load` except the split: the preset's, or the name alone."""
   for configs in (mld, mt_diffusion):
     with contextlib.suppress(UserError):
       return configs.get_config(name).data.to_dict()
   return {"name": name}
 
 
-def _check_own(out: pathlib.Path, name: str, files: Set[str]) -> None:
-  """Raises UserError unless a folder is not there, is empty or holds this data set's sheets."""
+def _check_folder(out: pathlib.Path, name: str, files: Set[str]) -> None:
+  """Raises UserError unless a folder is absent, empty or has only this data set's sheets."""
   if not out.exists() or (out.is_dir() and not any(out.iterdir())):
     return
   report = out / REPORT
-  own = report.is_file() and report.read_bytes().startswith(f"\n{name}, ".encode())
-  if not own or not {path.name for path in out.iterdir()} <= files:
+  is_ours = report.is_file() and report.read_bytes().startswith(f"\n{name}, ".encode())
+  if not is_ours or not {path.name for path in out.iterdir()} <= files:
     raise UserError(
-      f"There are other files in {out}, where the contact sheets should be. Name another folder "
+      f"There are other files in {out}, the folder for the contact sheets. Name another folder "
       "with --out."
     )
 
@@ -122,23 +122,23 @@ def check(
   Args:
     name: the data set.
     split: the split.
-    modalities: what must be there.
-    arrays: the split in the model's view; may be columns that are made when read.
+    modalities: the modalities that it must have.
+    arrays: the model inputs of the split; may be columns that are computed when read.
 
   Returns:
-    Its number of examples and the first ones.
+    Its number of examples and the first examples.
 
   Raises:
-    UserError: it is empty, or a modality is missing or has another number of examples than the
-      others, or the first examples have another shape, type or range than it says.
+    UserError: the split is empty, a modality is missing or has another number of examples than the
+      others, or the first examples do not have the modality's shape, type or range.
   """
   if missing := [modality.name for modality in modalities if modality.name not in arrays]:
     raise UserError(f"The split {split!r} of the data set {name!r} has no {', '.join(missing)}.")
   numbers = {modality.name: len(arrays[modality.name]) for modality in modalities}
   if len(set(numbers.values())) != 1 or 0 in numbers.values():
     raise UserError(
-      f"The split {split!r} of the data set {name!r} must have examples, of each modality the same "
-      f"number; it has {numbers}. Check the folders given as --data_dir and --manual_dir."
+      f"The split {split!r} of the data set {name!r} must have examples, the same number for each "
+      f"modality; it has {numbers}. Check the folders given as --data_dir and --manual_dir."
     )
   first = {modality.name: arrays[modality.name][:_SHOWN] for modality in modalities}
   for modality in modalities:
@@ -158,15 +158,15 @@ def check(
 
 
 def table(name: str, modalities: Sequence[Modality], splits: Mapping[str, Split]) -> str:
-  """What is in a data set: its splits, and of each modality the kind, shape, type and size."""
+  """Formats the contents of a data set: its splits; each modality's kind, shape, type and size."""
   lines = [
     "",
-    *(f"{name}, {split}: {found.number:,} examples, checked" for split, found in splits.items()),
+    *(f"{name}, {split}: {part.number:,} examples, checked" for split, part in splits.items()),
   ]
   rows = [("modality", "kind", "shape", "type", "classes", *(f"MB, {split}" for split in splits))]
   for modality in modalities:
     first = next(iter(splits.values())).first[modality.name]
-    sizes = (found.number * first[0].nbytes / 1e6 for found in splits.values())
+    sizes = (part.number * first[0].nbytes / 1e6 for part in splits.values())
     rows.append(
       (
         modality.name,
@@ -181,35 +181,36 @@ def table(name: str, modalities: Sequence[Modality], splits: Mapping[str, Split]
   for row in rows:
     cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
     lines.append("  ".join(cells).rstrip())
-  return "\n".join([*lines, "MB are those of the model's view in memory.", ""])
+  return "\n".join([*lines, "MB are those of the model inputs in memory.", ""])
 
 
 def in_both(
   modalities: Sequence[Modality], train: Mapping[str, np.ndarray], test: Mapping[str, np.ndarray]
 ) -> str:
-  """A line for each modality of which tests are in training, too, bit for bit.
+  """Warns, in a line per modality, of test examples that are in training, too, bit for bit.
 
-  Not of labels, texts and masks, which are often equal, nor of what is the same all over. Others
-  can be by chance, such as what is drawn with a few points; many say that the splits are not apart.
+  Labels, texts and masks are left out, since they are often equal, and so are constant examples.
+  A few others can be equal by chance, such as drawings of a few points; many mean that the splits
+  overlap.
   """
   lines = []
   for modality in modalities:
     if modality.kind in ("label", "text", "mask"):
       continue
     ours, theirs = (_present(arrays, modality.name) for arrays in (train, test))
-    # What is the same all over, such as a fully masked image, says nothing.
+    # A constant example, such as a fully masked image, does not count.
     rows = np.array([i for i in pairing.shared(ours, theirs) if np.ptp(theirs[int(i)])], int)
     if len(rows):
       lines.append(
-        f"Warning: {len(rows):,} of {len(theirs):,} tests of {modality.name!r} are in training, "
-        f"too, such as the first {rows[:5].tolist()}.\n"
+        f"Warning: {len(rows):,} of {len(theirs):,} test examples of {modality.name!r} are in "
+        f"training, too; the first rows are {rows[:5].tolist()}.\n"
       )
   return "".join(lines)
 
 
 def _present(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray | pairing.Column:
-  there = arrays.get(f"{name}_present")
-  return arrays[name] if there is None else arrays[name][np.asarray(there)]
+  present = arrays.get(f"{name}_present")
+  return arrays[name] if present is None else arrays[name][np.asarray(present)]
 
 
 def write(
@@ -218,15 +219,15 @@ def write(
   first: Mapping[str, np.ndarray],
   report: str,
 ) -> None:
-  """Writes a sheet for each modality, all of them or none; example i is at place i in each.
+  """Writes a sheet for each modality, all of them or none; example i is at position i in each.
 
-  What an example lacks is black, not heard, and an empty line.
+  A modality that an example lacks is a black image, no sound, or an empty line.
 
   Args:
     out: the folder; the files of an earlier run in it are replaced.
-    modalities: what to draw.
-    first: examples in the model's view, {modality: [n, ...]}, and which of them lack one.
-    report: text to be kept with them.
+    modalities: the modalities to draw.
+    first: the examples' model inputs, {modality: [n, ...]}, and the masks of those that lack one.
+    report: text to save with them.
 
   Raises:
     UserError: they cannot be written, such as on a full disk.
@@ -246,31 +247,34 @@ def write(
       sheets.replace(out)
   except OSError as error:
     raise UserError(
-      f"The contact sheets cannot be written to {out} ({error}); nothing was left there. Make "
-      "room, or name another folder with --out."
+      f"The contact sheets cannot be written to {out} ({error}); no file was left there. "
+      "Free some space, or name another folder with --out."
     ) from error
 
 
 def _files(modality: Modality) -> tuple[str, ...]:
-  """The names of what `_draw` writes."""
+  """Returns the names of the files that `_draw` writes."""
   suffixes = {"text": ("txt",), "label": ("txt",), "audio": ("png", "wav")}
   return tuple(f"{modality.name}.{suffix}" for suffix in suffixes.get(modality.kind, ("png",)))
 
 
 def _draw(folder: pathlib.Path, modality: Modality, rows: np.ndarray, present: np.ndarray) -> None:
-  """Writes what a person looks at, listens to and reads."""
-  # They take their time to import.
+  """Writes a modality's examples as an image, a sound or text."""
+  # They take long to import.
   from PIL import Image
   from scipy.io import wavfile
 
   path = folder / modality.name
   if modality.kind in ("text", "label"):
-    lines = [modality.show(row) if there else "" for row, there in zip(rows, present, strict=True)]
+    lines = [
+      modality.show(row) if is_present else ""
+      for row, is_present in zip(rows, present, strict=True)
+    ]
     path.with_suffix(".txt").write_text("".join(f"{line}\n" for line in lines))
     return
   tiles = [
-    np.where(there, picture(modality, row), np.uint8(0))
-    for row, there in zip(rows, present, strict=True)
+    np.where(is_present, picture(modality, row), np.uint8(0))
+    for row, is_present in zip(rows, present, strict=True)
   ]
   height, width, _ = tiles[0].shape
   zoom = -(-_SIDE // height)
@@ -282,15 +286,15 @@ def _draw(folder: pathlib.Path, modality: Modality, rows: np.ndarray, present: n
     sound = np.concatenate(
       [part for row in heard for part in (modality.show(row), pause)] or [pause]
     )
-    whole = np.round(np.clip(sound, -1.0, 1.0) * 32767).astype(np.int16)
-    wavfile.write(path.with_suffix(".wav"), modality.sample_rate, whole)
+    pcm = np.round(np.clip(sound, -1.0, 1.0) * 32767).astype(np.int16)
+    wavfile.write(path.with_suffix(".wav"), modality.sample_rate, pcm)
 
 
 @contextlib.contextmanager
-def _sources_tell() -> Iterator[None]:
-  """Within, what the sources find, prepare and check is printed."""
+def _logging_to_stdout() -> Iterator[None]:
+  """Prints, within the context, the log of the data sources: what they find, prepare and check."""
   log, handler = logging.getLogger("mmdiff_jax.data"), logging.StreamHandler(sys.stdout)
-  kept = log.level, log.propagate
+  saved = log.level, log.propagate
   log.propagate = False
   log.setLevel(logging.INFO)
   log.addHandler(handler)
@@ -298,8 +302,8 @@ def _sources_tell() -> Iterator[None]:
     yield
   finally:
     log.removeHandler(handler)
-    log.propagate = kept[1]
-    log.setLevel(kept[0])
+    log.propagate = saved[1]
+    log.setLevel(saved[0])
 
 
 if __name__ == "__main__":

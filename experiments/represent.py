@@ -1,12 +1,12 @@
-"""Makes the representations that the data set `represented` reads, with a frozen classifier.
+"""Computes the representations that the data set `represented` reads, with a frozen classifier.
 
 python -m experiments.represent --dataset=NAME --modality=NAME --out=FILE.npz
   [--data_dir=DIR --manual_dir=DIR]
 
-The classifier of that modality is trained on the training split, from a seed of its own, so that
-it is another network than the one that judges samples in experiments.evaluate. The file has the 256
-features of its last hidden layer of all examples, in the arrays `train` and `test`. The same
-command makes the same file again.
+The classifier of that modality is trained on the training split, with a seed of its own, so that
+it is a different network from the one that classifies samples in experiments.evaluate. The file has
+the 256 features of its last hidden layer for all examples, in the arrays `train` and `test`. The
+same command writes the same file again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,29 +33,29 @@ _DATA_DIR = flags.DEFINE_string(
 _MANUAL_DIR = flags.DEFINE_string(
   "manual_dir",
   None,
-  "Folder of files that you bring; DATA_DIR/downloads/manual if not given.",
+  "Folder of your own files; DATA_DIR/downloads/manual if not given.",
   allow_override=True,
 )
-_MODALITY = flags.DEFINE_string("modality", None, "The modality that is represented.")
-_OUT = flags.DEFINE_string("out", None, "The NPZ file.", allow_override=True)
+_MODALITY = flags.DEFINE_string("modality", None, "Modality to represent.")
+_OUT = flags.DEFINE_string("out", None, "NPZ file to write.", allow_override=True)
 
-_SEED = 6007  # Not that of the classifiers that judge.
+_SEED = 6007  # Not the seed of the classifiers in experiments.evaluate.
 
 
 def main(argv: Sequence[str]) -> None:
-  """Trains, represents, prints and writes."""
+  """Trains the classifier, computes the features and writes them."""
   del argv
   name, out = _DATASET.value, storage.on_disk(_OUT.value, "The NPZ file (--out)")
   modalities = {modality.name: modality for modality in datasets.modalities(name)}
   if _MODALITY.value not in modalities or "label" not in modalities:
     raise UserError(
-      f"The data set {name!r} must have a modality {_MODALITY.value!r} (--modality), and a label to"
-      f" train a classifier by. It has: {', '.join(modalities)}."
+      f"The data set {name!r} must have the modality {_MODALITY.value!r} (--modality), and the"
+      f" modality 'label' to train a classifier. It has: {', '.join(modalities)}."
     )
   if not out.parent.is_dir():
-    raise UserError(f"There is no folder {out.parent} to write {out.name} (--out) into. Make it.")
+    raise UserError(f"There is no folder {out.parent} for the file {out.name} (--out). Create it.")
   storage.check_file_writable(out, "--out")
-  storage.check_writable(out.parent, "--out")  # The file is first written beside its place.
+  storage.check_writable(out.parent, "--out")  # The file is written beside its final path first.
   data = {
     split: datasets.load(name, split, _DATA_DIR.value, _MANUAL_DIR.value)
     for split in ("train", "test")
@@ -69,14 +69,14 @@ def main(argv: Sequence[str]) -> None:
 def represent(
   modality: Modality, data: Mapping[str, Mapping[str, np.ndarray | Column]]
 ) -> dict[str, np.ndarray]:
-  """The features of a modality by a classifier of its own; prints progress and its accuracy.
+  """Trains a classifier and computes its features of a modality; prints progress and accuracy.
 
   Args:
-    modality: what is represented.
+    modality: the modality to represent.
     data: the splits "train" and "test", with "label".
 
   Returns:
-    Of each split float16 [n, 256], whose error of 0.05 % is nothing to a network, at half the size.
+    float16 [n, 256] for each split: half the size, with an error of 0.05 % that no network notices.
   """
   key = noise.modality_key(noise.make_key(_SEED), modality.name)
   labels = {split: np.asarray(arrays["label"]) for split, arrays in data.items()}
@@ -86,10 +86,10 @@ def represent(
   features = {}
   for split, arrays in data.items():
     _say(f"features of {modality.name}, {split}: {len(labels[split]):,} examples ...")
-    classes, found = classifiers.classify(classifier, arrays[modality.name])
-    features[split] = found.astype(np.float16)
+    classes, values = classifiers.classify(classifier, arrays[modality.name])
+    features[split] = values.astype(np.float16)
   accuracy = np.mean(classes == labels["test"])
-  _say(f"The classifier of {modality.name} is right in {100 * accuracy:.1f} % of the tests.")
+  _say(f"The classifier of {modality.name} is right for {100 * accuracy:.1f} % of the tests.")
   return features
 
 

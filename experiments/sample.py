@@ -1,13 +1,13 @@
-"""Generates samples from a trained framework and writes them as pictures, sound, text and arrays.
+"""Generates samples from a trained framework; writes images, sound, text and arrays.
 
 python -m experiments.sample --workdir=DIR [--given=tone,caption --targets=digit,scene --num=16
   --solver=dpmpp_2m --steps=32 --guidance=1.5 --mode=informed --noema --best --seed=0
   --given_npz=FILE --out=DIR]
 
 With nothing given all targets are generated together; with no targets, all that is not given. CoDi
-makes a target anew that is given, too, and takes the shares of its prompts, `--weights=tone=2`.
+can also regenerate a modality that is given, and takes weights of its prompts, `--weights=tone=2`.
 
-An expert of MCDM with nothing named is given all of its conditions; so are experts that are
+If nothing is named, an expert of MCDM is given all of its conditions; so are experts that are
 composed:
 
 python -m experiments.sample --unconditional=DIR --experts=DIR,DIR --out=DIR [--weights=1,0.5:2
@@ -34,10 +34,10 @@ from mmdiff_jax.modalities import Modality, video_gif
 _GIVEN = flags.DEFINE_list("given", [], "Modalities that are given.")
 _TARGETS = flags.DEFINE_list("targets", [], "Modalities to generate; all others if none.")
 _SEED = setup.define_integer(
-  "seed", 0, "Draws the noise, and what is given from the test split.", 0, 10**9
+  "seed", 0, "Seed of the noise and of the rows of the test split.", 0, 10**9
 )
 _GIVEN_NPZ = flags.DEFINE_string(
-  "given_npz", None, "NPZ file with what is given, in the model's view; else the test split."
+  "given_npz", None, "NPZ file with the given model inputs; the test split's if not given."
 )
 # Other entry points may have an --out of their own, and tests load several into one process.
 _OUT = flags.DEFINE_string(
@@ -49,7 +49,7 @@ _PAUSE = 0.1  # Seconds of silence after each sound.
 
 
 def main(argv: Sequence[str]) -> None:
-  """Generates and writes."""
+  """Generates samples and writes them."""
   del argv
   trained = generation.load(setup.WORKDIR.value)
   out = storage.path(_OUT.value or generation.folder(None) / "samples")
@@ -82,94 +82,98 @@ def main(argv: Sequence[str]) -> None:
 def check_names(
   framework: Framework, given: Sequence[str], targets: Sequence[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-  """The given and the target modalities in the run's order.
+  """Returns the given and the target modalities in the run's order.
 
   Args:
-    framework: of the run.
-    given: what is given; if empty and there are `ways`, as much as can be.
-    targets: what to generate; if empty, all that is not given and can be.
+    framework: the framework of the run.
+    given: names of the given modalities; if empty and the framework has `supported_tasks`, the
+      given modalities of the last of them.
+    targets: names of the modalities to generate; if empty, those of the last supported task, or
+      all that are not given.
 
   Raises:
-    UserError: an unknown name, one in both if the framework does not make it anew, nothing left to
-      generate, or none of the ways.
+    UserError: a name is unknown, or in both though the framework cannot regenerate what is given,
+      nothing is left to generate, or the task is not supported.
   """
-  known, ways = [modality.name for modality in framework.modalities], framework.supported_tasks
+  available, tasks = [modality.name for modality in framework.modalities], framework.supported_tasks
   for flag, names in (("given", given), ("targets", targets)):
     for name in names:
-      if name not in known:
+      if name not in available:
         raise UserError(
-          f"There is no modality {name!r} (in --{flag}). This run has: {', '.join(known)}. Name "
-          "one or several of them, with commas between."
+          f"There is no modality {name!r} (in --{flag}). This run has: {', '.join(available)}. "
+          "Name one or several of them, separated by commas."
         )
   both = [name for name in given if name in targets]
   if both and not framework.can_regenerate_given:
     raise UserError(
       f"{', '.join(both)}: both given and a target. Leave it out of --given to have it generated, "
-      "or out of --targets to keep it as it is."
+      "or out of --targets to keep it unchanged."
     )
-  if ways:
-    given = given or ways[-1][0]
-    targets = targets or ways[-1][1]
-  targets = targets or [name for name in known if name not in given]
+  if tasks:
+    given = given or tasks[-1][0]
+    targets = targets or tasks[-1][1]
+  targets = targets or [name for name in available if name not in given]
   if not targets:
     raise UserError(
       f"All modalities are given ({', '.join(given)}), so that nothing is left to generate. Leave "
       "one out of --given."
     )
-  chosen = tuple(tuple(name for name in known if name in names) for names in (given, targets))
-  if ways and chosen not in ways:
+  task = tuple(tuple(name for name in available if name in names) for names in (given, targets))
+  if tasks and task not in tasks:
     raise UserError(
-      f"This cannot generate {', '.join(chosen[1])} from {', '.join(chosen[0]) or 'nothing'}. It"
-      f" generates {', '.join(ways[0][1])}, from"
-      f" {'; '.join(', '.join(names) or 'nothing' for names, _ in ways)}."
+      f"This run cannot generate {', '.join(task[1])} from {', '.join(task[0]) or 'nothing'}. It"
+      f" generates {', '.join(tasks[0][1])} from"
+      f" {'; '.join(', '.join(names) or 'nothing' for names, _ in tasks)}."
     )
-  return chosen
+  return task
 
 
 def _check_weights(weights: Mapping[str, float], given: Sequence[str]) -> None:
   if absent := [name for name in weights if name not in given]:
     raise UserError(
-      f"--weights has {', '.join(absent)}, which --given has not ({', '.join(given) or 'nothing'})."
-      " Leave it out of --weights, or add it to --given."
+      f"--weights names {', '.join(absent)}, but --given does not ({', '.join(given) or 'nothing'})"
+      ". Leave it out of --weights, or add it to --given."
     )
 
 
 def read_given(path: str, modalities: Sequence[Modality], num: int | None) -> dict[str, np.ndarray]:
-  """What is given, from a user's NPZ file with one array a modality, in the model's view.
+  """Reads the given model inputs from a user's NPZ file with one array per modality.
 
   Args:
-    path: the file; arrays of other names in it are left alone.
-    modalities: those that are given.
-    num: how many rows are wanted; None is as many as there are.
+    path: the file; its arrays of other names are ignored.
+    modalities: the modalities that are given.
+    num: number of rows that the arrays must have; None is any.
 
   Returns:
     {name: [rows, ...]}.
 
   Raises:
-    UserError: no such file, no NPZ, an array missing, of another shape or type, with values that
-      cannot be, or rows that are not as many as those of the others or as `num`.
+    UserError: there is no such file, it is not an NPZ file, an array is missing, has another shape
+      or type, invalid values, or another number of rows than the others or than `num`.
   """
   if not modalities:
-    raise UserError(f"--given_npz={path} needs --given: say which of its arrays are given.")
+    raise UserError(f"--given_npz={path} needs --given. Name its arrays that are given.")
   if not storage.on_disk(path, "--given_npz").is_file():
-    raise UserError(f"{path} cannot be read: it is not there. Say with --given_npz where it is.")
+    raise UserError(
+      f"{path} cannot be read: there is no such file. Name the file with --given_npz."
+    )
   arrays = readers.npz(path, modalities)
   rows = len(next(iter(arrays.values())))
   if num not in (None, rows):
     raise UserError(
-      f"The arrays of {path} (--given_npz) have {rows} rows, and --num={num}. Leave --num out or "
-      f"make it {rows}."
+      f"The arrays of {path} (--given_npz) have {rows} rows, but --num={num}. Omit --num or "
+      f"set it to {rows}."
     )
   return arrays
 
 
 def _from_test_split(config, given: Sequence[str], num: int, seed: int) -> dict[str, np.ndarray]:
-  """Rows of the test split, chosen by the seed, the same for each modality; none lacks any."""
+  """Draws rows of the test split by the seed, the same for each modality; none lacks a given."""
   test = datasets.load(**config.to_dict(), split="test")
   for name in given:
     if name not in test:
       raise UserError(
-        f"The data set {config.name!r} has no {name!r}. Give it yourself with --given_npz=FILE."
+        f"The data set {config.name!r} has no {name!r}. Give it with --given_npz=FILE."
       )
   test = missing.complete(test, given)
   size = len(test[given[0]])
@@ -185,52 +189,52 @@ def write(
   given: Mapping[str, np.ndarray],
   samples: Mapping[str, np.ndarray],
 ) -> list[epath.Path]:
-  """Writes samples for a person and as arrays.
+  """Writes samples as media files and as arrays.
 
   Args:
-    out: the folder; made if need be.
-    stem: how the names of the files begin.
-    modalities: all that may be in `given` and `samples`.
-    given: arrays in the model's view; shown in the picture and kept in the NPZ, of what was made
-      anew there alone, as `given_NAME`.
-    samples: likewise what was generated.
+    out: the folder; created if necessary.
+    stem: the beginning of the files' names.
+    modalities: all modalities that may be in `given` and `samples`.
+    given: the given model inputs; shown in the image and saved in the NPZ file. A modality that was
+      regenerated is saved as `given_NAME`.
+    samples: the generated modalities, likewise.
 
   Returns:
-    The files: `stem.png` with the first 64 samples, `stem.npz` with all arrays, and for what was
-    generated a `stem_NAME.wav` (16 bit, one sound after the other), a `stem_NAME.gif` (the first 64
-    videos) and a `stem_NAME.txt` (one line a sample).
+    The files: `stem.png` with the first 64 samples, `stem.npz` with all arrays, and for generated
+    modalities a `stem_NAME.wav` (16 bit, one sound after the other), a `stem_NAME.gif` (the first
+    64 videos) and a `stem_NAME.txt` (one line per sample).
   """
-  # SciPy takes its time to import.
+  # SciPy takes long to import.
   from scipy.io import wavfile
 
   out = storage.path(out)
   out.mkdir(parents=True, exist_ok=True)
-  shown, seen = (
+  targets, conditions = (
     {name: x[:_MAX_SHOWN] for name, x in arrays.items()} for arrays in (samples, given)
   )
-  sheet = pictures.Panel(stem.replace("_", " "), shown, seen)
+  sheet = pictures.Panel(stem.replace("_", " "), targets, conditions)
   pictures.draw(out / f"{stem}.png", modalities, pictures.panels(sheet, _COLUMNS))
-  remade = {f"given_{name}" if name in samples else name: x for name, x in given.items()}
-  readers.write_npz(out / f"{stem}.npz", **remade, **samples)
+  given = {f"given_{name}" if name in samples else name: x for name, x in given.items()}
+  readers.write_npz(out / f"{stem}.npz", **given, **samples)
   paths = [out / f"{stem}.png", out / f"{stem}.npz"]
   for modality in modalities:
     if modality.name not in samples:
       continue
-    views = samples[modality.name]
+    rows = samples[modality.name]
     if modality.kind == "audio":
       pause = np.zeros(int(_PAUSE * modality.sample_rate))
-      sound = np.concatenate([part for x in views for part in (modality.show(x), pause)])
+      sound = np.concatenate([part for x in rows for part in (modality.show(x), pause)])
       paths.append(out / f"{stem}_{modality.name}.wav")
-      whole = np.round(np.clip(sound, -1.0, 1.0) * 32767).astype(np.int16)
-      file = io.BytesIO()  # What cannot be written to a bucket by parts.
-      wavfile.write(file, modality.sample_rate, whole)
+      pcm = np.round(np.clip(sound, -1.0, 1.0) * 32767).astype(np.int16)
+      file = io.BytesIO()  # In memory first, since a bucket does not take a file in parts.
+      wavfile.write(file, modality.sample_rate, pcm)
       paths[-1].write_bytes(file.getvalue())
     elif modality.kind == "video":
       paths.append(out / f"{stem}_{modality.name}.gif")
-      paths[-1].write_bytes(video_gif(shown[modality.name], _COLUMNS))
+      paths[-1].write_bytes(video_gif(targets[modality.name], _COLUMNS))
     elif modality.kind in ("text", "label"):
       paths.append(out / f"{stem}_{modality.name}.txt")
-      paths[-1].write_text("".join(f"{modality.show(x)}\n" for x in views))
+      paths[-1].write_text("".join(f"{modality.show(x)}\n" for x in rows))
   return paths
 
 

@@ -1,4 +1,4 @@
-"""What all entry points share: flags, errors in plain words, the compilation cache, building."""
+"""Code shared by all entry points: flags, readable errors, the compilation cache, building."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
@@ -21,7 +21,7 @@ from mmdiff_jax.modalities import Modality
 
 
 class _Integer(flags.IntegerParser):
-  """Reads 1e2 and 100.0 as the integer that they are, too."""
+  """Parses integers; 1e2 and 100.0 are integers, too."""
 
   def convert(self, argument: int | str) -> int:
     try:
@@ -39,13 +39,13 @@ config_flags.register_flag_parser_for_type(int, _Integer())
 def define_integer(
   name: str, default: int | None, text: str, least: int | None = None, most: int | None = None
 ) -> flags.FlagHolder[int | None]:
-  """As `flags.DEFINE_integer`, but that 1e2 and 100.0 are read as well."""
+  """Like `flags.DEFINE_integer`, but accepts 1e2 and 100.0 as well."""
   return flags.DEFINE(
     _Integer(least, most), name, default, text, serializer=flags.ArgumentSerializer()
   )
 
 
-# Here, since flags have one name space and every entry point has this one.
+# Defined here, since flags share one namespace and every entry point has this one.
 WORKDIR = flags.DEFINE_string(
   "workdir",
   None,
@@ -59,26 +59,27 @@ def run(
 ) -> None:
   """Parses the flags and runs `main`; call it under `if __name__ == "__main__"`.
 
-  A UserError, anything wrong with the flags, and what the system refuses (a disk that is full, no
-  permission) is printed as one paragraph: exit code 2. A loss that is not finite likewise: exit
-  code 3. Training that was asked to stop: 75. All else keeps its traceback.
+  A UserError, an error in the flags or an error of the operating system (a full disk, missing
+  permissions) is printed as one paragraph, with exit code 2. A loss that is not finite is printed
+  likewise, with exit code 3, and the end of a training that was asked to stop with 75. All other
+  errors keep their traceback.
 
   Args:
-    main: the entry point; gets what is left of the command line.
+    main: the entry point; called with the rest of the command line.
     required: names of the flags that must be given.
-    positional: how many arguments that are no flags `main` takes.
+    positional: number of positional arguments that `main` takes.
   """
   for stream in (sys.stdout, sys.stderr):
-    # A file's name need not be text that the terminal can show.
+    # The name of a file may contain bytes that the terminal cannot show.
     if hasattr(stream, "reconfigure"):
       stream.reconfigure(errors="backslashreplace")
   for name in required:
     flags.mark_flag_as_required(name)
-    flags.register_validator(name, bool, "Give it a value; it is empty.")
+    flags.register_validator(name, bool, "It is empty; give it a value.")
   app.run(lambda argv: _guarded(main, argv, positional), flags_parser=_parse)
 
 
-# Fields that name modalities of the data set, which need not be among those of the run.
+# Fields that name modalities of the data set, which the run need not have.
 _NAMES = {
   "modalities": config_checks.NAMES,
   "sampling.order": config_checks.tuple_of(config_checks.NAMES),
@@ -91,7 +92,7 @@ _NAMES = {
   "main": config_checks.TEXT,
   "augment.modality": config_checks.TEXT,
 }
-# What the configs of all frameworks have; each framework checks its own.
+# Checks of the fields that all frameworks share; each framework checks its other fields.
 _RULES = {
   **dict.fromkeys(("data", "evaluation", "parallel", "monitor", "sampling"), config_checks.SECTION),
   "data.name": config_checks.TEXT,
@@ -121,16 +122,16 @@ _RULES = {
 
 
 def build(config: ml_collections.ConfigDict) -> Framework:
-  """The framework that a config describes.
+  """Builds the framework that a config describes.
 
   Raises:
-    UserError: an unknown framework, data set or modality, or a number that cannot be.
+    UserError: an unknown framework, data set or modality, or an invalid value of a field.
   """
   config_checks.check(config, _RULES)
   frameworks = ("mld", "mt_diffusion", "mcdm", "codi")
   if config.framework not in frameworks:
     raise UserError(
-      f"There is no framework named {config.framework!r} (config.framework). The known ones are: "
+      f"There is no framework named {config.framework!r} (config.framework). There are: "
       f"{', '.join(frameworks)}."
     )
   framework = importlib.import_module(f"mmdiff_jax.frameworks.{config.framework}")
@@ -138,43 +139,45 @@ def build(config: ml_collections.ConfigDict) -> Framework:
 
 
 def modalities(config: ml_collections.ConfigDict) -> tuple[Modality, ...]:
-  """The modalities that `config.modalities` names, in that order.
+  """Returns the modalities that `config.modalities` names, in that order.
 
   Raises:
-    UserError: the data set has no such modality, or not one that another field names, or is not
-      known, or `config.modalities` names one twice or none.
+    UserError: there is no such data set, it lacks a modality that `config.modalities` or another
+      field names, or `config.modalities` names one twice or none.
   """
   config_checks.check(config, _NAMES)
   if len(set(config.modalities)) < max(len(config.modalities), 1):
     raise UserError(
-      f"config.modalities is {config.modalities}; it must name one modality or more, each once."
+      f"config.modalities is {config.modalities}; it must name at least one modality, each once."
     )
-  known = {modality.name: modality for modality in datasets.modalities(**config.data.to_dict())}
+  available = {modality.name: modality for modality in datasets.modalities(**config.data.to_dict())}
   for field, names in config_checks.fields(config, _NAMES):
     for name in _flat(names):
-      if name not in known:
+      if name not in available:
         raise UserError(
           f"The data set {config.data.name!r} has no modality {name!r} ({field}). The nearest one"
-          f" is {config_checks.nearest(name, known)!r}; it has: {', '.join(known)}."
+          f" is {config_checks.nearest(name, available)!r}; it has: {', '.join(available)}."
         )
-  return tuple(known[name] for name in config.modalities)
+  return tuple(available[name] for name in config.modalities)
 
 
 def _flat(names: Any) -> Iterable[str]:
-  """The names in nested tuples or of a section; an empty text alone is none."""
+  """Lists the names in nested tuples or in a section; an empty string alone is no name."""
   if isinstance(names, str):
     return [names] if names else []
   return [name for part in names for name in ([part] if isinstance(part, str) else _flat(part))]
 
 
 def _guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str], positional: int) -> None:
-  """Runs `main` with the compilation cache on and errors turned into words."""
+  """Runs `main` with the compilation cache enabled, and prints errors as a paragraph."""
   if not jax.config.jax_compilation_cache_dir:
     jax.config.update("jax_compilation_cache_dir", os.fspath(storage.cache_dir() / "xla"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
   try:
     if len(argv) > 1 + positional:
-      raise UserError(f"Cannot read {argv[-1]!r} on the command line: write --NAME=VALUE.")
+      raise UserError(
+        f"Cannot parse {argv[-1]!r} on the command line. Write flags as --NAME=VALUE."
+      )
     main(argv)
   except UserError as error:
     _exit(error, 2)
@@ -182,9 +185,9 @@ def _guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str], positio
     if not isinstance(error.obj, ml_collections.ConfigDict):
       raise
     _exit(
-      f"The config has no field {error.name!r} beside {', '.join(error.obj)}, and the program needs"
-      " one. Add it to the config as the files in configs/ have it; config.json of a run can be"
-      " restored from a checkpoint's meta item.",
+      f"The config has no field {error.name!r} beside {', '.join(error.obj)}, but it is required."
+      " Add it to the config as in the files in configs/; config.json of a run can be restored from"
+      " a checkpoint's meta item.",
       2,
     )
   except FloatingPointError as error:
@@ -192,36 +195,36 @@ def _guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str], positio
   except PreemptedError as error:
     _exit(error, 75)
   except OSError as error:
-    if error.errno is None:  # Not the system's, but a library's own.
+    if error.errno is None:  # Raised by a library, not by the operating system.
       raise
-    where = error.filename or "A file or connection"
+    name = error.filename or "A file or connection"
     _exit(
-      f"{where} cannot be read or written: {error.strerror}. Check the path, the permissions there"
-      " and the room on the disk.",
+      f"{name} cannot be read or written: {error.strerror}. Check the path, its permissions"
+      " and the free space on the disk.",
       2,
     )
   except KeyboardInterrupt:
-    _exit("Stopped. The same command goes on from the last checkpoint.", 130)
+    _exit("Stopped. The same command resumes from the last checkpoint.", 130)
 
 
 def _parse(argv: Sequence[str]) -> Sequence[str]:
-  """Parses the flags; what is wrong with them is said in one paragraph."""
+  """Parses the flags; prints an error in them as one paragraph and exits."""
   try:
-    # ml_collections reads the overrides from there.
+    # ml_collections reads the overrides from sys.argv.
     sys.argv, unset = config_first(argv)
     rest = flags.FLAGS(sys.argv)
     for key in unset:
       config_path.set_value(key, flags.FLAGS.config, None)
   except (UserError, flags.Error, OSError) as error:
-    _exit(_in_our_words(str(error)), 2)
+    _exit(_reworded(str(error)), 2)
   # Info lines of the libraries below would bury the progress lines.
   if flags.FLAGS["verbosity"].using_default_value:
     flags.FLAGS.verbosity = logging.WARNING
   return rest
 
 
-def _in_our_words(message: str) -> str:
-  """What absl says of a value that is none of its flag's type, in the words of `config_checks`."""
+def _reworded(message: str) -> str:
+  """Rewords absl's errors about a value of the wrong type as `config_checks` words them."""
   for pattern, words in (
     (r"\('Non-boolean argument to boolean flag', .*\)", "it must be True or False"),
     (r"could not convert string to float: .*", "it must be a number"),
@@ -231,17 +234,17 @@ def _in_our_words(message: str) -> str:
 
 
 def config_first(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-  """A command line in the order that ml_collections wants, checked as far as it is a config's.
+  """Reorders a command line as ml_collections needs it, and checks its config and overrides.
 
   Args:
     argv: the program's name and the arguments, in any order.
 
   Returns:
-    The same with `--config` first, `~` in its path expanded, and without overrides whose last value
-    is None; and the keys of these, which are to be set to None.
+    The same with `--config` first, `~` in its path expanded, and without the overrides whose last
+    value is None; and the keys of these, which are to be set to None.
 
   Raises:
-    UserError: `--config` is no file or no config, or a `--config.KEY` is no key of it.
+    UserError: `--config` is not a file or not a config, or a `--config.KEY` is not one of its keys.
   """
   given, rest = [], []
   arguments = iter(argv[1:])
@@ -283,7 +286,7 @@ def config_first(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _load_config(file: str, colon: str, preset: str) -> ml_collections.ConfigDict:
-  """The config of a file, `FILE:PRESET`."""
+  """Loads the config of a file, `FILE:PRESET`."""
   if not os.path.isfile(file):
     raise UserError(
       f"There is no config file {file!r}. Give one with --config=FILE or "
@@ -293,7 +296,7 @@ def _load_config(file: str, colon: str, preset: str) -> ml_collections.ConfigDic
     config = config_flags.ConfigFileFlagParser("config").parse(file + colon + preset)
   except UserError:
     raise
-  except Exception as error:  # Whatever a file that is no config, or has a slip, can raise.
+  except Exception as error:  # A file that is not a config, or has a typo, can raise any error.
     last = " ".join(str(error).split("Traceback")[-1].split())
     raise UserError(
       f"The config file {file!r} fails ({type(error).__name__}: {last}). It must be Python with a"
@@ -308,7 +311,7 @@ def _load_config(file: str, colon: str, preset: str) -> ml_collections.ConfigDic
 
 
 def _keys(tree: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[str, bool]]:
-  """The dotted names of the leaves of a config, and whether each may be None."""
+  """Yields the dotted names of the leaves of a config, and whether each may be None."""
   for name, value in tree.items(preserve_field_references=True):
     optional = isinstance(value, ml_collections.FieldReference)
     if optional:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: contestants timed in turn, medians of rounds, a table of them."""
+"""Timing shared by the benchmarks: contestants timed in turn, medians of rounds, and a table."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 import dataclasses
@@ -11,21 +11,21 @@ import jax
 import numpy as np
 
 THREADS = 2
-# Calls `()`, which return when the work is done, with how many things of their kind they do.
+# A call `()`, which returns when its work is done, and the number of items that it processes.
 Contestant = tuple[Callable[[], Any], int]
 
 
 def limit_threads() -> None:
-  """Keeps this process on `THREADS` cores; call it before the first computation.
+  """Limits this process to `THREADS` cores; call it before the first computation.
 
-  JAX takes as many threads as it may use cores.
+  JAX starts as many threads as it may use cores.
   """
   if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
 
 
 def conditions(rounds: int, sizes: Any = None) -> dict[str, Any]:
-  """What was measured, and where; `sizes` is a dataclass if there is one."""
+  """Describes the measurement and the machine; `sizes` is a dataclass or None."""
   return ({"sizes": dataclasses.asdict(sizes)} if sizes else {}) | {
     "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     "rounds": rounds,
@@ -42,17 +42,17 @@ def measure(
   """Calls all contestants in turn, `rounds` times, after one call of each that is not timed.
 
   Args:
-    contestants: what to measure.
-    rounds: calls of each.
-    once: those that are called once only, without the call before; they must be compiled.
+    contestants: what to measure, by name.
+    rounds: number of timed calls of each.
+    once: names of those that are called only once, without the untimed call; they must be compiled.
 
   Returns:
-    "ms", for each contestant the times of all rounds in ms, and "median_ms".
+    "ms", the times of all rounds in ms for each contestant, and "median_ms".
   """
   times = {name: [] for name in contestants}
   for name, (call, _) in contestants.items():
     if name not in once:
-      call()  # compiles what is not compiled yet, and fills the caches
+      call()  # Compiles if it is not compiled yet, and fills the caches.
   for round_index in range(rounds):
     for name, (call, count) in contestants.items():
       if name not in once or round_index == 0:
@@ -66,10 +66,10 @@ def measure(
 
 
 def lines(results: Mapping[str, Any], rows: Iterable[tuple[str, str, str]]) -> Iterator[str]:
-  """The conditions in a line, then a line for each contestant that was measured.
+  """Formats the conditions in a line, then a line for each contestant that was measured.
 
   Args:
-    results: "conditions", and what `measure` returns.
+    results: "conditions", and the output of `measure`.
     rows: label, contestant and unit ("ms" or "s") of each line.
 
   Yields:

@@ -1,9 +1,9 @@
-"""The network and the training step of `experiments.benchmark` in PyTorch, to be measured against.
+"""The network and the training step of `experiments.benchmark` in PyTorch, for comparison.
 
-Written as public PyTorch code of such models is: each residual block has its own linear layer for
-the embedded time, `torch.optim.Adam(params, lr)`, an EMA that loops over the parameters, no
-compiler. `tuned` has the fused Adam and the EMA as one `foreach` call instead. Both index the data
-in memory.
+They are written like public PyTorch code of such models: each residual block has its own linear
+layer for the embedded time, `torch.optim.Adam(params, lr)`, an EMA that loops over the parameters,
+no compiler. `tuned` uses the fused Adam and computes the EMA with one `foreach` call instead. Both
+index the data in memory.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from mmdiff_jax.networks import embeddings, mlp
 
 
 class ResBlock(nn.Module):
-  """The counterpart of `mlp.ResBlock`, its modules named as Flax names them, and of its shift."""
+  """The counterpart of `mlp.ResBlock` and its shift; modules are named as Flax names them."""
 
   def __init__(self, channels: int, width: int, groups: int, embedding: int):
     super().__init__()
@@ -38,7 +38,7 @@ class ResBlock(nn.Module):
 
 
 class ScoreMLP(nn.Module):
-  """The counterpart of `mlp.ScoreMLP`, its modules named as Flax names them."""
+  """The counterpart of `mlp.ScoreMLP`; modules are named as Flax names them."""
 
   def __init__(self, sizes: Mapping[str, int], width: int, groups: int = 8, embedding: int = 256):
     super().__init__()
@@ -85,11 +85,11 @@ def load(network: ScoreMLP, params: Mapping) -> None:
   state = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     *modules, kind = [entry.key for entry in path]
-    # A copy: PyTorch must not train in memory that JAX owns.
+    # Copies, since PyTorch must not train in memory that JAX owns.
     value = torch.tensor(np.asarray(leaf))
     value = value.T if kind == "kernel" else value
     kind = "bias" if kind == "bias" else "weight"
-    if modules == ["Dense_0"]:  # the shifts of all blocks
+    if modules == ["Dense_0"]:  # The shifts of all blocks.
       for i, part in enumerate(value.chunk(mlp.NUM_BLOCKS)):
         state[f"ResBlock_{i}.shift.{kind}"] = part
     else:
@@ -123,18 +123,18 @@ class Trainer:
     self.optimizer = torch.optim.Adam(
       self.params, lr=learning_rate, **({"fused": True} if tuned else {})
     )
-    # The sets of diffused modalities: all of them first, then the proper subsets.
+    # The subsets of modalities that are diffused: all of them first, then the proper subsets.
     count = 2 ** len(self.data) - 1
     bits = torch.arange(count, 0, -1)[:, None] >> torch.arange(len(self.data))
     self.subsets = (bits & 1).bool()
     self.start = 0
 
   def loss(self) -> torch.Tensor:
-    """Draws times per example and noise, and compares the prediction with the noise."""
+    """Draws noise and times for each example; returns the error of the predicted noise."""
     rows = slice(self.start, self.start + self.batch_size)
     num_rows = len(next(iter(self.data.values())))
     self.start = (self.start + self.batch_size) % (num_rows - self.batch_size)
-    # Row 0 of `subsets` diffuses everything; the others leave some given.
+    # Row 0 of `subsets` diffuses everything; in the others some modalities are given.
     some_given = torch.rand(self.batch_size) < 0.5
     subset = torch.randint(1, len(self.subsets), (self.batch_size,)) * some_given
     diffused = self.subsets[subset]

@@ -1,10 +1,10 @@
-"""Trains a framework, or goes on with a training that was stopped.
+"""Trains a framework, or resumes a training that was stopped.
 
 python -m experiments.train --config=configs/mld.py:digits --workdir=DIR [--config.KEY=VALUE ...
   --stages=NAME,NAME]
 
-On several hosts, one process each: the same command on all of them, and where neither Slurm's srun
-nor a TPU pod tells who they are, also
+On several hosts, with one process each, run the same command on all of them. Where neither Slurm's
+srun nor a TPU pod identifies the processes, add
 
   --coordinator=HOST:PORT --num_processes=N --process_id=I
 """
@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import jax
 
-from experiments import chosen, processes, setup
+from experiments import flags, processes, setup
 from mmdiff_jax import storage
 from mmdiff_jax.data import datasets, missing
 from mmdiff_jax.errors import PreemptedError
@@ -24,16 +24,17 @@ from mmdiff_jax.training import lock, trainer
 def main(argv: Sequence[str]) -> None:
   """Builds the framework, loads the data and trains."""
   del argv
-  config = chosen.CONFIG.value
-  # Where a stage takes steps the trainer heeds the signal instead, and of several processes JAX.
+  config = flags.CONFIG.value
+  # During the steps of a stage the trainer handles SIGTERM; with several processes, JAX does.
   with trainer.on_sigterm(_between_steps), processes.joined(config.monitor.peer_timeout):
     framework = setup.build(config)
-    workdir, stages = setup.WORKDIR.value, chosen.STAGES.value
+    workdir, stages = setup.WORKDIR.value, flags.STAGES.value
     trainer.check(framework, config, workdir, stages)
     if jax.process_index() == 0:
       storage.check_writable(workdir, "--workdir")
-    with lock.training(workdir):
-      pass  # Reading the data takes a while: another training is reported before.
+    if jax.process_count() == 1 and storage.path(workdir).exists():
+      with lock.training(workdir):
+        pass  # Reports another training now, since reading the data takes a while.
     data = {s: datasets.load(**config.data.to_dict(), split=s) for s in ("train", "test")}
     data["train"] = missing.drop(
       data["train"], config.modalities, config.get("drop_prob", 0.0), config.seed
@@ -45,8 +46,8 @@ def main(argv: Sequence[str]) -> None:
 
 def _between_steps(*_: object) -> NoReturn:
   raise PreemptedError(
-    "Asked to stop, while data were read or a stage was prepared: nothing was to be saved. The same"
-    " command goes on from the last checkpoint."
+    "Asked to stop while reading data or preparing a stage; there was nothing to save. The same"
+    " command resumes from the last checkpoint."
   )
 
 

@@ -40,7 +40,7 @@ def test_all_solve_the_same_problem():
   ends = {name: call() for name, (call, _) in contestants.items() if name != "noise"}
   start, schedule = benchmark_solvers.start(sizes), benchmark_solvers.SCHEDULE
   alpha, sigma = (f(jnp.float32(1.0)) for f in (schedule.alpha, schedule.sigma))
-  mean, std = benchmark_solvers.MEAN, benchmark_solvers.DEVIATION
+  mean, std = benchmark_solvers.MEAN, benchmark_solvers.STD
   # The ODE keeps the distance from the mean in standard deviations.
   flow = mean + std * (start - alpha * mean) / np.hypot(alpha * std, sigma)
   for name, end in ends.items():

@@ -21,7 +21,9 @@ CODE = """
   jax.monitoring.register_event_duration_secs_listener(
     lambda name, duration, **_: seconds.update({name: duration})
   )
-  datasets.load = lambda name, split, **_: benchmark_train._made_up(datasets.modalities(name), 64)
+  datasets.load = lambda name, split, **_: benchmark_train._random_inputs(
+    datasets.modalities(name), 64
+  )
 
   def main(argv):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", float(os.environ["LEAST"]))

@@ -129,7 +129,7 @@ def test_results_of_a_framework_with_exact_classes(oracle):
     oracle,
     dict.fromkeys(NAMES, judge),
     {"train": oracle_data(5000), "test": oracle_data(700)},
-    evaluate.tasks_of(oracle),
+    evaluate.list_tasks(oracle),
     num=2001,
     seeds=(3, 4),
     say=lines.append,
@@ -310,7 +310,7 @@ def test_only_modalities_that_are_present_are_judged(oracle):
     oracle,
     dict.fromkeys(NAMES, judge),
     data,
-    evaluate.tasks_of(oracle),
+    evaluate.list_tasks(oracle),
     num=60,
     seeds=(0,),
     say=lambda _: None,
@@ -337,7 +337,14 @@ def make_run(modalities, sample, *, draws=1, **fields):
 def measured(run, judges, data, num, **options):
   data = {"train": data, "test": data}
   results, _ = evaluate.evaluate(
-    run, judges, data, evaluate.tasks_of(run), num=num, seeds=(0, 1), say=lambda _: None, **options
+    run,
+    judges,
+    data,
+    evaluate.list_tasks(run),
+    num=num,
+    seeds=(0, 1),
+    say=lambda _: None,
+    **options,
   )
   json.dumps(results, allow_nan=False)
   targets = {
@@ -387,7 +394,7 @@ def test_labels_as_a_modality(tmp_path):
   data = oracle_data(400)
   judges = {
     "a": Classifier({}, lambda params, x: (x, x)),
-    "label": evaluate.classifiers.load_or_fit(label, data["label"], data["label"], tmp_path),
+    "label": evaluate.classifiers_lib.load_or_fit(label, data["label"], data["label"], tmp_path),
   }
   results, targets = measured(run, judges, misread(data, "a", 4), 400)
   assert targets["label", "a"]["recognised"] == targets["label", "a"]["coherence"]
@@ -453,13 +460,13 @@ def test_tasks_without_given_or_target_are_refused(oracle, task):
   run = make_run(oracle.framework.modalities, oracle_sample)
   run.config.evaluation.tasks = (task,)
   with pytest.raises(UserError, match="evaluation.tasks.*at least one modality each"):
-    evaluate.tasks_of(run)
+    evaluate.list_tasks(run)
 
 
 def test_tasks_of_modalities_that_a_run_lacks_are_left_out(oracle):
   run = make_run(oracle.framework.modalities, oracle_sample)
   run.config.evaluation.tasks = ((("a",), ("b", "none")), (("none",), ("b",)), (("a",), ("b",)))
-  assert evaluate.tasks_of(run) == [((), NAMES), (("a",), ("b",))]
+  assert evaluate.list_tasks(run) == [((), NAMES), (("a",), ("b",))]
 
 
 def certain(name, key, num):

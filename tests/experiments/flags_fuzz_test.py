@@ -265,8 +265,8 @@ def programs(trained, small_data, tmp_path, monkeypatch):
     return zeros((len(x),), np.int32), zeros((len(x), 2), np.float32)
 
   monkeypatch.setattr(classifiers, "classify", classify)
-  tasks = evaluate.tasks_of
-  monkeypatch.setattr(evaluate, "tasks_of", lambda trained: tasks(trained)[:2])
+  tasks = evaluate.list_tasks
+  monkeypatch.setattr(evaluate, "list_tasks", lambda trained: tasks(trained)[:2])
   monkeypatch.setattr(pictures, "draw", lambda path, *_: storage.path(path).write_bytes(b""))
 
   def compiled(layout, sample, params, given, rows):
@@ -302,7 +302,7 @@ def programs(trained, small_data, tmp_path, monkeypatch):
       return list(each_stage(framework, data))
 
   monkeypatch.setattr(benchmark_train, "each_stage", stages)
-  monkeypatch.setattr(benchmark_train, "_made_up", blank)
+  monkeypatch.setattr(benchmark_train, "_random_inputs", blank)
   monkeypatch.setattr(benchmark_train, "_peak", lambda rounds: (1.0, ""))
   monkeypatch.setattr(benchmark_train, "_measure", lambda *_: {})
   monkeypatch.setattr(benchmark_train, "table", str)

@@ -67,7 +67,7 @@ def test_prepares_prints_and_draws_only_once(command, few, tmp_path):
   before = state(tmp_path)
   again = run(command, tmp_path)
   assert again.code == 0 and state(tmp_path) == before
-  assert "All was prepared before" in again.out and "Preparing" not in again.out
+  assert "Everything was prepared before" in again.out and "Preparing" not in again.out
   assert "digits, test: 360 examples, checked" in again.out
 
 
@@ -214,7 +214,7 @@ def test_tests_that_are_in_training_are_reported():
   train["page"] = np.random.default_rng(0).random((5, 2, 2, 1))
   test["page"] = train["page"][[1, 3, 4]] + np.array([0, 1, 0])[:, None, None, None]
   warning = prepare_data.in_both((PAGE, NUMBER), train, test)
-  assert warning.startswith("Warning: 2 of 3 tests of 'page'") and "[0, 2]" in warning
+  assert warning.startswith("Warning: 2 of 3 test examples of 'page'") and "[0, 2]" in warning
   assert warning.count("Warning") == 1
   # Missing examples are zeros in both splits.
   test["page"] = train["page"] = np.zeros((5, 2, 2, 1))

@@ -125,7 +125,7 @@ SHORT = ("--config.monitor.peer_timeout=5",)
 def check_ended_by_peer(process, log):
   """JAX missed the other's heartbeats and aborted, or a collective failed before that."""
   assert process.wait(60) in (-signal.SIGABRT, 1)
-  last = "another task died" if process.returncode < 0 else "This process ends by the error above"
+  last = "another task died" if process.returncode < 0 else "This process ends with the error above"
   assert last in log.read_text()
 
 
@@ -178,7 +178,7 @@ def test_one_with_an_error_ends_the_other(start, tmp_path):
   first, second = start(tmp_path / "run", *SHORT, "--config.monitor.fault=error")
   assert second.wait(240) == 1
   output = (tmp_path / "err1").read_text()
-  assert "OSError: no such file server\nThis process ends by the error above" in output
+  assert "OSError: no such file server\nThis process ends with the error above" in output
   check_ended_by_peer(first, tmp_path / "err0")
 
 
@@ -256,7 +256,7 @@ def peers(monkeypatch):
         patch.setattr(processes, f"_{name.upper()}", flag)
       for name, value in environment.items():
         patch.setenv(name, value)
-      return processes._found()
+      return processes._peers()
 
   return peers
 

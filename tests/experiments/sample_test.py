@@ -86,7 +86,10 @@ def test_generates_from_a_file_of_the_user(command, trained, small_data, tmp_pat
     (("--given=digit,tone,caption",), ("nothing is left to generate",)),
     (("--solver=magic",), ("no solver 'magic'", "dpmpp_2m")),
     (("--num=0",), ("num",)),
-    (("--given=tone", "--given_npz=nowhere.npz"), ("nowhere.npz cannot be read: it is not there",)),
+    (
+      ("--given=tone", "--given_npz=nowhere.npz"),
+      ("nowhere.npz cannot be read: there is no such file",),
+    ),
     (("--given_npz=nowhere.npz",), ("needs --given",)),
   ],
 )
@@ -205,7 +208,7 @@ def test_reads_arrays_in_the_types_of_the_model(tmp_path):
     ({"sound": np.zeros((3, 2, 3), int)}, "'sound'.*is int64.*float32"),
     ({"words": np.full((3, 4), 5)}, "'words'.*from 0 to 4"),
     ({"sound": np.zeros((5, 2, 3))}, "'sound': 5, 'words': 3"),
-    ({"num": 4}, "3 rows, and --num=4"),
+    ({"num": 4}, "3 rows, but --num=4"),
     ({"sound": np.array([None, {}])}, "cannot be read.*pickle"),
   ],
 )
@@ -231,13 +234,16 @@ def test_weights_of_prompts_are_given_by_name():
   config = ml_collections.ConfigDict({"framework": "codi", "modalities": ("a", "b")})
   config.sampling = {"weights": {}}
   assert generation._weights(config, ["b=2", "a=0.5"]) == {"a": 0.5, "b": 2.0}
-  for texts, words in ((["b=much"], "'much', which is no number"), (["2"], "as NAME=SHARE")):
+  for texts, words in (
+    (["b=much"], "'much', which is not a finite number"),
+    (["2"], "as NAME=WEIGHT"),
+  ):
     with pytest.raises(UserError, match=words):
       generation._weights(config, texts)
   with pytest.raises(UserError, match="'b=2'.*each once"):
     generation._weights(config, ["b=1", "b=2"])
   sample._check_weights({"a": 2.0}, ["a", "b"])
-  with pytest.raises(UserError, match="--weights has a, which --given has not .b.*Leave it out"):
+  with pytest.raises(UserError, match="--weights names a, but --given does not .b.*Leave it out"):
     sample._check_weights({"a": 2.0}, ["b"])
 
 

@@ -80,7 +80,7 @@ def stages(name):
   (rough, wanted), (exact, _) = (FRAMEWORKS[name](dtype) for dtype in ("bfloat16", None))
   rough, exact = (setup.build(config) for config in (rough, exact))
   rough_stages = {stage.name: stage for stage in rough.stages}
-  data = benchmark_train._made_up(exact.modalities, 16)
+  data = benchmark_train._random_inputs(exact.modalities, 16)
   for stage, frozen, examples in benchmark_train.each_stage(exact, data):
     if stage.name in wanted:
       yield rough_stages[stage.name], stage, frozen, examples
