@@ -141,8 +141,8 @@ def test_drops_modalities_on_purpose(tmp_path, monkeypatch):
   config.drop_prob = 0.5
   seen = {}
   monkeypatch.setattr(train.processes, "joined", contextlib.nullcontext)
-  monkeypatch.setattr(train.chosen, "CONFIG", types.SimpleNamespace(value=config))
-  monkeypatch.setattr(train.chosen, "STAGES", types.SimpleNamespace(value=[]))
+  monkeypatch.setattr(train.flags, "CONFIG", types.SimpleNamespace(value=config))
+  monkeypatch.setattr(train.flags, "STAGES", types.SimpleNamespace(value=[]))
   monkeypatch.setattr(train.setup, "WORKDIR", types.SimpleNamespace(value=tmp_path))
   rows = {name: np.zeros(100) for name in (*config.modalities, "label")}
   monkeypatch.setattr(train.datasets, "load", lambda **_: rows)
@@ -161,7 +161,7 @@ def test_asked_to_stop_while_data_are_read(run, tmp_path):
   import os, signal
   datasets.load = lambda **_: os.kill(os.getpid(), signal.SIGTERM)
   """
-  check_error(run(*flags(tmp_path), before=signal), 75, "goes on")
+  check_error(run(*flags(tmp_path), before=signal), 75, "resumes")
   assert not (tmp_path / "run").exists()
 
 
