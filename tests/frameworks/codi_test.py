@@ -15,7 +15,9 @@ from configs import codi as config_lib
 from mmdiff_jax import modalities as modalities_lib, solvers
 from mmdiff_jax.data import pairing
 from mmdiff_jax.errors import UserError
-from mmdiff_jax.frameworks import base, codi, codi_model
+from mmdiff_jax.frameworks import base, codi
+from mmdiff_jax.frameworks.codi import losses, networks, sampling as sampling_lib
+from mmdiff_jax.frameworks.codi.model import make_model, PromptNoise, SCHEDULE
 from mmdiff_jax.networks import prompts as prompts_lib
 from mmdiff_jax.networks.transformer import Environment
 from mmdiff_jax.training import checkpoints, state, trainer
@@ -114,7 +116,7 @@ def ran():
     moved = jax.tree.map(lambda p, g: p - 0.1 * jnp.sign(g), trained, grads)
     history.append((stage, set(params), examples, trained, grads, read))
     params = frozen | moved
-  return codi_model.model_of(config, MODALITIES), framework, params, history
+  return make_model(config, MODALITIES), framework, params, history
 
 
 def sampling(**changes):
@@ -220,9 +222,9 @@ def test_examples_are_paired_by_row(ran):
   (examples,) = (x for stage, _, x, *_ in history if stage.name == "alignment_speech")
   both = np.flatnonzero(data()["caption_present"] & data()["speech_present"])
   for name in ("caption", "speech"):
-    z = codi_model.latent_of(model, params, name, data()[name][both])
+    z = networks.encode(model, params, name, data()[name][both])
     np.testing.assert_allclose(examples[name], z, atol=1e-4)
-    prompt = codi_model.prompt_of(model, params, name, data()[name][both])
+    prompt = networks.encode_prompt(model, params, name, data()[name][both])
     np.testing.assert_allclose(examples[f"prompt_{name}"], prompt, atol=1e-5)
 
 
@@ -231,12 +233,12 @@ def test_latents_come_back(ran):
   model, _, params, _ = ran
   for name in NAMES:
     x = rows(name)[name]
-    z = codi_model.latent_of(model, params, name, x)
-    assert z.shape == (4, *codi_model.shape_of(model, name))
+    z = networks.encode(model, params, name, x)
+    assert z.shape == (4, *model.shapes[name])
     codec = model.codecs[name]
     entry = params[f"autoencoder_{name}"]
     through = codec.apply(entry, codec.apply(entry, x, method="encode"), method="decode")
-    np.testing.assert_allclose(codi_model.view_of(model, params, name, z), through, atol=1e-4)
+    np.testing.assert_allclose(networks.decode(model, params, name, z), through, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -245,10 +247,10 @@ def test_alignment_starts_as_diffusion_ended(ran):
   fresh = dict(params)
   for _, _, _, trained, *_ in history[-3:]:
     fresh |= trained
-  z = {n: jax.random.normal(KEY, (4, *codi_model.shape_of(model, n))) for n in NAMES}
+  z = {n: jax.random.normal(KEY, (4, *model.shapes[n])) for n in NAMES}
   prompt = jnp.ones((4, 6))
   both = [
-    codi_model.predict(model, fresh, NAMES, z, jnp.float32(0.4), prompt, aligned=aligned)
+    networks.predict(model, fresh, NAMES, z, jnp.float32(0.4), prompt, aligned=aligned)
     for aligned in (True, False)
   ]
   jax.tree.map(np.testing.assert_array_equal, *both)
@@ -260,13 +262,13 @@ def test_other_modalities_are_read_after_alignment_and_not_before(ran):
   fresh = dict(params)
   for _, _, _, trained, *_ in history[-3:]:
     fresh |= trained
-  z = {n: jax.random.normal(KEY, (1, *codi_model.shape_of(model, n))) for n in NAMES}
+  z = {n: jax.random.normal(KEY, (1, *model.shapes[n])) for n in NAMES}
   t, prompt = jnp.float32(0.4), jnp.zeros((1, 6))
 
   @jax.jit
   def slopes(params):
     return jax.jacobian(
-      lambda z: codi_model.predict(model, params, NAMES, z, t, prompt, aligned=True)
+      lambda z: networks.predict(model, params, NAMES, z, t, prompt, aligned=True)
     )(z)
 
   before, after = slopes(fresh), slopes(params)
@@ -317,7 +319,7 @@ def test_the_temperature_stops_at_its_bound_and_returns_from_beyond(wrong, start
   steps = 200
   config.bridging.training.update({"steps": steps, "warmup": 0, "learning_rate": 0.01})
   (stage,) = (s for s in codi.build(config, (DIGIT, SPEECH)).stages if s.name == "bridging_speech")
-  model = codi_model.model_of(config, (DIGIT, SPEECH))
+  model = make_model(config, (DIGIT, SPEECH))
   frozen = {f"prompt_{n}": model.prompts[n].entry for n in PAIR}
   # So alike that at the bound the right pairs still want a higher scale.
   x = 1 + 0.1 * jax.random.normal(KEY, (8, 16))
@@ -351,15 +353,15 @@ def test_the_temperature_stops_at_its_bound_and_returns_from_beyond(wrong, start
 
 
 def test_brought_autoencoders_give_tokens_of_the_latents_and_views_back():
-  model = codi_model.model_of(brought(), MODALITIES)
+  model = make_model(brought(), MODALITIES)
   for name, codec in model.codecs.items():
     x = rows(name)[name]
     mean = np.full((3, 16) if name == "video" else (codec.latent,), 0.3, np.float32)
     params = {f"autoencoder_{name}": codec.entry}
     params |= {f"statistics_{name}": {"mean": mean, "std": mean + 1.0}}
-    z = codi_model.latent_of(model, params, name, x)
-    assert z.shape == (4, *codi_model.shape_of(model, name))
-    np.testing.assert_allclose(codi_model.view_of(model, params, name, z), x, atol=1e-5)
+    z = networks.encode(model, params, name, x)
+    assert z.shape == (4, *model.shapes[name])
+    np.testing.assert_allclose(networks.decode(model, params, name, z), x, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -370,7 +372,7 @@ def test_brought_networks_are_trained_upon_and_stay_as_they_are(prompts, tmp_pat
   framework = codi.build(config, MODALITIES)
   trainer.train(framework, config, tmp_path, data(), data())
   params = checkpoints.load_params(framework, tmp_path)
-  model = codi_model.model_of(config, MODALITIES)
+  model = make_model(config, MODALITIES)
   for name in NAMES:
     theirs = {f"autoencoder_{name}": model.codecs[name].entry}
     if name in prompts:
@@ -403,7 +405,7 @@ def test_info_nce_of_captions_that_say_the_class_alone_is_at_its_floor():
   @jax.jit
   def value(labels):
     codes = jax.nn.one_hot(labels, classes)
-    return codi_model.info_nce(codes, codes, jnp.float32(np.log(100.0)))
+    return losses.info_nce(codes, codes, jnp.float32(np.log(100.0)))
 
   found = np.mean([value(labels) for labels in draws])
   numbers = np.random.default_rng(1).binomial(batch - 1, 1 / classes, 200_000)
@@ -412,7 +414,7 @@ def test_info_nce_of_captions_that_say_the_class_alone_is_at_its_floor():
   # Codes that lie to each other by accident do no better; and what tells rows apart does.
   worse = np.mean(
     [
-      codi_model.info_nce(
+      losses.info_nce(
         jax.nn.one_hot(x, classes), jax.nn.one_hot((x + (x == 3)) % 10, classes), jnp.float32(4.6)
       )
       for x in draws[:50]
@@ -420,10 +422,10 @@ def test_info_nce_of_captions_that_say_the_class_alone_is_at_its_floor():
   )
   assert worse > floor
   eye = jnp.eye(batch)
-  assert float(codi_model.info_nce(eye, eye, jnp.float32(np.log(100.0)))) < 1e-3
+  assert float(losses.info_nce(eye, eye, jnp.float32(np.log(100.0)))) < 1e-3
   # It is symmetric, and matches the definition.
   a, b = jax.random.normal(KEY, (2, 5, 3))
-  one, other = (float(codi_model.info_nce(x, y, jnp.float32(0.3))) for x, y in ((a, b), (b, a)))
+  one, other = (float(losses.info_nce(x, y, jnp.float32(0.3))) for x, y in ((a, b), (b, a)))
   assert one == pytest.approx(other, rel=1e-6)
   p = np.exp(np.exp(0.3) * np.asarray(a) @ np.asarray(b).T)
   expected = -0.5 * np.mean(np.log(np.diag(p) ** 2 / p.sum(0) / p.sum(1)))
@@ -437,7 +439,7 @@ class Pair:
     self.r = r
 
   def apply(self, params, z, t, prompt, context=None):
-    alpha, sigma = codi_model.SCHEDULE.alpha(t), codi_model.SCHEDULE.sigma(t)
+    alpha, sigma = SCHEDULE.alpha(t), SCHEDULE.sigma(t)
     k = alpha**2 * self.r
     if context is None:
       eps = sigma * z
@@ -453,11 +455,19 @@ class Identity:
     return z.reshape(len(z), 1, -1)
 
 
+def with_networks(config, denoiser, environment):
+  """Returns the record of a config with other networks of `PAIR`, whose latents are one number."""
+  return dataclasses.replace(
+    make_model(config, MODALITIES),
+    denoisers=dict.fromkeys(PAIR, denoiser),
+    environments=dict.fromkeys(PAIR, environment),
+    shapes=dict.fromkeys(PAIR, (1, 1, 1)),
+  )
+
+
 def gaussian_pair(r):
   """A model of the Gaussian pair, and its parameters."""
-  model = codi_model.Model(
-    tiny(), {}, {}, {}, dict.fromkeys(PAIR, Pair(r)), dict.fromkeys(PAIR, Identity())
-  )
+  model = with_networks(tiny(), Pair(r), Identity())
   params = {f"diffusion_{n}": {"params": {}} for n in PAIR}
   return model, params | {f"alignment_{n}": {"environment": {}, "cross": {}} for n in PAIR}
 
@@ -465,10 +475,9 @@ def gaussian_pair(r):
 def pair_samples(r, monkeypatch, targets, num, how, **options):
   """Samples of some of the pair, each [num]."""
   model, params = gaussian_pair(r)
-  monkeypatch.setattr(codi_model, "shape_of", lambda model, name: (1, 1, 1))
-  monkeypatch.setattr(codi_model, "view_of", lambda model, params, name, z: z.reshape(-1))
+  monkeypatch.setattr(sampling_lib, "decode", lambda model, params, name, z: z.reshape(-1))
   found = jax.jit(
-    lambda key: codi_model.sample(model, params, key, {}, targets, num, how, **options)
+    lambda key: sampling_lib.sample(model, params, key, {}, targets, num, how, **options)
   )(KEY)
   return [np.asarray(found[name]) for name in targets]
 
@@ -478,9 +487,9 @@ def pair_samples(r, monkeypatch, targets, num, how, **options):
 def test_correlated_pair(aligned, r, monkeypatch):
   """With environments the correlation of the samples is r, without them 0."""
   if not aligned:
-    predict = codi_model.predict
+    predict = networks.predict
     monkeypatch.setattr(
-      codi_model, "predict", lambda *args, **kwargs: predict(*args, aligned=False)
+      sampling_lib, "predict", lambda *args, **kwargs: predict(*args, aligned=False)
     )
   how = sampling(solver=solvers.heun, steps=100)
   a, b = pair_samples(r, monkeypatch, PAIR, 20_000, how)
@@ -539,13 +548,13 @@ def test_trained_networks_learn_the_correlation_of_a_pair(monkeypatch):
   prompts = {f"prompt_{name}": none for name in PAIR}
   aligned = trained(stages["alignment_speech"], params, lambda key: pair(key) | prompts, 2500)
 
-  model = codi_model.model_of(config, (DIGIT, SPEECH))
-  monkeypatch.setattr(codi_model, "view_of", lambda model, params, name, z: z.reshape(-1))
+  model = make_model(config, (DIGIT, SPEECH))
+  monkeypatch.setattr(sampling_lib, "decode", lambda model, params, name, z: z.reshape(-1))
   start = stages["alignment_speech"].init(KEY, params, pair(KEY) | prompts)
   how = sampling(solver=solvers.heun, steps=50)
   for entries, correlation in ((start, 0.0), (aligned, r)):
     found = jax.jit(
-      lambda entries: codi_model.sample(model, params | entries, KEY, {}, PAIR, 10_000, how)
+      lambda entries: sampling_lib.sample(model, params | entries, KEY, {}, PAIR, 10_000, how)
     )(entries)
     a, b = (np.asarray(found[name]) for name in PAIR)
     assert np.corrcoef(a, b)[0, 1] == pytest.approx(correlation, abs=0.08)
@@ -571,7 +580,7 @@ def test_shuffled_rows_read_the_row_before():
   def velocity(a, b, names=PAIR, **options):
     z = {name: x for name, x in zip(PAIR, (a, b), strict=True) if name in names}
     t, prompt = jnp.float32(0.3), jnp.zeros((len(a), 6))
-    return codi_model.predict(model, params, names, z, t, prompt, aligned=True, **options)
+    return networks.predict(model, params, names, z, t, prompt, aligned=True, **options)
 
   found, plain = velocity(a, b, shuffled=True), velocity(a, b)
   for name, moved in (
@@ -600,28 +609,23 @@ def test_losses_of_exact_networks_are_the_variance_that_is_left():
     def apply(self, params, z, t, prompt, context=None):
       return super().apply(params, z, t[:, None, None, None], prompt, context)
 
-  model = codi_model.Model(
-    tiny(alignment__contrast=0.0),
-    {}, {}, {}, dict.fromkeys(names, Each(r)), dict.fromkeys(names, Identity()),
-  )  # fmt: skip
+  model = with_networks(tiny(alignment__contrast=0.0), Each(r), Identity())
   params = {f"diffusion_{n}": {"params": {}} for n in names}
   params |= {f"alignment_{n}": {"environment": {}, "cross": {}} for n in names}
   a, n = jax.random.normal(KEY, (2, num, 1, 1, 1))
   z = {"digit": a, "speech": r * a + np.sqrt(1 - r**2) * n}
   t = jnp.linspace(1e-3, 1 - 1e-3, 20_001)
-  alpha, sigma = (
-    np.asarray(f(t), np.float64) for f in (codi_model.SCHEDULE.alpha, codi_model.SCHEDULE.sigma)
-  )
+  alpha, sigma = (np.asarray(f(t), np.float64) for f in (SCHEDULE.alpha, SCHEDULE.sigma))
   expected = np.mean((1 - sigma**2 / (1 - (alpha**2 * r) ** 2)) / alpha**2)
   prompts = dict.fromkeys(names, jnp.ones((num, 6)))
   # A batch this large has a matrix of contrast that is larger still.
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(codi_model, "info_nce", lambda *_: jnp.float32(0.0))
-    _, parts = codi_model.alignment_loss(model, params, KEY, names, z, prompts, jnp.float32(0.0))
+    patch.setattr(losses, "info_nce", lambda *_: jnp.float32(0.0))
+    _, parts = losses.alignment_loss(model, params, KEY, names, z, prompts, jnp.float32(0.0))
   for name in names:
     assert float(parts[f"loss_{name}"]) == pytest.approx(expected, rel=0.02)
   # Alone the best v is 0, whose error is Var(v) = 1.
-  alone = codi_model.diffusion_loss(model, params, KEY, "digit", a, prompts["digit"])
+  alone = losses.diffusion_loss(model, params, KEY, "digit", a, prompts["digit"])
   assert float(alone) == pytest.approx(1.0, abs=0.01)
   assert expected < 0.95
 
@@ -632,9 +636,7 @@ def test_the_contrast_of_environments_falls_by_the_content_alone():
   config = tiny(alignment__absent_prob=1.0, alignment__contrast=1.0)
   silent = types.SimpleNamespace(apply=lambda params, z, *_: jnp.zeros_like(z))
   environment = Environment(tokens=2, size=16, width=64)
-  model = codi_model.Model(
-    config, {}, {}, {}, dict.fromkeys(PAIR, silent), dict.fromkeys(PAIR, environment)
-  )
+  model = with_networks(config, silent, environment)
   frozen = {f"diffusion_{n}": {"params": {}} for n in PAIR}
   prompts = dict.fromkeys(PAIR, jnp.zeros((num, 6)))
   means = 2 * jax.random.normal(KEY, (len(PAIR), 10, 1, 1, size))
@@ -650,7 +652,7 @@ def test_the_contrast_of_environments_falls_by_the_content_alone():
   def loss(trained, key, shared):
     data_key, loss_key = jax.random.split(key)
     params = {f"alignment_{n}": {"environment": e, "cross": {}} for n, e in trained[0].items()}
-    value, parts = codi_model.alignment_loss(
+    value, parts = losses.alignment_loss(
       model, frozen | params, loss_key, PAIR, latents(data_key, shared), prompts, trained[1]
     )
     return value, parts["contrast"]
@@ -675,11 +677,11 @@ def test_the_contrast_of_environments_falls_by_the_content_alone():
 
 
 def test_prompts_are_mixed_noised_and_withheld():
-  config = tiny(diffusion__absent_prob=0.25, diffusion__prompt_noise=0.5).diffusion
+  noise = PromptNoise(absent_prob=0.25, prompt_noise=0.5)
   num, size = 20_000, 16
   a, b = jnp.eye(size)[0], jnp.eye(size)[1]
   prompts = [jnp.broadcast_to(x, (num, size)) for x in (a, b)]
-  found = np.asarray(codi_model.sample_prompt(config, KEY, prompts))
+  found = np.asarray(losses.sample_prompt(noise, KEY, prompts))
   absent = (found == 0).all(axis=1)
   assert absent.mean() == pytest.approx(0.25, abs=0.01)
   rest = found[~absent]
@@ -777,7 +779,7 @@ def test_bad_configs_are_refused(changes, message):
 def test_weights_that_cannot_be_are_refused(weights, message):
   prompts = {"caption": jnp.ones((2, 3)), "digit": jnp.ones((2, 3))}
   with pytest.raises(UserError, match=message):
-    codi_model.mix_prompts(prompts, weights)
+    sampling_lib.mix_prompts(prompts, weights)
 
 
 def test_a_prompt_of_zeros_has_a_gradient():
@@ -785,7 +787,7 @@ def test_a_prompt_of_zeros_has_a_gradient():
   np.testing.assert_allclose(prompts_lib.unit(h)[:2], [[0.0, 0.0], [0.6, 0.8]], rtol=1e-6)
 
   def loss(h):
-    return codi_model.info_nce(prompts_lib.unit(h), prompts_lib.unit(h[::-1]), jnp.float32(1.0))
+    return losses.info_nce(prompts_lib.unit(h), prompts_lib.unit(h[::-1]), jnp.float32(1.0))
 
   assert np.isfinite(jax.grad(loss)(h)).all()
 

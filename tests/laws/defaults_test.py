@@ -15,7 +15,8 @@ from configs import (
   mt_diffusion as mt_diffusion_config,
 )
 from mmdiff_jax import modalities as modalities_lib, multitime, solvers
-from mmdiff_jax.frameworks import base, codi_model
+from mmdiff_jax.frameworks import base
+from mmdiff_jax.frameworks.codi import model as codi_model, sampling as codi_sampling
 from mmdiff_jax.frameworks.mcdm import model as mcdm_model, sampling as mcdm_sampling
 from mmdiff_jax.frameworks.mld import model as mld_model, sampling as mld_sampling
 from mmdiff_jax.frameworks.mt_diffusion import (
@@ -105,10 +106,13 @@ def sample_mld(config, sampling, monkeypatch):
 
 
 def sample_codi(config, sampling, monkeypatch):
-  monkeypatch.setattr(codi_model, "shape_of", lambda model, name: (1,))
-  monkeypatch.setattr(codi_model, "view_of", lambda model, params, name, z: z)
-  model = codi_model.Model(config, {}, {}, {}, {}, {})
-  return codi_model.sample(model, {}, KEY, {}, ("digit",), 2, sampling)
+  monkeypatch.setattr(codi_sampling, "decode", lambda model, params, name, z: z)
+  digit = modalities_lib.Modality("digit", "image", (4, 4, 1), str)
+  caption = modalities_lib.Modality("caption", "text", (4,), str, num_classes=3)
+  config.modalities, config.alignment.links = ("caption", "digit"), (("caption", "digit"),)
+  model = codi_model.make_model(config, (caption, digit))
+  model = dataclasses.replace(model, shapes={"digit": (1, 1, 1)})
+  return codi_sampling.sample(model, {}, KEY, {}, ("digit",), 2, sampling)
 
 
 def sample_mt_diffusion(config, sampling, monkeypatch):
