@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import importlib
 import os
+import pkgutil
 import re
 import sys
 from typing import Any
@@ -13,7 +14,7 @@ import jax
 import ml_collections
 from ml_collections.config_flags import config_flags, config_path
 
-from mmdiff_jax import config_checks, storage
+from mmdiff_jax import config_checks, frameworks, storage
 from mmdiff_jax.data import datasets
 from mmdiff_jax.errors import PreemptedError, UserError
 from mmdiff_jax.frameworks.base import Framework
@@ -128,11 +129,11 @@ def build(config: ml_collections.ConfigDict) -> Framework:
     UserError: an unknown framework, data set or modality, or an invalid value of a field.
   """
   config_checks.check(config, _RULES)
-  frameworks = ("mld", "mt_diffusion", "mcdm", "codi")
-  if config.framework not in frameworks:
+  names = [module.name for module in pkgutil.iter_modules(frameworks.__path__) if module.ispkg]
+  if config.framework not in names:
     raise UserError(
       f"There is no framework named {config.framework!r} (config.framework). There are: "
-      f"{', '.join(frameworks)}."
+      f"{', '.join(names)}."
     )
   framework = importlib.import_module(f"mmdiff_jax.frameworks.{config.framework}")
   return framework.build(config, modalities(config))
