@@ -30,7 +30,7 @@ def run(page, words):
   return variables, out.getvalue()
 
 
-def test_solver_example_gives_the_conditional_law():
+def test_trained_example_gives_the_conditional_law():
   _, printed = run(README, "solvers.sample")
   mean, deviation = map(float, printed.split())
   assert mean == pytest.approx(0.8, abs=0.06)
