@@ -48,7 +48,7 @@ class LogMel:
     for name, least in (("sample_rate", 1), ("window", 2), ("hop", 1), ("frames", 1), ("bands", 1)):
       value = getattr(self, name)
       if not isinstance(value, int) or not least <= value <= _MOST:
-        raise ValueError(f"{name} is {value!r}; it must be whole and from {least} to {_MOST:,}")
+        raise ValueError(f"{name} is {value!r}; it must be an integer from {least} to {_MOST:,}")
     for name in ("low", "high", "floor"):
       if not isinstance(value := getattr(self, name), (int, float)):
         raise ValueError(f"{name} is {value!r}; it must be a number")
@@ -114,9 +114,9 @@ def _istft(spectrum: np.ndarray, view: LogMel) -> np.ndarray:
   wave = np.zeros(spectrum.shape[:-2] + (length,))
   weight = np.zeros(length)
   for i in range(view.frames):
-    place = slice(i * view.hop, i * view.hop + view.window)
-    wave[..., place] += pieces[..., i, :]
-    weight[place] += hann**2
+    frame = slice(i * view.hop, i * view.hop + view.window)
+    wave[..., frame] += pieces[..., i, :]
+    weight[frame] += hann**2
   start = view.margins[0]
   kept = slice(start, start + view.samples)
   return wave[..., kept] / np.maximum(weight[kept], 1e-6)

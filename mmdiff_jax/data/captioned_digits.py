@@ -53,7 +53,7 @@ _PLACE_BOUNDS = (-3.0, 3.0)
 
 
 class Form(NamedTuple):
-  """What can be seen of ink, each an int32 [n].
+  """Visible properties of ink, each an int32 [n].
 
   Attributes:
     thickness: index into `THICKNESSES`.
@@ -67,7 +67,7 @@ class Form(NamedTuple):
 
 
 class Attributes(NamedTuple):
-  """What can be seen of pictures, each an int32 [n].
+  """Visible properties of pictures, each an int32 [n].
 
   Attributes:
     colour: index into the names of `COLOURS`.
@@ -119,7 +119,7 @@ def load(
   *,
   validation: float = 0.0,
 ) -> dict[str, Column | np.ndarray]:
-  """A whole split, in random order, as many examples of each class.
+  """Returns a split, in random order, as many examples of each class.
 
   Args:
     split: "train" (60,000 examples), "test" or "validation" (10,000 each).
@@ -193,13 +193,13 @@ def draw(
   # A weight below -0.5 would break thin strokes.
   chance = rng.uniform([-0.5, -0.6, 0.55], [1.0, 0.6, 0.7], (n, 3))
   weight, slant, scale = chance.astype(np.float32).T[..., None, None]
-  place = rng.integers(-1, 2, (n, 2)) * reach + rng.uniform(-1.0, 1.0, (n, 2))
-  place = place.astype(np.float32)
+  offset = rng.integers(-1, 2, (n, 2)) * reach + rng.uniform(-1.0, 1.0, (n, 2))
+  offset = offset.astype(np.float32)
   drawn = _reweigh(digits / np.float32(255), weight)
   # Output pixel -> digit's pixel: centre, shear, scale, centre.
   rows, columns = np.mgrid[:size, :size].astype(np.float32) - (size - 1) / 2
-  rows = rows - place[:, :1, None]
-  columns = columns - place[:, 1:, None] + slant * rows
+  rows = rows - offset[:, :1, None]
+  columns = columns - offset[:, 1:, None] + slant * rows
   middle = (digits.shape[1] - 1) / 2
   page = rendering.bilinear(drawn, rows / scale + middle, columns / scale + middle)
   peak = page.max((1, 2), keepdims=True)
@@ -234,7 +234,7 @@ def paint(
 
 
 def measure(pictures: Float[np.ndarray, "n h w 3"]) -> Attributes:
-  """What can be seen of pictures of coloured ink on black.
+  """Returns the visible properties of pictures of coloured ink on black.
 
   The ink of a pixel is its strongest channel. The colour is the named one nearest to that of all
   ink together.
@@ -250,7 +250,7 @@ def measure(pictures: Float[np.ndarray, "n h w 3"]) -> Attributes:
 
 
 def form_of(ink: Float[np.ndarray, "n h w"]) -> Form:
-  """What can be seen of ink on a page.
+  """Returns the visible properties of ink on a page.
 
   Thickness is twice the area of the ink over the length of its outline (its total variation), which
   for a long stripe is its width; slant is how far the ink's centre moves to the right with each row
@@ -286,7 +286,7 @@ def captions(
   Args:
     labels: the digits.
     seen: what is true of the pictures.
-    rng: the source of what is said of it.
+    rng: draws which properties are mentioned.
 
   Returns:
     n strings of at most `CAPTION_LENGTH` characters out of `rendering.ALPHABET`.
@@ -294,11 +294,11 @@ def captions(
   sentences = []
   for label, *attributes in zip(labels, *seen, strict=True):
     names = zip((tuple(COLOURS), THICKNESSES, SLANTS, PLACES), attributes, strict=True)
-    said = rng.random(5) < 0.6
+    mentioned = rng.random(5) < 0.6
     colour, thickness, slant, place = (
-      words[i] if say else "" for (words, i), say in zip(names, said[:4], strict=True)
+      words[i] if mention else "" for (words, i), mention in zip(names, mentioned[:4], strict=True)
     )
-    name = rendering.NAMES[label] if said[4] else str(label)
+    name = rendering.NAMES[label] if mentioned[4] else str(label)
     sentences.append(sentence(place, (thickness, slant, colour), name))
   return sentences
 

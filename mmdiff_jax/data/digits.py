@@ -55,7 +55,7 @@ def load(
   *,
   validation: float = 0.0,
 ) -> dict[str, np.ndarray]:
-  """A whole split in the model's view, in the order of the records.
+  """Returns a split as model inputs, in the order of the records.
 
   Prepares the data set first where it is not in `data_dir` yet (about 20 seconds, 210 MB).
 

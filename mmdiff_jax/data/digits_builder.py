@@ -22,7 +22,7 @@ _INKED = 1 / 3  # From here on a scene is more of its ink than of its photo; see
 
 @dataclasses.dataclass(eq=False)
 class Drawn(tfds.core.BuilderConfig):
-  """How often each handwriting of a split is drawn; each choice has its folder on disk."""
+  """The number of draws of each digit image of a split; each choice has its folder on disk."""
 
   train: int = DRAWS["train"]
   test: int = DRAWS["test"]
@@ -33,7 +33,7 @@ class Drawn(tfds.core.BuilderConfig):
 
 
 class _Counted:
-  """Examples of a known number: so the progress bar of tfds says when it is done."""
+  """Examples with a length, from which the progress bar of tfds computes its ETA."""
 
   def __init__(self, examples: Iterable, number: int):
     self._examples, self._number = examples, number
@@ -83,7 +83,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
   @property
   def draws(self) -> dict[str, int]:
-    """How often each handwriting of a split is drawn."""
+    """The number of draws of each digit image of a split."""
     return {split: getattr(self.builder_config, split) for split in HANDWRITINGS}
 
   def number(self, split: str) -> int:
@@ -100,14 +100,14 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     train, test = train_test_split(
       np.arange(len(classes)), test_size=0.2, stratify=classes, random_state=_SEED
     )
-    own = {"train": train, "test": test}[split]
-    labels = classes[own]
+    rows = {"train": train, "test": test}[split]
+    labels = classes[rows]
     photos = _photos()
     for draw in range(draws):
       # A draw does not depend on how many there are.
       rng = np.random.default_rng((_SEED, split == "test", draw))
-      partner = own[_partners(labels, rng)]
-      pages = rendering.place_handwriting(images[own], rng)
+      partner = rows[_partners(labels, rng)]
+      pages = rendering.place_handwriting(images[rows], rng)
       others = rendering.place_handwriting(images[partner], rng)
       pages = np.round(pages * 255).astype(np.uint8)
       columns = {
@@ -117,7 +117,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         "caption": rendering.captions(labels, pages / np.float32(255), rng),
         "label": labels,
         "mask": (others > _INKED).astype(np.uint8),
-        "handwriting": own,
+        "handwriting": rows,
         "scene_handwriting": partner,
       }
       for row in zip(*columns.values(), strict=True):
@@ -139,7 +139,7 @@ def _photos() -> list[np.ndarray]:
 
 
 def _partners(classes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-  """For each place in `classes` another place of the same class, uniformly: [n]."""
+  """Draws for each index in `classes` another one of the same class, uniformly: [n]."""
   partners = np.empty(len(classes), int)
   for c in np.unique(classes):
     members = np.flatnonzero(classes == c)

@@ -19,7 +19,7 @@ def load(
   *,
   validation: float = 0.0,
 ) -> dict[str, Column | np.ndarray]:
-  """A whole split, in its own order.
+  """Returns a split, in its own order.
 
   Args:
     split: "train" (60,000 examples), "test" (10,000) or "validation".

@@ -29,7 +29,7 @@ def load(
   *,
   validation: float = 0.0,
 ) -> dict[str, Column | np.ndarray]:
-  """A whole split, in random order.
+  """Returns a split, in random order.
 
   Args:
     split: "train", "test" or "validation", which is paired as the test split is.

@@ -24,12 +24,11 @@ _HELD_OUT_SEED = 0
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Column:
-  """One modality of all examples, made when its rows are read; in reading it is like an array.
+  """One modality of all examples, made when its rows are read; it is read like an array.
 
   Attributes:
-    index: [n, ...]; `index[i]` says all there is to know of example i, such as its place in a
-      source.
-    read: `index[rows] -> [len(rows), ...]`, their model's view; the same index gives the same view.
+    index: [n, ...]; `index[i]` determines example i, such as its row in a source.
+    read: `index[rows] -> [len(rows), ...]`, the model inputs, which depend on `index` alone.
   """
 
   index: Int[np.ndarray, "n ..."]
@@ -37,19 +36,19 @@ class Column:
 
   @property
   def shape(self) -> tuple[int, ...]:
-    """Of the whole, as if it were made."""
+    """Shape of the array of all examples."""
     return (len(self), *self[:1].shape[1:])
 
   @property
   def dtype(self) -> np.dtype:
-    """Type of the view."""
+    """Type of the model inputs."""
     return self[:1].dtype
 
   def __len__(self) -> int:
     return len(self.index)
 
   def __getitem__(self, rows: Any) -> np.ndarray:
-    """The model's view of rows, chosen as those of an array are."""
+    """Returns the model inputs of rows, which are selected as those of an array."""
     index = self.index[rows]
     item = self.index.shape[1:]
     lead = index.shape[: index.ndim - len(item)]
@@ -211,12 +210,12 @@ def shared(train: Column | np.ndarray, test: Column | np.ndarray) -> Int[np.ndar
 
 
 def _digests(items: Column | np.ndarray) -> Int[np.ndarray, " n"]:
-  place = slice(None)
+  inverse = slice(None)
   if isinstance(items, Column):
-    # What many examples share is read once.
-    index, place = np.unique(items.index, axis=0, return_inverse=True)
+    # Inputs that many examples share are read once.
+    index, inverse = np.unique(items.index, axis=0, return_inverse=True)
     items = dataclasses.replace(items, index=index)
   chunks = (items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK))
   rows = (np.ascontiguousarray(row) for chunk in chunks for row in chunk)
   digests = b"".join(hashlib.blake2b(row, digest_size=8).digest() for row in rows)
-  return np.frombuffer(digests, np.int64)[place]
+  return np.frombuffer(digests, np.int64)[inverse]

@@ -1,4 +1,4 @@
-"""The data set `pairs_of_digits`: text, image, sound and video of digits, of which pairs are known.
+"""The data set `pairs_of_digits`: text, image, sound and video of digits, of which there are pairs.
 
 An example for training has exactly two of four modalities: a caption, a handwritten digit, a spoken
 one and a video of a digit that bounces about. There are four sets of such pairs, `PAIRS`, and no
@@ -90,9 +90,9 @@ def _speaker(label: np.ndarray | np.integer) -> str:
   return sources.SPEAKERS[int(label)]
 
 
-def _sound(known: tuple[Modality, ...]) -> Modality:
-  (found,) = (modality for modality in known if modality.kind == "audio")
-  return dataclasses.replace(found, name="speech")
+def _sound(modalities: tuple[Modality, ...]) -> Modality:
+  (sound,) = (modality for modality in modalities if modality.kind == "audio")
+  return dataclasses.replace(sound, name="speech")
 
 
 _SOUNDS = {"mnist": _sound(spoken_mnist.MODALITIES), "digits": _sound(digits.MODALITIES)}
@@ -117,7 +117,7 @@ def load(
   of: str = "mnist",
   validation: float = 0.0,
 ) -> dict[str, Column | np.ndarray]:
-  """A whole split, in random order, as many examples of each class.
+  """Returns a split, in random order, as many examples of each class.
 
   For training each set of pairs has 20,000 examples, 2,000 a class. With "mnist" a third of its
   handwriting, about 20,000 digits, is for each of the three sets with an image or a video, and half
@@ -154,7 +154,7 @@ def load(
   Raises:
     UserError: there is no such source, or it is not there.
   """
-  known = modalities(of=of)
+  all_modalities = modalities(of=of)
   rng = np.random.default_rng((_SEED, pairing.SPLITS[split]))
   pages, written, writing = sketched_digits.handwriting(of, split, data_dir, manual_dir, validation)
   heard, spoken, speakers, recording = sources.read_part(
@@ -166,25 +166,25 @@ def load(
   sound = _Instances(spoken, recording, _parts(recording, ways, parts["speech"], rng))
   instances = {"digit": ink, "speech": sound, "video": ink}
   pair, label, places = _examples(split, instances, rng)
-  present = {name: place >= 0 for name, place in places.items()}
+  present = {name: index >= 0 for name, index in places.items()}
 
-  found = _digit(pages, places["digit"], rng) | _video(pages, places["video"], rng)
-  found |= {"speech": Column(places["speech"], _with_blank(heard).__getitem__), "label": label}
+  columns = _digit(pages, places["digit"], rng) | _video(pages, places["video"], rng)
+  columns |= {"speech": Column(places["speech"], _with_blank(heard).__getitem__), "label": label}
   if of == "mnist":
-    found["speaker"] = np.where(present["speech"], speakers[places["speech"]], 0)
+    columns["speaker"] = np.where(present["speech"], speakers[places["speech"]], 0)
   # What a caption is about is any of the others, as likely each.
   luck = [np.where(there, rng.random(len(pair)), -1.0) for there in present.values()]
-  seen = {name: found[name] for name in _WORDS if name in found}
-  said = captions(np.argmax(luck, axis=0), label, seen, rng)
+  seen = {name: columns[name] for name in _WORDS if name in columns}
+  sentences = captions(np.argmax(luck, axis=0), label, seen, rng)
   captioned = np.ones(len(pair), bool)
   if split == "train":
     captioned = np.array(["caption" in names for names in PAIRS])[pair]
-  tokens = rendering.tokens_of(said, CAPTION_LENGTH)
-  found["caption"] = np.where(captioned[:, None], tokens, 0)
+  tokens = rendering.tokens_of(sentences, CAPTION_LENGTH)
+  columns["caption"] = np.where(captioned[:, None], tokens, 0)
 
-  data = {modality.name: found[modality.name] for modality in known}
-  for name, place in places.items():
-    data[f"source_{name}"] = np.where(present[name], instances[name].numbers[place], -1)
+  data = {modality.name: columns[modality.name] for modality in all_modalities}
+  for name, index in places.items():
+    data[f"source_{name}"] = np.where(present[name], instances[name].numbers[index], -1)
   if split != "train":
     return data
   masks = {"caption": captioned, **present}
@@ -225,14 +225,14 @@ def _parts(
 def _examples(
   split: str, instances: Mapping[str, _Instances], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-  """Of each example its set, its class and the places of its instances, -1 where it has none."""
+  """Returns the set, class and instances of each example, -1 for an instance that it lacks."""
   rows, labels = [], []
   for number, taken in enumerate(_SETS[split]):
-    own = [np.flatnonzero(instances[name].part == part) for name, part in taken.items()]
-    classes = [instances[name].labels[items] for name, items in zip(taken, own, strict=True)]
+    members = [np.flatnonzero(instances[name].part == part) for name, part in taken.items()]
+    classes = [instances[name].labels[items] for name, items in zip(taken, members, strict=True)]
     index = pairing.pair(classes, COUNTS[split], seed=(_SEED, pairing.SPLITS[split], number))
     labels.append(classes[0][index[:, 0]])
-    places = {name: items[i] for name, items, i in zip(taken, own, index.T, strict=True)}
+    places = {name: items[i] for name, items, i in zip(taken, members, index.T, strict=True)}
     none = np.full(len(index), -1)
     rows.append(np.stack([np.full(len(index), number)] + [places.get(x, none) for x in _ABOUT]))
   order = rng.permutation(sum(map(len, labels)))
@@ -255,14 +255,14 @@ def _digit(pages, index, rng) -> dict[str, Column | np.ndarray]:
     for chunk in progress.report("Drawing pairs_of_digits", chunks)
   ]
   forms = [form_of(ink / np.float32(255)) for ink in drawn]
-  place = np.full(len(index), -1)
-  place[rows] = np.arange(len(rows))
+  drawn_row = np.full(len(index), -1)
+  drawn_row[rows] = np.arange(len(rows))
   ink = _with_blank(np.concatenate(drawn))
-  found = {"digit": Column(place, lambda i: ink[i, ..., None] / np.float32(255))}
+  columns = {"digit": Column(drawn_row, lambda i: ink[i, ..., None] / np.float32(255))}
   for name in _ABOUT["digit"]:
-    found[name] = np.zeros(len(index), np.int32)
-    found[name][rows] = np.concatenate([getattr(form, name) for form in forms])
-  return found
+    columns[name] = np.zeros(len(index), np.int32)
+    columns[name][rows] = np.concatenate([getattr(form, name) for form in forms])
+  return columns
 
 
 def _video(pages, index, rng) -> dict[str, Column | np.ndarray]:
@@ -276,8 +276,8 @@ def _video(pages, index, rng) -> dict[str, Column | np.ndarray]:
   def read(i):
     return film(small[i[:, 0]], i[:, 1:].reshape(-1, FRAMES, 2), size=SIZE) / np.float32(255)
 
-  whole = np.column_stack([index, places.reshape(len(index), -1)])
-  return {"video": Column(whole, read), "heading": np.where(index >= 0, heading, 0)}
+  joined = np.column_stack([index, places.reshape(len(index), -1)])
+  return {"video": Column(joined, read), "heading": np.where(index >= 0, heading, 0)}
 
 
 def captions(
@@ -296,42 +296,42 @@ def captions(
     labels: the digits.
     seen: what is true of the examples, out of thickness, slant, heading and speaker; what is not
       there is not said.
-    rng: the source of what is said of it.
+    rng: draws what is mentioned.
 
   Returns:
     n strings of at most `CAPTION_LENGTH` characters out of `rendering.ALPHABET`.
   """
   spelt = rng.random(len(labels)) < 0.5
-  told = {name: rng.random(len(labels)) < prob for name, prob in _SAID.items()}
+  mentioned = {name: rng.random(len(labels)) < prob for name, prob in _SAID.items()}
   kinds = tuple(_ABOUT)
   sentences = []
   for i, label in enumerate(labels):
     words = dict.fromkeys(_WORDS, "")
     for name in _ABOUT[kinds[about[i]]]:
-      if name in seen and told[name][i]:
+      if name in seen and mentioned[name][i]:
         words[name] = _WORDS[name][seen[name][i]]
     digit = rendering.NAMES[label] if spelt[i] else str(label)
-    said = sentence("", (words["thickness"], words["slant"]), digit)
-    said += f" goes {words['heading']}" if words["heading"] else ""
-    said += f" said by {words['speaker']}" if words["speaker"] else ""
-    sentences.append(said)
+    caption = sentence("", (words["thickness"], words["slant"]), digit)
+    caption += f" goes {words['heading']}" if words["heading"] else ""
+    caption += f" said by {words['speaker']}" if words["speaker"] else ""
+    sentences.append(caption)
   return sentences
 
 
-def said_of(tokens: Int[np.ndarray, "n length"]) -> dict[str, Int[np.ndarray, " n"]]:
-  """What captions say, the inverse of `captions`.
+def parse_captions(tokens: Int[np.ndarray, "n length"]) -> dict[str, Int[np.ndarray, " n"]]:
+  """Returns the attributes that captions mention, the inverse of `captions`.
 
   Args:
-    tokens: captions; of what is no sentence of this data set nothing is said.
+    tokens: captions; one that is not a sentence of this data set mentions nothing.
 
   Returns:
-    label, thickness, slant, heading and speaker, each int32 [n]; -1 where it is not said.
+    label, thickness, slant, heading and speaker, each int32 [n]; -1 where it is not mentioned.
   """
-  return rendering.said_of(tokens, _GRAMMAR, {"label": rendering.NAMES, **_WORDS})
+  return rendering.parse_captions(tokens, _GRAMMAR, {"label": rendering.NAMES, **_WORDS})
 
 
 def heading_of(video: Float[np.ndarray, "n frames h w 1"]) -> Int[np.ndarray, " n"]:
-  """Where the ink of videos goes from the first frame to the second.
+  """Returns where the ink of videos goes from the first frame to the second.
 
   Args:
     video: in [0, 1].
@@ -351,7 +351,7 @@ def heading_of(video: Float[np.ndarray, "n frames h w 1"]) -> Int[np.ndarray, " 
 
 
 def _seen(name: str, x: np.ndarray) -> dict[str, np.ndarray]:
-  """What can be measured of an image or a video that captions may say."""
+  """Returns the measured attributes of images or videos that captions may mention."""
   if name == "digit":
     form = form_of(np.clip(x[..., 0], 0, 1))
     return {"thickness": form.thickness, "slant": form.slant}
@@ -364,7 +364,7 @@ def adherence(
   generated: Num[np.ndarray, "n ..."],
   predicted: Int[np.ndarray, " n"],
 ) -> dict[str, Float[np.ndarray, " n"]]:
-  """How true samples are to what was given.
+  """Returns the adherence of samples to what was given.
 
   Args:
     main: the modality generated: caption, digit, speech or video.
@@ -380,18 +380,18 @@ def adherence(
     says what is true of that.
   """
   if main == "caption":
-    said = said_of(generated)
-    shown = {
+    mentioned = parse_captions(generated)
+    measured = {
       f"{x} {name}": (name, true) for x in given for name, true in _seen(x, given[x]).items()
     }
   else:
-    said = said_of(given["caption"]) if "caption" in given else {}
-    true = {"label": predicted, **_seen(main, generated)} if said else {}
-    shown = {f"caption {name}": (name, value) for name, value in true.items()}
-  found = {}
-  for title, (name, value) in shown.items():
-    found[title] = np.where(said[name] < 0, np.nan, said[name] == value)
-  return found
+    mentioned = parse_captions(given["caption"]) if "caption" in given else {}
+    true = {"label": predicted, **_seen(main, generated)} if mentioned else {}
+    measured = {f"caption {name}": (name, value) for name, value in true.items()}
+  matches = {}
+  for title, (name, value) in measured.items():
+    matches[title] = np.where(mentioned[name] < 0, np.nan, mentioned[name] == value)
+  return matches
 
 
 ADHERENCE = {name: functools.partial(adherence, name) for name in ("caption", *_ABOUT)}

@@ -1,4 +1,4 @@
-"""How an example of `digits` is drawn: handwriting, scene, dial tone and caption, in NumPy.
+"""Drawings of an example of `digits`: handwriting, scene, dial tone and caption, in NumPy.
 
 Everything starts from scikit-learn's 1,797 real handwritten digits (8x8, 16 grey levels) and its
 two photos. Each *draw* of a handwriting places it anew (a little slant, turn, size and shift), so
@@ -145,7 +145,7 @@ def dial_tone(
 
 
 def slant_of(pages: Float[np.ndarray, "n h w"]) -> Float[np.ndarray, " n"]:
-  """How far the handwriting leans to the right, as columns a row: [n].
+  """Returns how far the handwriting leans to the right, in columns per row: [n].
 
   It is the slope of the ink's centre of mass, covariance of row and column over variance of row; 0
   where there is no ink.
@@ -185,22 +185,22 @@ def captions(
       properties.append("left leaning")
     if lean > 0.14:
       properties.append("right leaning")
-    chosen = properties[rng.integers(len(properties))]
+    mentioned = properties[rng.integers(len(properties))]
     name = NAMES[label] if rng.random() < 0.7 else str(label)
     opening = ("", "a", "the")[rng.integers(3)]
-    if opening == "a" and not chosen and name in ("eight", "8"):
+    if opening == "a" and not mentioned and name in ("eight", "8"):
       opening = "an"
-    sentences.append(" ".join(word for word in (opening, chosen, name) if word))
+    sentences.append(" ".join(word for word in (opening, mentioned, name) if word))
   return sentences
 
 
 def tokens_of(
   sentences: Sequence[str], length: int = CAPTION_LENGTH
 ) -> Int[np.ndarray, "n length"]:
-  """Characters as indices into `ALPHABET`, with blanks before them: [n, length] int32.
+  """Returns characters as indices into `ALPHABET`, with blanks before them: [n, length] int32.
 
-  The blanks come first since the digit comes last: it then stands at the same places whatever is
-  said before it, and an autoencoder of whole lines finds it there.
+  The blanks come first since the digit comes last: it then stands at the same positions whatever
+  comes before it, where an autoencoder of entire lines finds it.
 
   Raises:
     ValueError: a sentence is too long or has a character that `ALPHABET` lacks.
@@ -219,17 +219,17 @@ def tokens_of(
 
 
 def text_of(tokens: Int[np.ndarray, " length"]) -> str:
-  """The sentence that tokens spell, without the blanks around it."""
+  """Returns the sentence that tokens spell, without the blanks around it."""
   return "".join(ALPHABET[token] for token in tokens).strip()
 
 
 def caption(length: int) -> Modality:
-  """The modality `caption`: a line of at most that many characters out of `ALPHABET`."""
+  """Returns the modality `caption`: a line of at most that many characters out of `ALPHABET`."""
   return Modality("caption", "text", (length,), text_of, num_classes=len(ALPHABET))
 
 
 def one_of(words: Iterable[str]) -> str:
-  """The pattern of any of the words but empty ones."""
+  """Returns a pattern that matches any of the words, without empty ones."""
   return f"(?:{'|'.join(filter(None, words))})"
 
 
@@ -242,7 +242,7 @@ GRAMMAR = re.compile(rf"(?:{ARTICLE}|the )?(?:{one_of(_PROPERTIES)} )?{DIGIT}")
 
 
 def valid(tokens: Int[np.ndarray, "n length"], grammar: re.Pattern[str]) -> Bool[np.ndarray, " n"]:
-  """Whether captions are sentences of a grammar, letter for letter.
+  """Returns whether captions are sentences of a grammar, letter for letter.
 
   Args:
     tokens: the captions.
@@ -251,23 +251,23 @@ def valid(tokens: Int[np.ndarray, "n length"], grammar: re.Pattern[str]) -> Bool
   return np.array([grammar.fullmatch(text_of(row)) is not None for row in tokens], bool)
 
 
-def said_of(
+def parse_captions(
   tokens: Int[np.ndarray, "n length"], grammar: re.Pattern[str], words: Mapping[str, Sequence[str]]
 ) -> dict[str, Int[np.ndarray, " n"]]:
-  """What captions say of some attributes.
+  """Returns the attributes that captions mention.
 
   Args:
-    tokens: the captions; of what is no sentence of the grammar nothing is said.
-    grammar: of a whole sentence; what it says of an attribute is the group of that name.
-    words: of each attribute, in the order of its classes; a figure stands for itself.
+    tokens: the captions; one that is not a sentence of the grammar mentions nothing.
+    grammar: of an entire sentence; the group named as an attribute is its word.
+    words: those of each attribute, in the order of its classes; a figure stands for itself.
 
   Returns:
-    The classes of each attribute, int32 [n]; -1 where the caption does not say it.
+    The classes of each attribute, int32 [n]; -1 where the caption does not mention it.
   """
-  said = {name: np.full(len(tokens), -1, np.int32) for name in words}
+  values = {name: np.full(len(tokens), -1, np.int32) for name in words}
   for i, row in enumerate(tokens):
     match = grammar.fullmatch(text_of(row))
     for name, word in match.groupdict().items() if match else ():
       if word:
-        said[name][i] = int(word) if word.isdigit() else words[name].index(word)
-  return said
+        values[name][i] = int(word) if word.isdigit() else words[name].index(word)
+  return values

@@ -1,7 +1,7 @@
-"""The data set `sketched_digits`: handwriting anywhere on a page, and what may be known of it.
+"""The data set `sketched_digits`: handwriting anywhere on a page, and what may be given of it.
 
 Digits are made thinner or thicker, slanted, sized and placed by chance, as in `captioned_digits`
-but grey. What may be known of a page is its sketch, what is on one half of it, a caption that may
+but grey. What may be given of a page is its sketch, what is on one half of it, a caption that may
 leave out any of what it could say, even the digit, and the labels. `adherence` tells how true other
 pages are to that.
 """
@@ -78,8 +78,8 @@ def modalities(*, of: str = "mnist", part: Any = (0, 1)) -> tuple[Modality, ...]
   """All of the data set's, whatever the options; arguments and errors as `load`."""
   if of not in SOURCES:
     raise UserError(f"config.data.of is {of!r}; the handwriting is of {' or '.join(SOURCES)}.")
-  whole = isinstance(part, (tuple, list)) and [type(x) for x in part] == [int, int]
-  if not whole or not 0 <= part[0] < part[1]:
+  is_pair = isinstance(part, (tuple, list)) and [type(x) for x in part] == [int, int]
+  if not is_pair or not 0 <= part[0] < part[1]:
     raise UserError(
       f"config.data.part is {part!r}; it is the number of a part, from 0, and how many parts there"
       " are, such as (0, 3) for the first third. (0, 1) is all."
@@ -107,7 +107,7 @@ def load(
     of: the source, "mnist" (60,000 and 10,000 examples) or "digits", which is embedded (43,110 and
       1,080, 30 and 3 of each handwriting).
     part: `(index, count)`, which of how many parts of the training split; no handwriting is in two
-      of them. The other splits are whole whatever the part is.
+      of them. The other splits are complete whatever the part is.
     validation: fraction of the handwritings that is held out of "train" for "validation".
 
   Returns:
@@ -138,15 +138,15 @@ def load(
     return np.where(visible, pages[i][..., 0] > 0.5, HIDDEN).astype(np.int32)
 
   index, count = part if split == "train" else (0, 1)
-  own, place = np.unique(writing, return_inverse=True)
-  number = len(own)
-  rows = np.flatnonzero(place * count // number == index)
+  unique, inverse = np.unique(writing, return_inverse=True)
+  number = len(unique)
+  rows = np.flatnonzero(inverse * count // number == index)
   rows = np.intersect1d(rows, pairing.part_rows(split, labels, validation, groups=writing))
   if not len(rows):
     raise UserError(
       f"config.data.part is {part!r}, but {of!r} has {number:,} handwritings. Take fewer parts."
     )
-  whole = {
+  arrays = {
     "caption": drawn["caption"],
     "label": labels,
     **{name: drawn[name] for name in Form._fields},
@@ -155,7 +155,7 @@ def load(
     "digit": Column(rows, pages.read),
     "sketch": Column(rows, lambda i: derived.sketch(pages[i])),
     "mask": Column(rows, mask),
-    **{name: column[rows] for name, column in whole.items()},
+    **{name: column[rows] for name, column in arrays.items()},
   }
 
 
@@ -251,35 +251,35 @@ def captions(labels: Int[np.ndarray, " n"], seen: Form, rng: np.random.Generator
   Args:
     labels: the digits.
     seen: what is true of the pages.
-    rng: the source of what is said of them.
+    rng: draws what is mentioned.
 
   Returns:
     n strings of at most `CAPTION_LENGTH` characters out of `rendering.ALPHABET`.
   """
-  said = rng.random((len(labels), 3)) < _SAID
+  mentioned = rng.random((len(labels), 3)) < _SAID
   named, spelt = rng.random(len(labels)) < _NAMED, rng.random(len(labels)) < 0.5
   sentences = []
   for i, label in enumerate(labels):
     thickness, slant, place = (
-      words[found[i]] if say else ""
-      for words, found, say in zip(_WORDS, seen, said[i], strict=True)
+      words[classes[i]] if mention else ""
+      for words, classes, mention in zip(_WORDS, seen, mentioned[i], strict=True)
     )
     name = (rendering.NAMES[label] if spelt[i] else str(label)) if named[i] else _ANY
     sentences.append(sentence(place, (thickness, slant), name))
   return sentences
 
 
-def said_of(tokens: Int[np.ndarray, "n length"]) -> dict[str, Int[np.ndarray, " n"]]:
-  """What captions say, the inverse of `captions`.
+def parse_captions(tokens: Int[np.ndarray, "n length"]) -> dict[str, Int[np.ndarray, " n"]]:
+  """Returns the attributes that captions mention, the inverse of `captions`.
 
   Args:
-    tokens: captions; of what is no sentence of this data set nothing is said.
+    tokens: captions; one that is not a sentence of this data set mentions nothing.
 
   Returns:
-    label, thickness, slant and place, each int32 [n]; -1 where the caption does not say it.
+    label, thickness, slant and place, each int32 [n]; -1 where the caption does not mention it.
   """
   words = {"label": rendering.NAMES, **_WORDS._asdict()}
-  return rendering.said_of(tokens, _GRAMMAR, words)
+  return rendering.parse_captions(tokens, _GRAMMAR, words)
 
 
 def adherence(
@@ -287,7 +287,7 @@ def adherence(
   images: Float[np.ndarray, "n 28 28 1"],
   predicted: Int[np.ndarray, " n"],
 ) -> dict[str, Float[np.ndarray, " n"]]:
-  """How true pages are to what was given of them.
+  """Returns the adherence of pages to what was given of them.
 
   Args:
     given: the modalities that were given, in the model's view.
@@ -300,19 +300,19 @@ def adherence(
     label", "caption thickness", ... (NaN where the caption does not say it), label, thickness,
     slant and place.
   """
-  found = {}
+  scores = {}
   if "sketch" in given:
-    found["sketch"] = measures.edges(given["sketch"], images)
+    scores["sketch"] = measures.edges(given["sketch"], images)
   if "mask" in given:
     mask = given["mask"]
-    found["mask"] = measures.overlap(mask == INK, images[..., 0] > 0.5, where=mask != HIDDEN)
-  shown = {"label": predicted, **form_of(np.clip(images[..., 0], 0, 1))._asdict()}
-  said = said_of(given["caption"]) if "caption" in given else {}
-  claims = {f"caption {name}": (value, name) for name, value in said.items()}
-  claims |= {name: (given[name], name) for name in shown if name in given}
+    scores["mask"] = measures.overlap(mask == INK, images[..., 0] > 0.5, where=mask != HIDDEN)
+  measured = {"label": predicted, **form_of(np.clip(images[..., 0], 0, 1))._asdict()}
+  mentioned = parse_captions(given["caption"]) if "caption" in given else {}
+  claims = {f"caption {name}": (value, name) for name, value in mentioned.items()}
+  claims |= {name: (given[name], name) for name in measured if name in given}
   for title, (claim, name) in claims.items():
-    found[title] = np.where(claim < 0, np.nan, claim == shown[name])
-  return found
+    scores[title] = np.where(claim < 0, np.nan, claim == measured[name])
+  return scores
 
 
 ADHERENCE = {"digit": adherence}

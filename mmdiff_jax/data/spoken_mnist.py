@@ -44,7 +44,7 @@ def load(
   *,
   validation: float = 0.0,
 ) -> dict[str, Column | np.ndarray]:
-  """A whole split, in random order, as many examples of each class.
+  """Returns a split, in random order, as many examples of each class.
 
   Args:
     split: "train" (60,000 examples), "test" or "validation" (10,000 each).

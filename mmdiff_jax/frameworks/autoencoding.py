@@ -53,11 +53,11 @@ Autoencoder = (
 
 
 def autoencoder(modality: Modality, config: Any) -> Autoencoder:
-  """The autoencoder of a modality, sized by `config.autoencoder[name]`.
+  """Builds the autoencoder of a modality, sized by `config.autoencoder[name]`.
 
   Raises:
-    UserError: the config has no sizes for it, or some that cannot be, or a likelihood that does not
-      suit it, or the one that is brought does not fit.
+    UserError: the config has no sizes for it, or invalid ones, or a likelihood that does not suit
+      it, or a pretrained one does not fit.
   """
   if modality.name not in config.autoencoder:
     raise UserError(
@@ -68,8 +68,8 @@ def autoencoder(modality: Modality, config: Any) -> Autoencoder:
   config_checks.check(size, _SIZES, f"autoencoder.{modality.name}.")
   if size.get("frames") and modality.kind != "video":
     raise UserError(
-      f"config.autoencoder.{modality.name}.frames is True, and {modality.name!r} is no video but of"
-      f" kind {modality.kind}."
+      f"config.autoencoder.{modality.name}.frames is True, and {modality.name!r} is of kind"
+      f" {modality.kind}, not a video."
     )
   if size.get("pretrained"):
     frames = bool(size.get("frames"))
@@ -95,8 +95,8 @@ def autoencoder(modality: Modality, config: Any) -> Autoencoder:
     if size.layers.shape_latent >= size.latent:
       raise UserError(
         f"config.autoencoder.{modality.name}.layers.shape_latent is {size.layers.shape_latent}; it"
-        f" must be below config.autoencoder.{modality.name}.latent, {size.latent}, of which the"
-        " colours have the rest."
+        f" must be below config.autoencoder.{modality.name}.latent, {size.latent}, whose rest"
+        " encodes the colours."
       )
     return LayeredAutoencoder(
       modality.shape, size.latent, width=size.width, depth=size.depth, **size.layers
@@ -107,20 +107,21 @@ def autoencoder(modality: Modality, config: Any) -> Autoencoder:
 
 
 def autoencoder_stage(modality: Modality, codec: Autoencoder, config: Any) -> Stage:
-  """The stage of one modality: reconstruct, through a latent that stands a little noise.
+  """Makes the stage of one modality: reconstruction through a slightly perturbed latent.
 
   Args:
-    modality: what is encoded.
+    modality: the modality to encode.
     codec: from `autoencoder`; its parameters are the entry `autoencoder_NAME`.
     config: reads `autoencoder[NAME]`.
   """
   name, entry = modality.name, f"autoencoder_{modality.name}"
   size = config.autoencoder[name]
-  is_brought = isinstance(codec, pretrained.PretrainedModule)
+  std, penalty = size.get("noise"), size.get("penalty")
+  is_pretrained = isinstance(codec, pretrained.PretrainedModule)
 
   def prepare(frozen: Params, data: Batch):
     del frozen
-    constants = {entry: codec.entry} if is_brought else {}
+    constants = {entry: codec.entry} if is_pretrained else {}
     return constants, {name: missing.complete(select(data, name), [name])[name]}
 
   def init(key, frozen, batch):
@@ -131,19 +132,19 @@ def autoencoder_stage(modality: Modality, codec: Autoencoder, config: Any) -> St
     del frozen
     x = batch[name]
     z = codec.apply(trained[entry], x, method="encode")
-    noisy = z + size.noise * jax.random.normal(key, z.shape)
+    noisy = z + std * jax.random.normal(key, z.shape)
     reconstruction = jnp.mean(codec.apply(trained[entry], x, noisy, method="loss"))
-    # The noise makes nearby latents decode alike; without a pull to 0 the encoder would simply
-    # spread them until it does not matter.
+    # The noise makes nearby latents decode alike; without a pull to 0 the encoder would spread
+    # them until the noise does not matter.
     spread = jnp.mean(jnp.sum(z**2, axis=-1))
-    return reconstruction + size.penalty * spread, {f"loss_{name}": reconstruction}
+    return reconstruction + penalty * spread, {f"loss_{name}": reconstruction}
 
   def error(trained, frozen, key, batch):
     del trained, key
     x = batch[name]
-    found = reconstruct(frozen, x)
-    wrong = jnp.mean(found != x) if modality.num_classes else jnp.mean((found - x) ** 2)
-    return wrong, {f"loss_{name}": wrong}
+    rebuilt = reconstruct(frozen, x)
+    value = jnp.mean(rebuilt != x) if modality.num_classes else jnp.mean((rebuilt - x) ** 2)
+    return value, {f"loss_{name}": value}
 
   @jax.jit
   def reconstruct(params, x):
@@ -157,20 +158,20 @@ def autoencoder_stage(modality: Modality, codec: Autoencoder, config: Any) -> St
       "reconstruction": {name: reconstruct({entry: params[entry]}, data[name])},
     }
 
-  if is_brought:
-    look = TrainConfig(1, size.training.batch_size, learning_rate=0.0, warmup=0)
-    return Stage(f"autoencoder_{name}", (), look, prepare, lambda *_: {}, error, report)
-  settings = make_train_config(size.training, f"autoencoder.{name}.training.")
-  return Stage(f"autoencoder_{name}", (entry,), settings, prepare, init, loss, report)
+  if is_pretrained:
+    one_step = TrainConfig(1, size.training.batch_size, learning_rate=0.0, warmup=0)
+    return Stage(f"autoencoder_{name}", (), one_step, prepare, lambda *_: {}, error, report)
+  training = make_train_config(size.training, f"autoencoder.{name}.training.")
+  return Stage(f"autoencoder_{name}", (entry,), training, prepare, init, loss, report)
 
 
 def select(data, name):
-  """A modality's examples and its mask, if there is one."""
+  """Returns a modality's examples and its mask, if there is one."""
   return {key: data[key] for key in (name, f"{name}_present") if key in data}
 
 
 def _init_both(codec, key, x):
-  """Parameters of both halves: a Flax module makes only those that the called method meets."""
+  """Initialises both halves: a Flax module creates only the parameters of the called method."""
   encoder, decoder = jax.random.split(key)
   z, params = codec.init_with_output(encoder, x, method="encode")
   other = codec.init(decoder, jnp.zeros_like(z), method="decode")
@@ -180,12 +181,12 @@ def _init_both(codec, key, x):
 
 
 def encode(codecs: Mapping[str, Any], params: Params, data: Batch) -> dict[str, np.ndarray]:
-  """Latents of all examples, before standardisation: {name: [examples, latent]}.
+  """Returns latents of all examples, before standardisation: {name: [examples, latent]}.
 
   Args:
     codecs: the autoencoders, by modality.
     params: their entries.
-    data: arrays in the model's view; modalities without a codec are left out.
+    data: model inputs; modalities without a codec are left out.
   """
   encoders = {
     name: jax.jit(functools.partial(codec.apply, method="encode"))
@@ -204,7 +205,7 @@ def encode(codecs: Mapping[str, Any], params: Params, data: Batch) -> dict[str, 
 
 
 def reconstruct(codecs: Mapping[str, Any], params: Params, data: Batch) -> dict[str, np.ndarray]:
-  """Each modality through its autoencoder; arguments as `encode`."""
+  """Encodes and decodes each modality; arguments as `encode`."""
   latents = encode(codecs, params, data)
   return {
     name: np.asarray(_decoder(codecs[name])(params[f"autoencoder_{name}"], z))
@@ -218,9 +219,9 @@ def _decoder(codec):
 
 
 def statistics(latents: Batch) -> dict[str, dict[str, np.ndarray]]:
-  """Mean and deviation of each latent's components over all examples given.
+  """Returns mean and std of each latent's components over all examples.
 
-  The score stage adds `share`, the share of examples that have the modality, where some lack some.
+  The score stage adds `share`, the fraction of examples that have the modality, where some lack it.
   """
   return {
     name: {

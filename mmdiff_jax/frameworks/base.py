@@ -1,7 +1,7 @@
-"""What every framework is to the trainer, the sampler and the evaluation: stages and functions.
+"""The interface of a framework to the trainer, the sampler and the evaluation.
 
 The parameters of a framework are one dict `{entry: pytree}`. A stage creates and trains some of the
-entries; all others are frozen while it runs. A framework is nothing but its stages in order, and a
+entries; all others are frozen while it runs. A framework consists of its stages in order, and a
 function that generates.
 """
 
@@ -28,14 +28,15 @@ class TrainConfig:
     batch_size: examples a step, over all devices.
     learning_rate: peak of the schedule (linear warm-up, then cosine to `final` times the peak).
     warmup: steps of linear warm-up.
-    final: learning rate at the last step, as a share of the peak.
+    final: learning rate at the last step, as a fraction of the peak.
     weight_decay: AdamW's decoupled decay.
     b2: AdamW's decay of the second moment.
-    clip: bound on the gradient's global norm; 0 leaves it alone.
-    ema: decay of the running mean of the parameters that later stages and sampling use; its early
-      steps average over what there is (the decay at step n is at most (1 + n) / (10 + n)).
-    accumulate: pieces that each device processes its part of a batch in, one after the other; the
-      step takes the mean of their gradients. Divides the memory of a step's intermediate results.
+    clip: bound on the gradient's global norm; 0 for none.
+    ema: decay of the EMA of the parameters, which later stages and sampling use; at step n it is
+      at most (1 + n) / (10 + n), so that early steps average over few.
+    accumulate: number of pieces in which each device processes its part of a batch, one after the
+      other; the step takes the mean of their gradients. This divides the memory of a step's
+      intermediate results.
     steps_per_dispatch: steps that one call of the compiled function takes. Matrix-product networks
       gain from several; convolutions on CPU lose (their gradients are slow inside a scan).
   """
@@ -53,7 +54,7 @@ class TrainConfig:
   steps_per_dispatch: int = 1
 
 
-_SETTINGS = {
+_TRAINING = {
   "steps": config_checks.integer(),
   "batch_size": config_checks.SIZE,
   "learning_rate": config_checks.real(0.0),
@@ -69,52 +70,52 @@ _SETTINGS = {
 
 
 def make_train_config(config: Any, section: str) -> TrainConfig:
-  """The settings in a section `training` of a config.
+  """Parses a section `training` of a config.
 
   Args:
     config: that section.
-    section: where it is in the config, with a dot after it; for the message.
+    section: its path in the config, with a dot after it; for the message.
 
   Raises:
-    UserError: one that cannot be, is missing or does not exist.
+    UserError: a field is invalid, missing or unknown.
   """
-  config_checks.check(config, _SETTINGS, section)
+  config_checks.check(config, _TRAINING, section)
   for name in config:
-    if name not in _SETTINGS:
+    if name not in _TRAINING:
       raise UserError(
-        f"config.{section}{name} is no field; the nearest one is"
-        f" config.{section}{config_checks.nearest(name, _SETTINGS)}."
+        f"config.{section}{name} is not a field; the nearest one is"
+        f" config.{section}{config_checks.nearest(name, _TRAINING)}."
       )
   for name in ("steps", "batch_size", "learning_rate"):
     if name not in config:
-      raise UserError(f"config.{section}{name} is not there; every stage needs one.")
+      raise UserError(f"config.{section}{name} is missing; every stage needs it.")
   return TrainConfig(**config)
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-  """One piece of training.
+  """One part of training.
 
   Attributes:
     name: names its checkpoints and its scalars; letters, digits and `_`.
     trainable: the entries of the parameters that this stage creates and trains.
     settings: how long and how fast.
     prepare: `(frozen, data) -> (constants, examples)`, called once before the first step, on the
-      host: from the frozen entries and the training split (dict of arrays, first axis is the
-      example) it makes what the loss will see (dict of arrays, first axis is the example) and
-      entries that are measured rather than trained (such as the statistics of latents). The
-      constants join the frozen entries and are kept in this stage's checkpoint.
+      host: from the frozen entries and the training split (dict of arrays whose first axis is the
+      example) it makes the examples of the loss (likewise) and entries that are measured rather
+      than trained (such as the statistics of latents). The constants join the frozen entries and
+      are kept in this stage's checkpoint.
     init: `(key, frozen, batch) -> trained`, a dict with exactly the entries in `trainable`.
     loss: `(trained, frozen, key, batch) -> (loss, metrics)`: pure; `metrics` is a flat dict of
-      scalars, one a modality named `loss_<modality>` where the loss has such parts. It may be
-      called with a part of a batch. The mean over the equal parts on several devices must be the
+      scalars, with one for each modality named `loss_<modality>` where the loss has such parts. It
+      may be called with a part of a batch. The mean over the equal parts on several devices must be the
       loss of the whole batch: it is a mean over examples, or compares them through
       `parallel.all_rows`. With `accumulate` above 1 the parts come one after the other, and a loss
       that compares examples, such as InfoNCE, compares those of one part: then the mean is not the
-      loss of the whole. What it draws has examples along the first axis (see
+      loss of the whole batch. Its random draws have examples along the first axis (see
       `noise.key_of_rows`).
-    report: `(params, key, data) -> {tag: {modality: array}}`, what to show a person of the current
-      parameters: arrays in the model's view, of some rows of the test split `data`.
+    report: `(params, key, data) -> {tag: {modality: array}}`, samples or reconstructions by the
+      current parameters, for TensorBoard: model inputs, of some rows of the test split `data`.
     needs: the stages without which this one cannot begin.
   """
 
@@ -135,11 +136,11 @@ class SamplerConfig:
   Attributes:
     solver: the solver, such as `solvers.dpmpp_2m`.
     steps: number of steps from time 1 to 0.
-    guidance: strength of what is given; 1 is the plain conditional law.
+    guidance: strength of the given modalities; 1 is the plain conditional distribution.
     order: groups of modalities that are generated one after the other, each given those before it,
-      in `steps` steps each; what it does not name comes last. Empty: all together.
-    clip: whether a framework that diffuses images themselves keeps x0 in their range. A corrector
-      does without: it leads to the law of the scores as they are.
+      in `steps` steps each; modalities that it does not name come last. Empty: all together.
+    clip: whether a framework that diffuses images themselves keeps x0 in their range. With a
+      corrector it is False, which leads to the distribution of the scores as they are.
   """
 
   solver: Solver
@@ -154,24 +155,24 @@ class Framework:
   """A way to generate several modalities together.
 
   Attributes:
-    modalities: what it was built for, in order.
-    stages: what is trained, in order.
-    sample: `(params, key, given, targets, num, sampling) -> samples`: `given` is a dict of arrays
-      in the model's view with `num` rows each, `targets` a tuple of names that are to be generated
-      (names in neither are absent), `samples` a dict of the targets in the model's view. Can be
+    modalities: those it was built for, in order.
+    stages: the stages of training, in order.
+    sample: `(params, key, given, targets, num, sampling) -> samples`: `given` is a dict of
+      model inputs with `num` rows each, `targets` a tuple of names that are to be generated (names
+      in neither are absent), `samples` a dict of the targets as model inputs. Can be
       jitted with `targets`, `num` and `sampling` static.
-    reconstruct: `(params, data) -> data`: each modality through what stands between it and its
-      space of diffusion, and back; arrays in the model's view.
-    evaluations: `(given, targets, sampling) -> int`: network evaluations that one sample costs;
+    reconstruct: `(params, data) -> data`: each modality encoded into its space of diffusion and
+      decoded again; model inputs.
+    evaluations: `(given, targets, sampling) -> int`: the network evaluations of one sample;
       given and targets are tuples of names. Guidance counts twice.
     bound: `(params, key, train, test) -> {name: float}`: numbers on the variational bound, from
-      some rows of both splits (dicts of arrays in the model's view); None where there is no such
-      bound.
-    supported_tasks: all (given, targets) that it can sample, tuples of names; None if any targets
-      can be sampled from any others.
-    can_regenerate_given: whether what is given can be a target, too, which is then made anew.
-    shuffled: samples like `sample`, but each row reads of the modalities generated with it what is
-      another row's; None where there is no such thing.
+      some rows of both splits (dicts of model inputs); None where there is no such bound.
+    supported_tasks: all (given, targets) that it can sample, as tuples of names; None if any
+      targets can be sampled from any others.
+    can_regenerate_given: whether given modalities can be targets, too, which are then generated
+      again.
+    shuffled: samples as `sample` does, but each row reads the modalities generated with another
+      row instead of its own; None where rows do not read any.
   """
 
   modalities: tuple[modalities_lib.Modality, ...]
@@ -187,10 +188,10 @@ class Framework:
 
 def check_stages(framework: Framework, names: Sequence[str]) -> None:
   """Raises UserError if the framework has no stage of one of the names."""
-  known = [stage.name for stage in framework.stages]
+  stage_names = [stage.name for stage in framework.stages]
   for name in names:
-    if name not in known:
-      raise UserError(f"There is no stage {name!r}. There are: {', '.join(known)}.")
+    if name not in stage_names:
+      raise UserError(f"There is no stage {name!r}. There are: {', '.join(stage_names)}.")
 
 
 _SAMPLING = {
@@ -208,22 +209,22 @@ _SAMPLING = {
 }
 
 
-# sigma^2 of this time, about a tenth of it for VPLinear, is a normal number of float32.
+# At this time sigma^2, which for VPLinear is about a tenth of it, is a normal float32 number.
 _EARLIEST = 1e-30
 
 
 def make_sampler_config(config: Any) -> SamplerConfig:
-  """The default way to sample, from `config.sampling`.
+  """Parses `config.sampling`, the default sampler.
 
   Raises:
-    UserError: an unknown solver, or a number that cannot be.
+    UserError: an unknown solver, or an invalid number.
   """
   config_checks.check(config.sampling, _SAMPLING, "sampling.")
   name = config.sampling.solver
   solver = solvers.ddim(0.0) if name == "ddim" else getattr(solvers, name, None)
   if not isinstance(solver, solvers.Solver):
-    known = ["ddim", *(n for n, of in vars(solvers).items() if isinstance(of, solvers.Solver))]
-    raise UserError(f"There is no solver {name!r}. There are: {', '.join(known)}.")
+    names = ["ddim", *(n for n, of in vars(solvers).items() if isinstance(of, solvers.Solver))]
+    raise UserError(f"There is no solver {name!r}. There are: {', '.join(names)}.")
   power, steps = config.sampling.get("grid_power", 1.0), config.sampling.steps
   if steps**-power < _EARLIEST:
     raise UserError(

@@ -1,4 +1,4 @@
-"""Between the model's view of a modality and the value that a network reads or predicts.
+"""Conversion between model inputs and the values that networks read or predict.
 
 A value is an image in [-1, 1], a vector as it is, or the probabilities of classes on a last axis.
 """
@@ -16,14 +16,14 @@ from mmdiff_jax.modalities import Modality
 
 
 def normalize(modality: Modality, x) -> Float[Array, "batch ..."]:
-  """The value of a view."""
+  """Returns the value of model inputs."""
   if modality.num_classes:
     return jax.nn.one_hot(x, modality.num_classes)
   return jnp.asarray(x) if modality.kind == "vector" else 2.0 * jnp.asarray(x) - 1.0
 
 
 def denormalize(modality: Modality, value) -> Array:
-  """The model's view of a value, the likeliest class where there are several."""
+  """Returns model inputs from a value: the likeliest class where there are several."""
   if modality.num_classes:
     return jnp.argmax(value, axis=-1).astype(jnp.int32)
   if modality.kind == "vector":
@@ -33,7 +33,7 @@ def denormalize(modality: Modality, value) -> Array:
 
 
 def check_shape(modality: Modality, shape: tuple[int, ...], where: str) -> None:
-  """Raises UserError if an array of examples has not the modality's shape."""
+  """Raises UserError unless an array of examples has the modality's shape."""
   if tuple(shape[1:]) != modality.shape:
     remedy = " A representation must come from the network that this one was made for."
     raise UserError(
@@ -54,6 +54,6 @@ def check_examples(modalities: Sequence[Modality], data: Mapping[str, Any]) -> N
 
 
 def identity_reconstruct(params: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-  """`Framework.reconstruct` where nothing stands between modalities and their space."""
+  """`Framework.reconstruct` of frameworks that diffuse the modalities themselves."""
   del params
   return dict(data)

@@ -231,7 +231,7 @@ def test_parts_keep_numbers_together_and_divide_each_stratum():
 def test_captions_say_what_is_true_of_one_other(data):
   for split in data.values():
     there = _there(split, "caption")
-    said = pairs_of_digits.said_of(split["caption"][:])
+    said = pairs_of_digits.parse_captions(split["caption"][:])
     assert (said["label"] >= 0)[there].all() and not (said["label"] >= 0)[~there].any()
     about = np.zeros((len(there), 3), bool)
     for name, claim in said.items():
@@ -251,7 +251,7 @@ def test_how_often_captions_say_something(data):
   train, test = data["train"], data["test"]
   prob = {"thickness": 0.5, "slant": 0.5, "heading": 0.7, "speaker": 0.5}
   for split, share in ((train, 1), (test, 1 / 3)):
-    said = pairs_of_digits.said_of(split["caption"][:])
+    said = pairs_of_digits.parse_captions(split["caption"][:])
     for name, main in PRESENT.items():
       if name not in split:
         continue
@@ -281,7 +281,7 @@ def test_what_is_said_of_is_what_is_worded(embedded, letter_by_letter):
       sentences.append(f"{article} {name} said by {word}")
       meant.append([label, -1, -1, -1, i])
   assert len(set(sentences)) == len(sentences) == 20 * (9 + 8 + 5)
-  said = pairs_of_digits.said_of(_tokens(*sentences))
+  said = pairs_of_digits.parse_captions(_tokens(*sentences))
   assert tuple(said) == ("label", *WORDS)
   np.testing.assert_array_equal(np.stack(list(said.values()), 1), meant)
   assert {values.dtype for values in said.values()} == {np.dtype(np.int32)}
@@ -308,7 +308,7 @@ def test_what_is_said_of_is_what_is_worded(embedded, letter_by_letter):
   ],
 )
 def test_nothing_is_said_of_what_is_no_sentence(text):
-  assert all(values == [-1] for values in pairs_of_digits.said_of(_tokens(text)).values())
+  assert all(values == [-1] for values in pairs_of_digits.parse_captions(_tokens(text)).values())
 
 
 def test_headings_are_measured_on_videos(data):
@@ -338,7 +338,7 @@ def test_adherence_is_with_what_the_caption_says(embedded):
     adherence = datasets.adherence(names, "pairs_of_digits", of="digits")
     true = adherence(given, x, label)
     assert list(true) == [f"caption {name}" for name in measured]
-    said = pairs_of_digits.said_of(given["caption"])
+    said = pairs_of_digits.parse_captions(given["caption"])
     for name in measured:
       told = said[name] >= 0
       values = true[f"caption {name}"]

@@ -72,7 +72,7 @@ def test_one_half_of_each_mask_is_hidden_and_the_rest_is_the_page(data):
 
 
 def test_captions_say_some_of_what_is_true(data):
-  said = sketched_digits.said_of(data["caption"])
+  said = sketched_digits.parse_captions(data["caption"])
   for name, claim in said.items():
     told = claim >= 0
     np.testing.assert_array_equal(claim[told], data[name][told])
@@ -106,7 +106,7 @@ def test_what_is_said_of_is_what_is_worded(data, letter_by_letter):
       ]
       meant.append([label, *found])
   assert len(set(sentences)) == len(sentences) == 3 * 3 * 10 * 21
-  said = sketched_digits.said_of(tokens(*sentences))
+  said = sketched_digits.parse_captions(tokens(*sentences))
   assert tuple(said) == ("label", *WORDS)
   np.testing.assert_array_equal(np.stack(list(said.values()), 1), meant)
   assert {values.dtype for values in said.values()} == {np.dtype(np.int32)}
@@ -117,7 +117,7 @@ def test_what_is_said_of_is_what_is_worded(data, letter_by_letter):
 
 
 def test_sentences_read_like_this():
-  said = sketched_digits.said_of(
+  said = sketched_digits.parse_captions(
     tokens("at the top left a thick digit", "an 8", "on the right a thin right leaning two")
   )
   assert {name: values.tolist() for name, values in said.items()} == {
@@ -132,7 +132,7 @@ def test_sentences_read_like_this():
   "text", ["", "thick a three", "a three at the top", "a thick", "aaa 33", "an thick 3"]
 )
 def test_nothing_is_said_of_what_is_no_sentence(text):
-  assert all(values == [-1] for values in sketched_digits.said_of(tokens(text)).values())
+  assert all(values == [-1] for values in sketched_digits.parse_captions(tokens(text)).values())
 
 
 def test_parts_are_cut_out_of_the_whole(data, handwriting):
@@ -233,7 +233,7 @@ def test_adherence_is_with_what_was_given_alone(data):
   pages, labels = data["digit"][rows], data["label"][rows]
   given = {name: data[name][rows] for name in NAMES[1:]}
   found = sketched_digits.adherence(given, pages, (labels + (rows < 10)) % 10)
-  said = sketched_digits.said_of(given["caption"])
+  said = sketched_digits.parse_captions(given["caption"])
   assert set(found) == {"sketch", "mask", *said, *(f"caption {name}" for name in said)}
   for name in ("sketch", "mask", *WORDS):
     np.testing.assert_array_equal(found[name], np.ones(30))

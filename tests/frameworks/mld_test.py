@@ -566,8 +566,8 @@ def test_reconstruct_goes_through_the_latent():
       "'velocity' and config.score.schedule 'vp_linear'.*vp_cosine or rectified_flow",
     ),
     ({"score__network__kind": "none"}, "'towers' or 'published'"),
-    ({"score__training__stepz": 3}, "score.training.stepz is no field.*score.training.steps"),
-    ({"score__training": {"steps": 3, "batch_size": 8}}, "score.training.learning_rate is not"),
+    ({"score__training__stepz": 3}, "score.training.stepz is not a field.*score.training.steps"),
+    ({"score__training": {"steps": 3, "batch_size": 8}}, "score.training.learning_rate is missing"),
     ({"sampling__solver": "none"}, "dpmpp_2m"),
     (
       {"variant": "inpaint", "sampling__solver": "heun"},
