@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments import setup
 from mmdiff_jax import noise, storage
-from mmdiff_jax.data import datasets, readers
+from mmdiff_jax.data import array_files, datasets
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.evaluation import classifiers
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
   }
   features = represent(modalities[_MODALITY.value], data)
   with storage.writing(out, "--out"):
-    readers.write_npz(out, **features)
+    array_files.write_npz(out, **features)
   print(f"Wrote {out}.", flush=True)
 
 

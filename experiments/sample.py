@@ -25,7 +25,7 @@ import numpy as np
 
 from experiments import experts, generation, setup
 from mmdiff_jax import noise, storage
-from mmdiff_jax.data import datasets, missing, readers
+from mmdiff_jax.data import array_files, datasets, missing
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.evaluation import pictures
 from mmdiff_jax.frameworks.base import Framework
@@ -157,7 +157,7 @@ def read_given(path: str, modalities: Sequence[Modality], num: int | None) -> di
     raise UserError(
       f"{path} cannot be read: there is no such file. Name the file with --given_npz."
     )
-  arrays = readers.npz(path, modalities)
+  arrays = array_files.npz(path, modalities)
   rows = len(next(iter(arrays.values())))
   if num not in (None, rows):
     raise UserError(
@@ -215,7 +215,7 @@ def write(
   sheet = pictures.Panel(stem.replace("_", " "), targets, conditions)
   pictures.draw(out / f"{stem}.png", modalities, pictures.panels(sheet, _COLUMNS))
   given = {f"given_{name}" if name in samples else name: x for name, x in given.items()}
-  readers.write_npz(out / f"{stem}.npz", **given, **samples)
+  array_files.write_npz(out / f"{stem}.npz", **given, **samples)
   paths = [out / f"{stem}.png", out / f"{stem}.npz"]
   for modality in modalities:
     if modality.name not in samples:

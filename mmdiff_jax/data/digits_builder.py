@@ -7,7 +7,7 @@ import functools
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mmdiff_jax.data import digits, rendering
+from mmdiff_jax.data import rendering
 
 # Handwritings of each split.
 HANDWRITINGS = {"train": 1437, "test": 360}
@@ -58,15 +58,15 @@ class Digits(tfds.core.GeneratorBasedBuilder):
   def _info(self) -> tfds.core.DatasetInfo:
     tensor = functools.partial(tfds.features.Tensor, encoding="bytes")
     return self.dataset_info_from_configs(
-      description=digits.__doc__,
+      description="Four modalities of a handwritten digit: page, scene, dial tone and caption.",
       features=tfds.features.FeaturesDict(
         {
-          "digit": tensor(shape=(*digits.PAGE, 1), dtype=np.uint8),
-          "scene": tensor(shape=(*digits.PAGE, 3), dtype=np.uint8),
+          "digit": tensor(shape=(*rendering.PAGE, 1), dtype=np.uint8),
+          "scene": tensor(shape=(*rendering.PAGE, 3), dtype=np.uint8),
           "tone": tensor(shape=(rendering.TONE.samples,), dtype=np.int16),
           "caption": tfds.features.Text(),
           "label": tfds.features.ClassLabel(num_classes=10),
-          "mask": tensor(shape=digits.PAGE, dtype=np.uint8),
+          "mask": tensor(shape=rendering.PAGE, dtype=np.uint8),
           # Which of scikit-learn's handwritings are on the page and in the scene.
           "handwriting": tfds.features.Scalar(np.int64),
           "scene_handwriting": tfds.features.Scalar(np.int64),
@@ -113,7 +113,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
       columns = {
         "digit": pages[..., None],
         "scene": np.round(rendering.composite(others, photos, rng) * 255).astype(np.uint8),
-        "tone": np.round(rendering.dial_tone(labels, rng) * digits.LOUDEST).astype(np.int16),
+        "tone": np.round(rendering.dial_tone(labels, rng) * rendering.LOUDEST).astype(np.int16),
         "caption": rendering.captions(labels, pages / np.float32(255), rng),
         "label": labels,
         "mask": (others > _INKED).astype(np.uint8),

@@ -12,7 +12,7 @@ import functools
 
 import numpy as np
 
-from mmdiff_jax.data import pairing, sources
+from mmdiff_jax.data import pairing, public
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.modalities import image_picture, Modality
@@ -54,17 +54,17 @@ def load(
     UserError: the set is not prepared and cannot be, or is damaged. Damage in an image is reported
       when that image is read.
   """
-  builder = sources.prepared(_SOURCE, data_dir, manual_dir, files="Imagenet64_*")
-  public = _SPLITS[split]
-  number = sources.PUBLIC[_SOURCE, public].number
-  labels = sources.labels(builder, public, number, num_classes=1000)
-  read = sources.reader(builder, public, number)
+  builder = public.prepared(_SOURCE, data_dir, manual_dir, files="Imagenet64_*")
+  source_split = _SPLITS[split]
+  number = public.PUBLIC[_SOURCE, source_split].number
+  labels = public.labels(builder, source_split, number, num_classes=1000)
+  read = public.reader(builder, source_split, number)
   images = functools.partial(_images, read, labels, str(builder.data_path))
   rows = pairing.part_rows(split, labels, validation)
   return {"image": Column(rows, images), "label": labels[rows]}
 
 
-def _images(read: sources.Reader, labels: np.ndarray, folder: str, index: np.ndarray) -> np.ndarray:
+def _images(read: public.Reader, labels: np.ndarray, folder: str, index: np.ndarray) -> np.ndarray:
   records = read(index.tolist())
   if any(record["label"] != label for record, label in zip(records, labels[index], strict=True)):
     raise UserError(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
-from mmdiff_jax.data import audio, folder
+from mmdiff_jax.data import audio, columns as columns_lib
 
 Columns = dict[str, dict[str, Any]]
 Size = tuple[int, int]
@@ -52,14 +52,14 @@ def paired_images(
   *,
   size: Size,
   places: Sequence[str] = ("source", "target"),
-  patterns: tuple[str, str] = (folder.IMAGES, folder.IMAGES),
+  patterns: tuple[str, str] = (columns_lib.IMAGES, columns_lib.IMAGES),
 ) -> Columns:
   """Pairs of images, `source` and `target`, in two folders or side by side in one file.
 
   Args:
     size: height and width of either.
     places: the two folders, or the one folder of files that contain both images.
-    patterns: patterns of the files in them, as `folder.files` takes them.
+    patterns: patterns of the files in them, as `columns_lib.files` takes them.
   """
   halves = ("left", "right") if len(places) == 1 else ("", "")
   return {
@@ -100,7 +100,7 @@ def camvid(*, size: Size) -> Columns:
   return paired_images(
     size=size,
     places=["701_StillsRaw_full", "LabeledApproved_full"],
-    patterns=(folder.IMAGES, r"(.*)_L\.png"),
+    patterns=(columns_lib.IMAGES, r"(.*)_L\.png"),
   )
 
 

@@ -13,7 +13,7 @@ import pathlib
 from jaxtyping import Float, Int, UInt8
 import numpy as np
 
-from mmdiff_jax.data import pairing, readers, sources
+from mmdiff_jax.data import pairing, public, readers, sources
 from mmdiff_jax.data.mnist import LABEL
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.errors import UserError
@@ -71,7 +71,7 @@ def load(
   index = pairing.group(labels, 5, COUNTS[split], seed=seed)
   rng = np.random.default_rng((*seed, 1))
   columns = {}
-  for m, photo in enumerate(backgrounds(sources.manual(data_dir, manual_dir) / "poly_mnist")):
+  for m, photo in enumerate(backgrounds(public.manual(data_dir, manual_dir) / "poly_mnist")):
     places = crop_places(photo)
     places = places[rng.integers(len(places), size=len(index))]
     columns[f"m{m}"] = Column(

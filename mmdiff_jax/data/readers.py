@@ -1,15 +1,14 @@
 """Reads a user's files as model inputs: one pure function per kind.
 
-All but those for NPZ take the files of one example in one modality, a generator (only texts draw
-from it) and settings. If a file cannot be read as requested they raise a UserError that names it.
-PNG, WAV and GIF are checked for truncation, PNG also for alteration; a JPEG has no checksum, so one
-that was altered may pass.
+All take the files of one example in one modality, a generator (only texts draw from it) and
+settings. If a file cannot be read as requested they raise a UserError that names it. PNG, WAV and
+GIF are checked for truncation, PNG also for alteration; a JPEG has no checksum, so one that was
+altered may pass. NPZ files are in `array_files`.
 """
 
 from collections.abc import Iterator, Sequence
 import contextlib
 import csv
-import io
 import math
 import os
 import pathlib
@@ -22,17 +21,22 @@ from jaxtyping import Float, Int, UInt8
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence
 
-from mmdiff_jax import storage
 from mmdiff_jax.data import audio
 from mmdiff_jax.errors import UserError
-from mmdiff_jax.modalities import Modality
 
 Paths = Sequence[pathlib.Path]
+
+
 Size = tuple[int, int]  # height, width
+
+
 _ORIENTATION = 0x0112  # Exif's tag; for values from 5 on, height and width are swapped.
+
+
 # The errors that decoders raise on damaged files.
-_DAMAGE = (OSError, EOFError, SyntaxError, ValueError, IndexError, RuntimeError, MemoryError)
-_DAMAGE += (struct.error, zlib.error, zipfile.BadZipFile, Image.DecompressionBombError)
+DAMAGE = (OSError, EOFError, SyntaxError, ValueError, IndexError, RuntimeError, MemoryError)
+
+DAMAGE += (struct.error, zlib.error, zipfile.BadZipFile, Image.DecompressionBombError)
 
 
 @contextlib.contextmanager
@@ -40,7 +44,7 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
   """A context in which errors caused by a damaged file become a UserError that names it."""
   try:
     yield
-  except _DAMAGE as error:
+  except DAMAGE as error:
     raise UserError(
       f"The file {path} cannot be read: {error}. If it is truncated or was altered, get it again "
       "or remove it."
@@ -347,111 +351,3 @@ def text_of(tokens: Int[np.ndarray, " length"], alphabet: str = "") -> str:
     return "".join(alphabet[token] for token in tokens).strip()
   caption = bytes(token for token in tokens.tolist() if token).decode(errors="replace")
   return "".join(character if character.isprintable() else "\ufffd" for character in caption)
-
-
-def npz(
-  path: str | os.PathLike[str], modalities: Sequence[Modality], *, prefix: str = ""
-) -> dict[str, np.ndarray]:
-  """Reads a whole split from an NPZ file, which has an array `prefix + name` for each modality.
-
-  Images and videos may be uint8, which is divided by 255. Pickled objects are not read.
-
-  Returns:
-    The model inputs, float32 or int32 [n, *shape].
-
-  Raises:
-    UserError: the file is damaged or needs pickle, or an array is missing or invalid.
-  """
-  inputs = {}
-  for modality in modalities:
-    key = prefix + modality.name
-    inputs[modality.name] = checked(array(path, key), key, modality, path)
-  lengths = {name: len(values) for name, values in inputs.items()}
-  if len(set(lengths.values())) != 1 or 0 in lengths.values():
-    raise UserError(f"The arrays of {path} must have the same examples, at least one: {lengths}.")
-  return inputs
-
-
-def write_npz(path: str | os.PathLike[str], **arrays: np.ndarray) -> None:
-  """Writes an NPZ file atomically; if that raises OSError, no part of the file is left.
-
-  It may lie in a bucket, see `storage.path`.
-  """
-  path = storage.path(path)
-  if storage.in_bucket(path):
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    path.write_bytes(buffer.getvalue())
-    return
-  # A name unique to this process, since several processes may write the same file.
-  part = path.with_name(f"{path.name}.{os.getpid()}.part")
-  try:
-    with part.open("wb") as file:
-      np.savez(file, **arrays)
-      file.flush()
-      os.fsync(file.fileno())
-    part.replace(path)
-  except OSError:
-    part.unlink(missing_ok=True)
-    raise
-
-
-def kept_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray] | None:
-  """Returns the arrays of an NPZ file, or None if it does not exist or cannot be read.
-
-  It may lie in a bucket, see `storage.path`.
-  """
-  try:
-    path = storage.path(path)
-    source = io.BytesIO(path.read_bytes()) if storage.in_bucket(path) else path
-    with np.load(source, allow_pickle=False) as file:  # A ZIP has a checksum of each array.
-      return dict(file)
-  except (*_DAMAGE, KeyError):
-    return None
-
-
-def array(path: str | os.PathLike[str], key: str) -> np.ndarray:
-  """Reads one array of an NPZ file unchanged; pickled objects are not read.
-
-  Raises:
-    UserError: the file does not exist, is damaged or needs pickle, or has no such array.
-  """
-  path = storage.expanded(path)
-  with reading(path):
-    if not zipfile.is_zipfile(path):
-      raise ValueError("it does not exist, or is not an NPZ file")
-    with np.load(path, allow_pickle=False) as file:
-      if key in file:
-        return file[key]
-      raise UserError(f"The file {path} has no array {key!r}, only: {', '.join(file)}. Add it.")
-
-
-def checked(
-  array: np.ndarray, key: str, modality: Modality, path: str | os.PathLike[str]
-) -> np.ndarray:
-  """Checks an array of an NPZ file and returns it as a model input, float32 or int32 [n, *shape].
-
-  Args:
-    array: the array; for an image or a video it may be uint8, which is divided by 255.
-    key: its name in the file, for the message.
-    modality: the modality that it must be.
-    path: the file, for the message.
-
-  Raises:
-    UserError: it has the wrong shape, type or range.
-  """
-  pixels, discrete = modality.kind in ("image", "video"), modality.num_classes > 0
-  kind, dtype = ("iu", np.int32) if discrete else ("f", np.float32)
-  low, high = modality.bounds
-  values = array / np.float32(255) if pixels and array.dtype == np.uint8 else array
-  if values.dtype.kind == "f":
-    with np.errstate(over="ignore"):  # Numbers that are too large become infinite and are refused.
-      values = values.astype(np.float32)
-  fits = values.dtype.kind in kind and values.shape[1:] == modality.shape and values.ndim > 0
-  if not fits or not (np.isfinite(values) & (values >= low) & (values <= high)).all():
-    raise UserError(
-      f"The array {key!r} of {path} is {array.dtype} of shape {array.shape}; a modality of kind "
-      f"{modality.kind} must be {dtype.__name__} of shape [n, *{modality.shape}], finite numbers "
-      f"from {low:g} to {high:g}. Convert it and save it again."
-    )
-  return values.astype(dtype)

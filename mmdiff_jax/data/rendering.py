@@ -15,6 +15,8 @@ from mmdiff_jax.data import audio
 from mmdiff_jax.modalities import Modality
 
 SIZE = 16
+PAGE = (SIZE, SIZE)
+LOUDEST = 32767  # The largest value of a 16-bit sample.
 TONE = audio.LogMel()
 
 # The telephone keypad's four rows and three columns, in hertz (ITU-T Q.23), and each digit's two.

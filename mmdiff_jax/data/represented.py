@@ -9,7 +9,7 @@ import os
 import numpy as np
 
 from mmdiff_jax import config_checks, storage
-from mmdiff_jax.data import datasets, readers
+from mmdiff_jax.data import array_files, datasets
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.modalities import Modality, vector_picture
@@ -76,10 +76,10 @@ def load(
 
 
 def _read(path: str, split: str, size: int) -> np.ndarray:
-  array = readers.array(path, split)
+  array = array_files.array(path, split)
   if array.ndim == 2 and array.shape[1] != size:
     raise UserError(
       f"The array {split!r} of {path} has shape {array.shape}, a representation of the wrong"
       f" size: config.data.size is {size}. Change that, or name the file of another network."
     )
-  return readers.checked(array, split, Modality(split, "vector", (size,), vector_picture), path)
+  return array_files.checked(array, split, Modality(split, "vector", (size,), vector_picture), path)

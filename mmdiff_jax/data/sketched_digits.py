@@ -22,6 +22,7 @@ from mmdiff_jax.data import (
   masked,
   pairing,
   progress,
+  public,
   rendering,
   sources,
 )
@@ -122,19 +123,19 @@ def load(
     UserError: there is no such source or part, or the source is not there.
   """
   modalities(of=of, part=part)
-  public = "train" if split == "validation" else split
-  items, labels, writing = handwriting(of, public, data_dir, manual_dir)
+  source_split = "train" if split == "validation" else split
+  items, labels, writing = handwriting(of, source_split, data_dir, manual_dir)
   # All are drawn, so that what is random does not depend on the part.
   drawn = cache.arrays(
-    f"sketched_digits-{of}-{public}",
-    (items, labels, public),
-    lambda: _drawn(items, labels, public),
+    f"sketched_digits-{of}-{source_split}",
+    (items, labels, source_split),
+    lambda: _drawn(items, labels, source_split),
   )
   ink = drawn["ink"]
   pages = Column(np.arange(len(ink)), lambda i: ink[i, ..., None] / np.float32(255))
 
   def mask(i):
-    visible = masked.masks(i, public, ("half",), 0.5, (SIZE, SIZE))
+    visible = masked.masks(i, source_split, ("half",), 0.5, (SIZE, SIZE))
     return np.where(visible, pages[i][..., 0] > 0.5, HIDDEN).astype(np.int32)
 
   index, count = part if split == "train" else (0, 1)
@@ -199,7 +200,7 @@ def handwriting(
 
 def _mnist(split: str, data_dir: str | None, manual_dir: str | None):
   items, labels = sources.mnist(split, data_dir, manual_dir)
-  first = sources.PUBLIC["mnist", "train"].number if split == "test" else 0
+  first = public.PUBLIC["mnist", "train"].number if split == "test" else 0
   return items[..., 0], labels, first + np.arange(len(items))
 
 

@@ -6,7 +6,7 @@ index into each of the three. The splits are the sources' own (`sources` says ho
 
 import numpy as np
 
-from mmdiff_jax.data import audio, cache, pairing, sources
+from mmdiff_jax.data import audio, cache, pairing, public, sources
 from mmdiff_jax.data.mnist import DIGIT, LABEL
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.modalities import Modality, trajectory_picture
@@ -88,5 +88,5 @@ def speech(
     heard = audio.log_mel(recordings.items / np.float32(32767), SPEECH)
     return recordings._replace(items=heard)._asdict()
 
-  state = sources.prepared_state("spoken_digit", data_dir, manual_dir)
+  state = public.prepared_state("spoken_digit", data_dir, manual_dir)
   return sources.Recordings(**cache.arrays(f"spoken_digit-{split}", state, make))

@@ -23,7 +23,7 @@ import optax
 from scipy import special
 
 from mmdiff_jax import noise, storage
-from mmdiff_jax.data import readers
+from mmdiff_jax.data import array_files
 from mmdiff_jax.data.pairing import Column
 from mmdiff_jax.modalities import Modality
 
@@ -245,7 +245,7 @@ def load_or_fit(
       digest = zlib.crc32(np.ascontiguousarray(array[i : i + _CHUNK]), digest)
     made_of += digest.to_bytes(4, "big")
   made_of = np.frombuffer(made_of, np.uint8)
-  saved = readers.kept_npz(path)
+  saved = array_files.kept_npz(path)
   if saved is not None and np.array_equal(saved.pop("made_of", None), made_of):
     network = _network(modality, int(labels.max()) + 1)
     return Classifier(traverse_util.unflatten_dict(saved, sep="/"), _inference(network))
@@ -259,7 +259,7 @@ def load_or_fit(
   }
   with storage.writing(path, "the file of a classifier"):
     path.parent.mkdir(parents=True, exist_ok=True)
-    readers.write_npz(path, made_of=made_of, **flat)
+    array_files.write_npz(path, made_of=made_of, **flat)
   return classifier
 
 

@@ -108,8 +108,8 @@ class Stage:
     init: `(key, frozen, batch) -> trained`, a dict with exactly the entries in `trainable`.
     loss: `(trained, frozen, key, batch) -> (loss, metrics)`: pure; `metrics` is a flat dict of
       scalars, with one for each modality named `loss_<modality>` where the loss has such parts. It
-      may be called with a part of a batch. The mean over the equal parts on several devices must be the
-      loss of the whole batch: it is a mean over examples, or compares them through
+      may be called with a part of a batch. The mean over the equal parts on several devices must be
+      the loss of the whole batch: it is a mean over examples, or compares them through
       `parallel.all_rows`. With `accumulate` above 1 the parts come one after the other, and a loss
       that compares examples, such as InfoNCE, compares those of one part: then the mean is not the
       loss of the whole batch. Its random draws have examples along the first axis (see

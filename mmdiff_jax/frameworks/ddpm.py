@@ -1,4 +1,4 @@
-"""What frameworks share that diffuse images by a table of DDPM with a U-Net."""
+"""Shared by the frameworks that diffuse images by a table of DDPM with a U-Net."""
 
 from typing import Any
 

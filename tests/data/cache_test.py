@@ -5,12 +5,13 @@ import pytest
 
 from mmdiff_jax import storage
 from mmdiff_jax.data import (
+  array_files,
   cache,
   captioned_digits,
   datasets,
   digits,
   progress,
-  readers,
+  public,
   sketched_digits,
   sources,
 )
@@ -93,7 +94,7 @@ def test_damaged_file_is_replaced(folder):
   intact, truth = path.read_bytes(), Maker()()
   for i in range(0, len(intact), 3):
     path.write_bytes(intact[:i] + bytes([intact[i] ^ 1]) + intact[i + 1 :])
-    stored = readers.kept_npz(path)  # None, or the arrays that are not damaged.
+    stored = array_files.kept_npz(path)  # None, or the arrays that are not damaged.
     if stored and str(stored.pop("stamp", "")):
       check_equal(stored, {name: truth[name] for name in stored})
   end = intact.rfind(b"PK\x05\x06")  # The record that holds the number of members.
@@ -176,11 +177,11 @@ def test_public_sets_are_decoded_once_and_again_when_they_change(tmp_path, monke
   (folder / "records").write_bytes(b"1")
   calls = []
 
-  def public(name, split, *_):
+  def read_split(name, split, *_):
     calls.append((name, split))
     return [{"image": np.full((2, 2, 1), len(calls), np.uint8), "label": 7}]
 
-  monkeypatch.setattr(sources, "_public", public)
+  monkeypatch.setattr(public, "read_split", read_split)
   assert [sources.mnist("test", str(tmp_path)).items.max() for _ in range(2)] == [1, 1]
   assert sources.mnist("train", str(tmp_path)).items.max() == 2
   (folder / "records").write_bytes(b"12")
@@ -188,7 +189,7 @@ def test_public_sets_are_decoded_once_and_again_when_they_change(tmp_path, monke
   (folder / "records").unlink()
   (folder.parent / "3.0.1").rmdir()
   (folder.parent).rmdir()
-  monkeypatch.setattr(sources, "prepared", lambda *_: calls.append("prepared"))
+  monkeypatch.setattr(public, "prepared", lambda *_: calls.append("prepared"))
   assert sources.mnist("test", str(tmp_path)).items.max() == 5 and calls[3] == "prepared"
 
 

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from mmdiff_jax.data import datasets, digits, digits_builder, rendering, sketched_digits, sources
+from mmdiff_jax.data import datasets, digits, digits_builder, public, rendering, sketched_digits
 from mmdiff_jax.errors import UserError
 
 
@@ -36,7 +36,7 @@ def test_prepared_data_are_in_the_folder_of_tfds(tmp_path, monkeypatch):
   assert datasets.prepared(None) == tmp_path / "tensorflow_datasets"
   monkeypatch.setenv("TFDS_DATA_DIR", "~/elsewhere")
   assert datasets.prepared(None) == tmp_path / "elsewhere"
-  assert sources.manual(None, None) == tmp_path / "elsewhere" / "downloads" / "manual"
+  assert public.manual(None, None) == tmp_path / "elsewhere" / "downloads" / "manual"
   assert datasets.prepared("~/mine") == tmp_path / "mine"
 
 

@@ -8,7 +8,7 @@ import pytest
 from sklearn.datasets import load_digits
 import tensorflow_datasets as tfds
 
-from mmdiff_jax.data import datasets, digits, digits_builder, rendering, sources
+from mmdiff_jax.data import datasets, digits, digits_builder, public, rendering
 
 _TWICE = np.ones((1, 2, 2), np.float32)
 _WHITE = np.ones(3, np.float32)
@@ -166,7 +166,7 @@ def test_interrupted_preparation_is_made_anew(tmp_path, monkeypatch):
 
 _HANGS = """
 import sys, time
-from mmdiff_jax.data import digits, digits_builder, rendering, sources
+from mmdiff_jax.data import digits, digits_builder, public, rendering
 drawn = digits_builder.Drawn(train=2, test=1)
 builder = digits_builder.Digits(data_dir=sys.argv[1], config=drawn, file_format="array_record")
 whole, calls = rendering.captions, []
@@ -177,7 +177,7 @@ def captions(*args):
     time.sleep(600)
   return whole(*args)
 rendering.captions = captions
-sources.prepare(builder, "")
+public.prepare(builder, "")
 """
 
 
@@ -197,7 +197,7 @@ def test_killed_preparation_is_made_anew_and_what_it_left_is_told(
   (left,) = builder.data_path.parent.iterdir()
   assert left.name.startswith("incomplete.") and not builder.is_prepared()
   with caplog.at_level(logging.INFO, logger="mmdiff_jax.data"):
-    sources.prepare(builder, "")
+    public.prepare(builder, "")
   assert "you can delete it" in caplog.text and str(left) in caplog.text
   for split in ("train", "test"):
     pairs = zip(digits.read(builder, split), digits.read(few_draws, split), strict=True)
@@ -206,7 +206,7 @@ def test_killed_preparation_is_made_anew_and_what_it_left_is_told(
         np.testing.assert_array_equal(ours[name], theirs[name])
   before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
   again = digits_builder.Digits(data_dir=str(tmp_path), config=drawn, file_format="array_record")
-  sources.prepare(again, "")
+  public.prepare(again, "")
   assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 

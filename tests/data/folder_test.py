@@ -8,13 +8,13 @@ from PIL import Image
 import pytest
 import soundfile
 
-from mmdiff_jax.data import audio, datasets, derived, folder, pipeline
+from mmdiff_jax.data import audio, columns as columns_lib, datasets, derived, folder, pipeline
 from mmdiff_jax.errors import UserError
 
 _SIZE = (6, 8)
 _RNG = np.random.default_rng(0)
-_PHOTOS = folder.image("photo", _SIZE)
-_CAPTIONS = folder.text("caption", 12)
+_PHOTOS = columns_lib.image("photo", _SIZE)
+_CAPTIONS = columns_lib.text("caption", 12)
 
 
 def _pixels(i, shape=_SIZE):
@@ -131,8 +131,8 @@ def test_splits_may_be_in_the_places(tmp_path):
       _photo(tmp_path / f"{split}_photos" / f"{i}.png", i)
       _caption(tmp_path / "captions" / split / f"{i}.txt", str(i))
   columns = (
-    folder.image("photo", _SIZE, place="{split}_photos"),
-    folder.text("caption", 4, place="captions/{split}"),
+    columns_lib.image("photo", _SIZE, place="{split}_photos"),
+    columns_lib.text("caption", 4, place="captions/{split}"),
   )
   assert [len(_open(tmp_path, split, columns)) for split in ("train", "val")] == [3, 2]
 
@@ -140,11 +140,11 @@ def test_splits_may_be_in_the_places(tmp_path):
 def test_each_kind_is_read_as_its_modality_describes(tmp_path):
   view = audio.LogMel()
   columns = (
-    folder.image("grey", _SIZE, 1),
-    folder.mask("mask", _SIZE, 3),
-    folder.sound("sound", view),
-    folder.text("word", 5, alphabet=" abc"),
-    folder.video("video", 2, _SIZE),
+    columns_lib.image("grey", _SIZE, 1),
+    columns_lib.mask("mask", _SIZE, 3),
+    columns_lib.sound("sound", view),
+    columns_lib.text("word", 5, alphabet=" abc"),
+    columns_lib.video("video", 2, _SIZE),
   )
   for column in columns:
     (tmp_path / column.place).mkdir()
@@ -174,13 +174,13 @@ def test_each_kind_is_read_as_its_modality_describes(tmp_path):
 
 def test_derived_modalities_are_made_from_the_files_of_others(tmp_path):
   _fill(tmp_path, 3)
-  masks = folder.mask("mask", _SIZE, 256)
+  masks = columns_lib.mask("mask", _SIZE, 256)
   (tmp_path / "mask").mkdir()
   for i in range(3):
     Image.fromarray(_pixels(i)[..., 0]).save(tmp_path / "mask" / f"{i}.png")
   data = _open(
     tmp_path,
-    columns=(masks, folder.partial_mask("some", masks, keep=0.3)),
+    columns=(masks, columns_lib.partial_mask("some", masks, keep=0.3)),
   )
   for example in data:
     kept = (example["some"] == example["mask"]).mean()
@@ -188,7 +188,7 @@ def test_derived_modalities_are_made_from_the_files_of_others(tmp_path):
       0.1 < kept < 0.6 and ((example["some"] == example["mask"]) | (example["some"] == 0)).all()
     )
   assert data.modalities[1] == dataclasses.replace(masks.modality, name="some")
-  data = _open(tmp_path, columns=(_PHOTOS, folder.sketch("sketch", _PHOTOS, sigma=0.5)))
+  data = _open(tmp_path, columns=(_PHOTOS, columns_lib.sketch("sketch", _PHOTOS, sigma=0.5)))
   for example in data:
     np.testing.assert_array_equal(
       example["sketch"], derived.sketch(example["photo"], _RNG, sigma=0.5)
@@ -202,7 +202,7 @@ def test_modality_from_which_others_are_derived_is_read_once(tmp_path):
   counted = dataclasses.replace(
     _PHOTOS, read=lambda paths, rng: reads.append(paths) or _PHOTOS.read(paths, rng)
   )
-  sketches = [folder.sketch(f"sketch{sigma}", counted, sigma=sigma) for sigma in (1.0, 2.0)]
+  sketches = [columns_lib.sketch(f"sketch{sigma}", counted, sigma=sigma) for sigma in (1.0, 2.0)]
   example = _open(tmp_path, columns=(counted, *sketches))[0]
   assert len(reads) == 1 and len(example) == 3
 
@@ -224,7 +224,7 @@ def test_random_parts_depend_only_on_seed_index_and_name(tmp_path):
   copy = dataclasses.replace(_CAPTIONS, modality=dataclasses.replace(_CAPTIONS.modality, name="b"))
   two = _open(tmp_path, columns=[_CAPTIONS, copy], seed=3)
   assert any((example["caption"] != example["b"]).any() for example in two)
-  renamed = folder.text("words", 12, place="caption")
+  renamed = columns_lib.text("words", 12, place="caption")
   assert [
     renamed.modality.show(e["words"]) for e in _open(tmp_path, columns=[renamed], seed=3)
   ] != (_captions(both))
@@ -288,7 +288,7 @@ def test_two_files_of_one_example_are_refused(tmp_path):
   _photo(tmp_path / "photo" / "kind0" / "0.jpg")
   with pytest.raises(UserError, match="0.jpg and .*0.png are the same example"):
     _open(tmp_path)
-  clips = folder.video("clip", 2, _SIZE)
+  clips = columns_lib.video("clip", 2, _SIZE)
   for frame in range(2):
     _photo(tmp_path / "clip" / "0" / f"{frame}.png")
   assert len(_open(tmp_path, columns=[clips])) == 1
@@ -302,20 +302,20 @@ def test_missing_folders_files_and_examples_are_named(tmp_path):
     _open(tmp_path / "nowhere")
   _fill(tmp_path, 2)
   with pytest.raises(UserError, match="no folder .*sound"):
-    _open(tmp_path, columns=(_PHOTOS, folder.sound("sound", audio.LogMel())))
+    _open(tmp_path, columns=(_PHOTOS, columns_lib.sound("sound", audio.LogMel())))
   with pytest.raises(UserError, match="no file in .*caption whose name"):
-    _open(tmp_path, columns=[folder.image("caption", _SIZE)])
+    _open(tmp_path, columns=[columns_lib.image("caption", _SIZE)])
   with pytest.raises(UserError, match="no folder 'val' and is split into 'train' and 'test'"):
     _open(tmp_path, "val")
   with pytest.raises(UserError, match="'test' .* is empty: with test_share=0.0"):
     _open(tmp_path, "test")
   _caption(tmp_path / "other" / "x.txt", "x")
   with pytest.raises(UserError, match="is empty: no example has all of photo, other"):
-    _open(tmp_path, columns=(_PHOTOS, folder.text("other", 3)), incomplete="drop")
+    _open(tmp_path, columns=(_PHOTOS, columns_lib.text("other", 3)), incomplete="drop")
 
 
 def test_images_of_different_proportions_are_refused_unless_they_need_not_be_aligned(tmp_path):
-  columns = (_PHOTOS, folder.mask("mask", _SIZE, 256))
+  columns = (_PHOTOS, columns_lib.mask("mask", _SIZE, 256))
   for i, size in enumerate([(6, 8), (12, 16), (13, 16), (12, 12)]):
     _photo(tmp_path / "photo" / f"{i}.png", i)
     path = tmp_path / "mask" / f"{i}.png"
@@ -332,12 +332,12 @@ def test_images_of_different_proportions_are_refused_unless_they_need_not_be_ali
 
 def test_derived_modality_is_read_if_it_has_a_folder(tmp_path):
   _fill(tmp_path, 3)
-  masks = folder.mask("mask", _SIZE, 256)
+  masks = columns_lib.mask("mask", _SIZE, 256)
   columns = (
     _PHOTOS,
     masks,
-    folder.sketch("sketch", _PHOTOS),
-    folder.partial_mask("some", masks, place="drawn"),
+    columns_lib.sketch("sketch", _PHOTOS),
+    columns_lib.partial_mask("some", masks, place="drawn"),
   )
   for name, channel in (("mask", 0), ("drawn", 1), ("sketch", 2)):
     for i in range(3):
@@ -356,14 +356,14 @@ def test_labels_are_the_first_folders_in_order(tmp_path):
   _fill(tmp_path)
   _photo(tmp_path / "photo" / "a" / "deep" / "0.png")
   _caption(tmp_path / "caption" / "a" / "deep" / "0.txt", "x")
-  data = _open(tmp_path, columns=(_PHOTOS, folder.label("label", _PHOTOS, 3)))
+  data = _open(tmp_path, columns=(_PHOTOS, columns_lib.label("label", _PHOTOS, 3)))
   labels = _arrays(data)["label"]
   assert labels.dtype == np.int32
   np.testing.assert_array_equal(
     labels, [["a", "kind0", "kind1"].index(stem.split("/")[0]) for stem in data.stems]
   )
   with pytest.raises(UserError, match=r"in 3 folders \(a, kind0, kind1\), but .* 2 classes"):
-    _open(tmp_path, columns=(_PHOTOS, folder.label("label", _PHOTOS, 2)))
+    _open(tmp_path, columns=(_PHOTOS, columns_lib.label("label", _PHOTOS, 2)))
 
 
 _SPECS = {
@@ -375,13 +375,13 @@ _SPECS = {
 
 def test_specs_are_the_functions_and_their_arguments(tmp_path):
   view = {"sample_rate": 4000, "frames": 8}
-  columns = folder.parse({**_SPECS, "sound": {"read": "sound", "view": view, "place": "wav"}})
+  columns = columns_lib.parse({**_SPECS, "sound": {"read": "sound", "view": view, "place": "wav"}})
   assert [c.modality.name for c in columns] == ["photo", "caption", "sketch", "sound"]
   assert columns[0].modality == _PHOTOS.modality
   assert columns[3].modality.shape == (8, audio.LogMel().bands) and columns[3].place == "wav"
   data = _open(_fill(tmp_path), columns=columns[:3])
   by_hand = _open(
-    tmp_path, columns=(_PHOTOS, _CAPTIONS, folder.sketch("sketch", _PHOTOS, sigma=2.0))
+    tmp_path, columns=(_PHOTOS, _CAPTIONS, columns_lib.sketch("sketch", _PHOTOS, sigma=2.0))
   )
   for name, array in _arrays(data).items():
     np.testing.assert_array_equal(array, _arrays(by_hand)[name])
@@ -427,13 +427,13 @@ def test_specs_are_the_functions_and_their_arguments(tmp_path):
 )
 def test_invalid_specs_are_refused(name, spec, complaint):
   with pytest.raises(UserError, match=complaint):
-    folder.parse({**_SPECS, name: spec})
+    columns_lib.parse({**_SPECS, name: spec})
 
 
 @pytest.mark.parametrize("columns", [None, ["photo"], {1: {}}])
 def test_columns_that_are_not_specs_are_refused(columns):
   with pytest.raises(UserError, match=r"config\.data\.columns is .*must be a dict"):
-    folder.parse(columns)
+    columns_lib.parse(columns)
 
 
 def _load(root, cache, split="train", columns=_SPECS, **options):
@@ -446,7 +446,7 @@ def _load(root, cache, split="train", columns=_SPECS, **options):
 def test_load_returns_the_arrays_of_the_folder_on_disk(tmp_path):
   root = _fill(tmp_path / "own")
   arrays = _load(root, tmp_path / "cache")
-  expected = _arrays(_open(root, columns=folder.parse(_SPECS)))
+  expected = _arrays(_open(root, columns=columns_lib.parse(_SPECS)))
   assert arrays.keys() == expected.keys()
   for name, array in expected.items():
     assert isinstance(arrays[name], np.memmap) and arrays[name].dtype == array.dtype
@@ -638,7 +638,7 @@ def test_load_holds_out_examples_that_belong_together(tmp_path):
       _caption(root / "caption" / f"{drive}{i}.txt", f"{drive}{i}")
   options = {"columns": {"caption": _SPECS["caption"]}, "together": ".", "test_share": 0.3}
   load = functools.partial(_load, root, tmp_path / "cache", **options)
-  (caption,) = folder.parse(options["columns"])
+  (caption,) = columns_lib.parse(options["columns"])
 
   def read(split, **validation):
     return [caption.modality.show(x) for x in load(split=split, **validation)["caption"][:]]

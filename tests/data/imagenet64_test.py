@@ -8,7 +8,7 @@ from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
 
-from mmdiff_jax.data import datasets, imagenet64, pairing, pipeline, sources
+from mmdiff_jax.data import datasets, imagenet64, pairing, pipeline, public
 from mmdiff_jax.errors import UserError
 
 SIZES = {"train": 60, "validation": 9}
@@ -47,7 +47,7 @@ def folder(public_splits, tmp_path, monkeypatch):
   monkeypatch.setattr(type(builder), "_split_generators", lambda *_: splits)
   builder.download_and_prepare()
   for split, size in SIZES.items():
-    monkeypatch.setitem(sources.PUBLIC, (NAME, split), sources.PublicSplit(size, None))
+    monkeypatch.setitem(public.PUBLIC, (NAME, split), public.PublicSplit(size, None))
   return tmp_path
 
 
@@ -61,10 +61,10 @@ def _bytes(images):
 
 
 def test_examples_are_the_records_and_every_one_has_its_label(folder, public_splits):
-  for split, public in (("train", "train"), ("test", "validation")):
+  for split, source_split in (("train", "train"), ("test", "validation")):
     data = datasets.load("imagenet64", split, str(folder))
-    truth = _rows(public_splits, public)
-    assert data["image"].shape == (SIZES[public], 64, 64, 3)
+    truth = _rows(public_splits, source_split)
+    assert data["image"].shape == (SIZES[source_split], 64, 64, 3)
     assert data["image"].dtype == np.float32 and data["label"].dtype == np.int32
     assert {*_bytes(data["image"][:])} == {*truth}
     assert [truth[row] for row in _bytes(data["image"][:])] == data["label"].tolist()
@@ -120,7 +120,7 @@ def test_labels_are_read_once_and_kept(folder, monkeypatch):
     raise AssertionError("the labels are kept")
 
   with monkeypatch.context() as patch:
-    patch.setattr(sources, "records", never)
+    patch.setattr(public, "records", never)
     again = datasets.load("imagenet64", "train", str(folder))["label"]
   np.testing.assert_array_equal(again, first)
 
@@ -159,7 +159,7 @@ def test_labels_are_not_kept_if_nothing_can_be_written(folder, monkeypatch):
 
 
 def test_split_with_a_wrong_number_of_examples_is_refused(folder, monkeypatch):
-  monkeypatch.setitem(sources.PUBLIC, (NAME, "train"), sources.PublicSplit(1_281_167, None))
+  monkeypatch.setitem(public.PUBLIC, (NAME, "train"), public.PublicSplit(1_281_167, None))
   with pytest.raises(UserError, match=r"has 60 examples.*'train'.*must be 1,281,167"):
     datasets.load("imagenet64", "train", str(folder))
 
@@ -167,7 +167,7 @@ def test_split_with_a_wrong_number_of_examples_is_refused(folder, monkeypatch):
 def test_labels_out_of_range_are_refused(folder):
   builder = tfds.builder(NAME, data_dir=str(folder), file_format="array_record")
   with pytest.raises(UserError, match="labels from 0 to 999.*must be 0 to 998"):
-    sources.labels(builder, "train", SIZES["train"], 999)
+    public.labels(builder, "train", SIZES["train"], 999)
 
 
 def test_damaged_file_is_named_when_it_is_read(folder):
@@ -185,7 +185,7 @@ def test_only_files_of_this_size_are_requested(tmp_path, monkeypatch):
   def offline(*args):
     raise OSError("no such host")
 
-  monkeypatch.setattr(sources.socket, "getaddrinfo", offline)
+  monkeypatch.setattr(public.socket, "getaddrinfo", offline)
   with pytest.raises(UserError) as raised:
     imagenet64.load("train", str(tmp_path))
   message = str(raised.value)
@@ -204,9 +204,9 @@ def test_only_files_of_this_size_are_requested(tmp_path, monkeypatch):
 def test_reading_does_not_need_tensorflow(folder):
   sizes = json.dumps(SIZES)
   program = (
-    "import sys\nfrom mmdiff_jax.data import datasets, sources\n"
+    "import sys\nfrom mmdiff_jax.data import datasets, public\n"
     f"for split, size in {sizes}.items():\n"
-    f"  sources.PUBLIC[{NAME!r}, split] = sources.PublicSplit(size, None)\n"
+    f"  public.PUBLIC[{NAME!r}, split] = public.PublicSplit(size, None)\n"
     f"data = datasets.load('imagenet64', 'train', {str(folder)!r})\n"
     "data['image'][:5]\nassert 'tensorflow' not in sys.modules"
   )

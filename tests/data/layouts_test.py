@@ -4,7 +4,7 @@ import pytest
 import soundfile
 
 from configs import mld
-from mmdiff_jax.data import audio, derived, folder, layouts
+from mmdiff_jax.data import audio, columns as columns_lib, derived, folder, layouts
 from mmdiff_jax.errors import UserError
 
 _SIZE = (6, 8)
@@ -27,7 +27,7 @@ def _write(path, text):
 
 
 def _open(root, columns, split="train", **options):
-  return folder.open_folder(root, folder.parse(columns), split, **options)
+  return folder.open_folder(root, columns_lib.parse(columns), split, **options)
 
 
 def _caption(data, example):

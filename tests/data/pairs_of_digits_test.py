@@ -15,6 +15,7 @@ from mmdiff_jax.data import (
   moving_digits,
   pairing,
   pairs_of_digits,
+  public,
   rendering,
   sketched_digits,
   sources,
@@ -188,10 +189,10 @@ def test_instances_are_those_of_these_numbers_and_of_the_class(few, monkeypatch,
 
 def test_recordings_are_halved_within_each_speaker_and_digit(prepared, real):
   train, test = (sources.spoken_digit(split, 100, prepared) for split in ("train", "test"))
-  builder = sources.prepared("spoken_digit", prepared, None)
+  builder = public.prepared("spoken_digit", prepared, None)
   names = [
     record["audio/filename"].decode()
-    for chunk in sources.records(builder, "train", 2500)
+    for chunk in public.records(builder, "train", 2500)
     for record in chunk
   ]
   said = {}

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 import pytest
 import soundfile
 
-from mmdiff_jax.data import audio, readers
+from mmdiff_jax.data import array_files, audio, readers
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.modalities import image_picture, mask_picture, Modality
 
@@ -327,7 +327,7 @@ def valid(tmp_path):
   np.savez(tmp_path / "a.npz", page=np.zeros((2, 4, 4, 1), np.float32))
   page = Modality("page", "image", (4, 4, 1), image_picture)
   read = {"png": _image, "jpg": _image, "gif": _video, "wav": _sound, "flac": _sound}
-  read["npz"] = lambda paths: readers.npz(paths[0], [page])
+  read["npz"] = lambda paths: array_files.npz(paths[0], [page])
   return {suffix: (tmp_path / f"a.{suffix}", reader) for suffix, reader in read.items()}
 
 
@@ -389,12 +389,12 @@ def test_npz_is_read_as_model_inputs(tmp_path):
   page = _RNG.integers(0, 256, (4, 2, 3, 1), dtype=np.uint8)
   digit = np.array([0, 1, 2, 0])
   np.savez(tmp_path / "a.npz", train_page=page, train_digit=digit, other=np.zeros(9))
-  inputs = readers.npz(tmp_path / "a.npz", [_PAGE, _DIGIT], prefix="train_")
+  inputs = array_files.npz(tmp_path / "a.npz", [_PAGE, _DIGIT], prefix="train_")
   np.testing.assert_array_equal(inputs["page"], page / np.float32(255))
   np.testing.assert_array_equal(inputs["digit"], digit)
   assert (inputs["page"].dtype, inputs["digit"].dtype) == (np.float32, np.int32)
   np.savez(tmp_path / "b.npz", page=(page / 255).astype(np.float64))
-  (same,) = readers.npz(tmp_path / "b.npz", [_PAGE]).values()
+  (same,) = array_files.npz(tmp_path / "b.npz", [_PAGE]).values()
   np.testing.assert_allclose(same, inputs["page"], atol=1e-7)
 
 
@@ -418,7 +418,7 @@ def test_npz_with_invalid_arrays_is_refused(tmp_path, change, complaint):
   arrays = {"page": np.zeros((4, 2, 3, 1)), "digit": np.zeros(4, int), **change}
   np.savez(tmp_path / "a.npz", **{k: v for k, v in arrays.items() if v is not None})
   with pytest.raises(UserError, match=complaint) as raised:
-    readers.npz(tmp_path / "a.npz", [_PAGE, _DIGIT])
+    array_files.npz(tmp_path / "a.npz", [_PAGE, _DIGIT])
   assert "a.npz" in str(raised.value)
 
 
@@ -427,11 +427,11 @@ def test_npz_of_other_kinds_is_checked_for_its_bounds(tmp_path, value):
   pen = Modality("pen", "trajectory", (2, 2), lambda points: points)
   points = np.ones((3, 2, 2))
   np.savez(tmp_path / "a.npz", pen=points)
-  np.testing.assert_array_equal(readers.npz(tmp_path / "a.npz", [pen])["pen"], points)
+  np.testing.assert_array_equal(array_files.npz(tmp_path / "a.npz", [pen])["pen"], points)
   points[1, 1, 1] = value
   np.savez(tmp_path / "a.npz", pen=points)
   with pytest.raises(UserError, match="'pen'.*from 0 to 1"):
-    readers.npz(tmp_path / "a.npz", [pen])
+    array_files.npz(tmp_path / "a.npz", [pen])
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1e300])
@@ -439,12 +439,12 @@ def test_vectors_of_npz_must_be_finite_but_are_not_bounded(tmp_path, value):
   vector = Modality("vector", "vector", (3,), lambda x: x)
   rows = np.array([[-40.0, 0.0, 1e30], [0.5, 1.0, -1.0]])
   np.savez(tmp_path / "a.npz", vector=rows)
-  values = readers.npz(tmp_path / "a.npz", [vector])["vector"]
+  values = array_files.npz(tmp_path / "a.npz", [vector])["vector"]
   np.testing.assert_array_equal(values, rows.astype(np.float32))
   rows[1, 1] = value
   np.savez(tmp_path / "a.npz", vector=rows)
   with pytest.raises(UserError, match="'vector'.*finite"):
-    readers.npz(tmp_path / "a.npz", [vector])
+    array_files.npz(tmp_path / "a.npz", [vector])
 
 
 def test_street_photos_and_their_masks():
@@ -453,10 +453,10 @@ def test_street_photos_and_their_masks():
     pytest.skip(f"{path} does not exist")
   photo = Modality("image", "image", (96, 128, 3), image_picture)
   mask = Modality("label", "mask", (96, 128), mask_picture, num_classes=12)
-  inputs = readers.npz(path, [photo, mask], prefix="val_")
+  inputs = array_files.npz(path, [photo, mask], prefix="val_")
   assert len(inputs["image"]) == 101 and set(np.unique(inputs["label"])) == set(range(12))
   with pytest.raises(UserError, match="from 0 to 10"):
-    readers.npz(path, [dataclasses.replace(mask, num_classes=11)], prefix="val_")
+    array_files.npz(path, [dataclasses.replace(mask, num_classes=11)], prefix="val_")
 
 
 def test_file_that_is_not_an_npz_is_refused(tmp_path):
@@ -464,12 +464,12 @@ def test_file_that_is_not_an_npz_is_refused(tmp_path):
   with pytest.raises(
     UserError, match="a.npy cannot be read: it does not exist, or is not an NPZ file"
   ):
-    readers.npz(tmp_path / "a.npy", [_PAGE])
+    array_files.npz(tmp_path / "a.npy", [_PAGE])
 
 
 def test_failed_write_of_an_npz_leaves_the_old_file(tmp_path, monkeypatch):
   path = tmp_path / "a.npz"
-  readers.write_npz(path, x=np.zeros(3))
+  array_files.write_npz(path, x=np.zeros(3))
   before = path.read_bytes()
 
   def full(file, **arrays):
@@ -478,6 +478,6 @@ def test_failed_write_of_an_npz_leaves_the_old_file(tmp_path, monkeypatch):
 
   monkeypatch.setattr(np, "savez", full)
   with pytest.raises(OSError, match="No space"):
-    readers.write_npz(path, x=np.ones(3))
+    array_files.write_npz(path, x=np.ones(3))
   assert path.read_bytes() == before
   assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]

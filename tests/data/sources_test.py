@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import resource
 
 from mmdiff_jax import storage
-from mmdiff_jax.data import digits, digits_builder, rendering, sources
+from mmdiff_jax.data import digits, digits_builder, public, rendering, sources
 from mmdiff_jax.errors import UserError
 
 
@@ -105,7 +105,7 @@ def _pens(folder, split, lines):
 
 
 def test_pen_digits_are_points_in_order(tmp_path, monkeypatch):
-  monkeypatch.setitem(sources.PUBLIC, ("pendigits", "train"), sources.PublicSplit(1, None))
+  monkeypatch.setitem(public.PUBLIC, ("pendigits", "train"), public.PublicSplit(1, None))
   _pens(tmp_path, "tra", " 0,100, " + ", ".join(map(str, range(14))) + ", 7\n")
   points, labels = sources.pendigits("train", manual_dir=str(tmp_path))
   assert points.shape == (1, 8, 2) and points.dtype == np.uint8
@@ -156,7 +156,7 @@ def test_error_for_a_missing_set_describes_how_to_get_it(tmp_path, monkeypatch):
   def offline(*args):
     raise OSError("no such host")
 
-  monkeypatch.setattr(sources.socket, "getaddrinfo", offline)
+  monkeypatch.setattr(public.socket, "getaddrinfo", offline)
   for read, name in ((sources.mnist, "mnist"), (sources.svhn, "svhn_cropped")):
     with pytest.raises(UserError) as raised:
       read("train", str(tmp_path))
@@ -167,7 +167,7 @@ def test_error_for_a_missing_set_describes_how_to_get_it(tmp_path, monkeypatch):
 
 
 def test_speech_without_tensorflow_is_refused(monkeypatch):
-  monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+  monkeypatch.setattr(public.importlib.util, "find_spec", lambda name: None)
   with pytest.raises(UserError, match="pip install tensorflow-cpu"):
     sources.spoken_digit("train", 100)
 
@@ -177,14 +177,14 @@ def test_checksum_of_contents_depends_on_all_but_the_order():
     {"image": np.arange(6, dtype=np.uint8).reshape(2, 3), "label": 7, "name": b"a"},
     {"image": np.arange(6, dtype=np.uint8).reshape(2, 3), "label": 6, "name": b"b"},
   ]
-  first = sources.contents(examples)
-  assert sources.contents(examples[::-1]) == first
-  assert sources.contents([{**e, "label": np.int64(e["label"])} for e in examples]) == first
+  first = public.contents(examples)
+  assert public.contents(examples[::-1]) == first
+  assert public.contents([{**e, "label": np.int64(e["label"])} for e in examples]) == first
   for change in ({"label": 8}, {"name": b"c"}, {"image": examples[0]["image"].T[::-1].T}):
-    assert sources.contents([{**examples[0], **change}, examples[1]]) != first
-  assert sources.contents(examples[:1]) != first
+    assert public.contents([{**examples[0], **change}, examples[1]]) != first
+  assert public.contents(examples[:1]) != first
   swapped = [{**a, "label": b["label"]} for a, b in (examples, examples[::-1])]
-  assert sources.contents(swapped) != first
+  assert public.contents(swapped) != first
 
 
 # ---------------------------------------------------------------------------- prepared files
@@ -230,9 +230,9 @@ def test_truncated_or_altered_prepared_file_is_named(few_draws, tmp_path):
 
 def test_prepared_split_with_a_wrong_number_of_examples_is_refused(few_draws):
   with pytest.raises(UserError, match=r"has 360 examples.*'test'.*must be 361.*Delete"):
-    next(sources.records(few_draws, "test", 361))
+    next(public.records(few_draws, "test", 361))
   with pytest.raises(UserError, match=r"has 0 examples.*'validation'"):
-    next(sources.records(few_draws, "validation", 1))
+    next(public.records(few_draws, "validation", 1))
 
 
 def test_incomplete_copy_is_refused(few_draws, tmp_path):
@@ -241,7 +241,7 @@ def test_incomplete_copy_is_refused(few_draws, tmp_path):
   with pytest.raises(
     UserError, match=rf"{path.parent} is not a prepared data set.*dataset_info.json"
   ):
-    sources.prepare(builder, "")
+    public.prepare(builder, "")
 
 
 def test_first_result_of_several_that_prepare_at_once_is_used(tmp_path, monkeypatch, caplog):
@@ -255,14 +255,14 @@ def test_first_result_of_several_that_prepare_at_once_is_used(tmp_path, monkeypa
 
   def overtaken(*args):
     monkeypatch.setattr(rendering, "captions", captions)
-    sources.prepare(first, "")
+    public.prepare(first, "")
     return captions(*args)
 
   monkeypatch.setattr(rendering, "captions", overtaken)
   with caplog.at_level(logging.INFO, logger="mmdiff_jax.data"):
-    sources.prepare(second, "")
+    public.prepare(second, "")
   assert "Another process has prepared" in caplog.text
-  sources.prepare(third, "")
+  public.prepare(third, "")
   for builder in (first, second, third):
     assert len(_stacked(builder)["label"]) == 360
   assert [path.name for path in first.data_path.parent.iterdir()] == [first.data_path.name]
@@ -275,7 +275,7 @@ def test_altered_dataset_info_is_refused(few_draws, tmp_path, change):
   info.write_text(info.read_text().replace(*change))
   make = functools.partial(digits_builder.Digits, config=builder.builder_config)
   with pytest.raises(UserError, match=rf"{tmp_path}/digits cannot be opened.*Delete"):
-    sources.open_builder(make, "digits", str(tmp_path))
+    public.open_builder(make, "digits", str(tmp_path))
 
 
 def test_files_that_are_read_are_logged(few_draws, caplog):
@@ -292,19 +292,19 @@ def test_full_disk_is_reported_and_nothing_is_kept(tmp_path, monkeypatch):
   drawn = digits_builder.Drawn(train=1, test=1)
   builder = digits_builder.Digits(data_dir=str(tmp_path), config=drawn, file_format="array_record")
   with pytest.raises(UserError, match=rf"no room in {builder.data_path.parent}.*data_dir"):
-    sources.prepare(builder, "")
+    public.prepare(builder, "")
   assert not list(builder.data_path.parent.iterdir())
 
 
 _SMALL = """
 import resource, sys
-from mmdiff_jax.data import digits, digits_builder, sources
+from mmdiff_jax.data import digits, digits_builder, public
 from mmdiff_jax.errors import UserError
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), -1))
 drawn = digits_builder.Drawn(train=1, test=1)
 builder = digits_builder.Digits(data_dir=sys.argv[1], config=drawn, file_format="array_record")
 try:
-  sources.prepare(builder, "")
+  public.prepare(builder, "")
 except UserError as error:
   sys.exit(f"UserError: {error}")
 """
@@ -377,8 +377,8 @@ def offline(monkeypatch):
   def refuse(*args, **kwargs):
     raise OSError("no such host")
 
-  monkeypatch.setattr(sources.socket, "getaddrinfo", refuse)
-  monkeypatch.setattr(sources.socket.socket, "connect", refuse)
+  monkeypatch.setattr(public.socket, "getaddrinfo", refuse)
+  monkeypatch.setattr(public.socket.socket, "connect", refuse)
 
 
 @pytest.mark.slow
@@ -417,13 +417,13 @@ def test_damaged_download_is_named(manual_folder, offline, tmp_path, damage):
 def test_altered_public_set_is_refused(prepared, monkeypatch, tmp_path):
   """The files are intact but have other contents."""
   monkeypatch.setattr(storage, "cache_dir", lambda: tmp_path)
-  read = sources.records
+  read = public.records
 
   def other(*args):
     for chunk in read(*args):
       yield [{**record, "image": record["image"] ^ (record["label"] == 3)} for record in chunk]
 
-  monkeypatch.setattr(sources, "records", other)
+  monkeypatch.setattr(public, "records", other)
   with pytest.raises(UserError, match=r"mnist/3.0.1 is not the public 'mnist'.*checksum"):
     sources.mnist("test", prepared)
 

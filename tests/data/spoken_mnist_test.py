@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mmdiff_jax.data import audio, sources, spoken_mnist
+from mmdiff_jax.data import audio, public, sources, spoken_mnist
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def made_up(handwriting, monkeypatch):
   speech = sources.Recordings(clips.astype(np.int16), labels, 0 * labels, numbers)
   pens = sources.Source(points, written)
   monkeypatch.setattr(sources, "spoken_digit", lambda *_: speech)
-  monkeypatch.setattr(sources, "prepared_state", lambda *_: ["made up"])
+  monkeypatch.setattr(public, "prepared_state", lambda *_: ["made up"])
   monkeypatch.setattr(sources, "pendigits", lambda *_: pens)
   return handwriting
 

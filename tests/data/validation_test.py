@@ -14,6 +14,7 @@ from mmdiff_jax.data import (
   pairing,
   pairs_of_digits,
   poly_mnist,
+  public,
   sketched_digits,
   sources,
   spoken_mnist,
@@ -37,7 +38,7 @@ PARTS = ("train", "validation")
 
 
 @pytest.fixture
-def public(handwriting, monkeypatch):
+def training_splits(handwriting, monkeypatch):
   """Training splits by source, from which the data sets are made."""
   rng = np.random.default_rng(0)
   labels = (np.arange(200) % 10).astype(np.int32)
@@ -55,7 +56,7 @@ def public(handwriting, monkeypatch):
 
   for name in source:
     monkeypatch.setattr(sources, name, functools.partial(read, name))
-  monkeypatch.setattr(sources, "prepared_state", lambda *_: ())
+  monkeypatch.setattr(public, "prepared_state", lambda *_: ())
   monkeypatch.setattr(cache, "arrays", lambda name, inputs, make: make())
   counts = {"train": 15, "validation": 5}
   for module in (captioned_digits, moving_digits, pairs_of_digits, poly_mnist, spoken_mnist):
@@ -69,15 +70,15 @@ def arrays(name, split, rows=200):
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_a_part_is_made_only_of_its_items(name, public):
+def test_a_part_is_made_only_of_its_items(name, training_splits):
   """Changed items of a part change all its modalities, and none of the other part."""
   before = {split: arrays(name, split) for split in PARTS}
   for split, other in (PARTS, PARTS[::-1]):
-    for source, data in list(public.items()):
+    for source, data in list(training_splits.items()):
       items = data.items.copy()
       rows = pairing.part_rows(split, data.labels, FRACTION)
       items[rows] = np.flip(items[rows], axis=1)
-      public[source] = data._replace(items=items)
+      training_splits[source] = data._replace(items=items)
     after = arrays(name, split), arrays(name, other)
     for column in SETS[name][1]:
       assert (after[0][column] != before[split][column]).any(), column
@@ -87,7 +88,7 @@ def test_a_part_is_made_only_of_its_items(name, public):
 
 
 @pytest.mark.parametrize("name", ["captioned_digits", "poly_mnist", "pairs_of_digits"])
-def test_parts_draw_different_random_numbers(name, public):
+def test_parts_draw_different_random_numbers(name, training_splits):
   """Rows with the same index in both parts do not share random captions, positions, ..."""
   train, validation = (arrays(name, split) for split in PARTS)
   for column in train.keys() & validation.keys():
@@ -95,8 +96,8 @@ def test_parts_draw_different_random_numbers(name, public):
     assert (train[column][:n] != validation[column][:n]).any(), column
 
 
-def test_parts_are_all_of_training_in_the_same_proportions(public):
-  images, labels = public["mnist"]
+def test_parts_are_all_of_training_in_the_same_proportions(training_splits):
+  images, labels = training_splits["mnist"]
   held_out, rest = (datasets.load("mnist", s, validation=FRACTION) for s in PARTS[::-1])
   every = datasets.load("mnist", "train")
   np.testing.assert_array_equal(every["label"], labels)
@@ -161,7 +162,7 @@ def test_nothing_is_held_out_by_default(fraction):
     ("represented", 0.1, "no part of the data set 'represented' can be held out"),
   ],
 )
-def test_invalid_fractions_are_refused(name, fraction, message, public):
+def test_invalid_fractions_are_refused(name, fraction, message, training_splits):
   options = {"of": "mnist", "file": "none", "size": 2} if name == "represented" else {}
   with pytest.raises(UserError, match=message):
     datasets.load(name, "train", validation=fraction, **options)

@@ -4,7 +4,7 @@ import pytest
 
 from experiments import represent
 from mmdiff_jax import noise
-from mmdiff_jax.data import datasets, digits, readers, represented
+from mmdiff_jax.data import array_files, datasets, digits, represented
 from mmdiff_jax.evaluation import classifiers
 
 
@@ -52,7 +52,7 @@ def test_writes_features_of_both_splits_reproducibly(command, quick, small_data,
 
 def test_data_set_reads_the_written_file(quick, small_data, tmp_path):
   (modality, *_) = digits.MODALITIES
-  readers.write_npz(tmp_path / "a.npz", **represent.represent(modality, small_data))
+  array_files.write_npz(tmp_path / "a.npz", **represent.represent(modality, small_data))
   data = represented.load("test", of="digits", file=str(tmp_path / "a.npz"), size=256)
   assert data["representation"].shape == (360, 256)
   assert 0.5 < data["representation"].std() < 1.5

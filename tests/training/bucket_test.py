@@ -51,13 +51,13 @@ train()
 _RESULTS = """
 from experiments import sample
 from mmdiff_jax import storage
-from mmdiff_jax.data import readers
+from mmdiff_jax.data import array_files
 from mmdiff_jax.evaluation import classifiers
 folder = storage.path(workdir) / "samples"
 samples = {name: x[:4] for name, x in toy.data(8).items()}
 sample.write(folder, "joint", toy.MODALITIES, {}, samples)
-assert readers.kept_npz(folder / "none.npz") is None
-assert (readers.kept_npz(folder / "joint.npz")["image"] == samples["image"]).all()
+assert array_files.kept_npz(folder / "none.npz") is None
+assert (array_files.kept_npz(folder / "joint.npz")["image"] == samples["image"]).all()
 data, labels = toy.data(8)["words"], np.arange(8) % 2
 messages = []
 for _ in range(2):
