@@ -58,6 +58,7 @@ def get_config(name: str = "sketch") -> ConfigDict:
 
 
 def _digits(config):
+  """About 26 minutes of one CPU core for each expert; RESULTS.md has the compositions."""
   config.main = "digit"
   # of: mnist, or digits, which come with the project. part: (0, 4) is the first quarter of the
   # training split.

@@ -25,6 +25,7 @@ def get_config(name: str = "digits") -> ConfigDict:
 
 
 def _digits(config):
+  """`make demo`: 5 minutes on two CPU cores; all four agree in 92.4 % of joint samples."""
   config.data.name = "digits"
   config.modalities = ("digit", "scene", "tone", "caption")
   config.autoencoder = {
@@ -38,6 +39,7 @@ def _digits(config):
 
 
 def _digits_long(config):
+  """Trains `digits` longer: 21 minutes; all four agree in 91.5 % of joint samples."""
   _digits(config)
   for modality, steps in {"digit": 3000, "scene": 5000, "tone": 1500, "caption": 2000}.items():
     config.autoencoder[modality].training.steps = steps
@@ -46,6 +48,7 @@ def _digits_long(config):
 
 
 def _spoken_mnist(config):
+  """MNIST, speech and pen: 20 minutes; all three agree in 95.1 % of joint samples."""
   config.data.name = "spoken_mnist"
   config.modalities = ("digit", "speech", "pen")
   config.autoencoder = {
@@ -59,6 +62,7 @@ def _spoken_mnist(config):
 
 
 def _poly_mnist(config):
+  """Five digit images of a class: 21 minutes; all five agree in 76.3 % of joint samples."""
   config.data.name = "poly_mnist"
   config.modalities = ("m0", "m1", "m2", "m3", "m4")
   config.autoencoder = {
@@ -73,6 +77,7 @@ def _poly_mnist(config):
 
 
 def _captioned_digits(config):
+  """Coloured digits and captions: 36 minutes; both agree in 52.8 %, a weak model."""
   config.data.name = "captioned_digits"
   config.modalities = ("digit", "caption")
   config.autoencoder = {
@@ -85,6 +90,7 @@ def _captioned_digits(config):
 
 
 def _moving_digits(config):
+  """Digits, videos and captions; no result of it is recorded yet."""
   config.data.name = "moving_digits"
   config.modalities = ("digit", "video", "caption")
   config.autoencoder = {
@@ -100,6 +106,8 @@ def _pairs_of_digits(config):
 
   Modalities that occur together in no example are generated together, or from one another, all the
   same, in states that were never trained.
+
+  82 minutes of one CPU core; digit and speech from a caption are both right in 46.7 %.
   """
   common.pairs_of_digits(config)
   # One latent for all frames.
@@ -115,6 +123,8 @@ def _mnist_svhn(config):
 
   The autoencoders are ours (residual MLPs in place of the published convolutions for SVHN), and so
   is their training length. The public reference also takes 1,000 steps of Euler-Maruyama.
+
+  Not trained here. The paper has a joint coherence of 85.22 %.
   """
   config.data.name = "mnist_svhn"
   config.modalities = ("mnist", "svhn")
