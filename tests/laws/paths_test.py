@@ -179,8 +179,14 @@ def test_arrival_at_zero_is_the_mean(name, schedule):
   x = split(jax.random.normal(jax.random.key(3), (5, 3)))
   t, s = ({modality: jnp.array(time) for modality in NAMES} for time in (0.5, 0.0))
   denoise, solver = gaussian.oracle(SCHEDULES[schedule]), SOLVERS[name]
-  got, _ = solver.step(jax.random.key(1), denoise, SCHEDULES[schedule], x, t, s, solver.init(x))
-  np.testing.assert_allclose(join(got), join(denoise(x, t)[0]), atol=1e-12)
+
+  @jax.jit
+  def both(x, t, s):
+    step = solver.step(jax.random.key(1), denoise, SCHEDULES[schedule], x, t, s, solver.init(x))
+    return step[0], denoise(x, t)[0]
+
+  got, expected = both(x, t, s)
+  np.testing.assert_allclose(join(got), join(expected), atol=1e-12)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -201,6 +207,7 @@ def test_independent_modalities_end_as_they_do_alone(name):
   blocks = COVARIANCE * np.array([[1, 1, 0], [1, 1, 0], [0, 0, 1]])
   x = split(jax.random.normal(jax.random.key(3), (5, 3)))
 
+  @jax.jit
   def run(path):
     return solvers.sample(
       jax.random.key(1), gaussian.oracle(schedule, blocks), schedule, x, path, solver=SOLVERS[name]
@@ -258,14 +265,15 @@ def test_gradients_are_finite(name, schedule):
   schedule = SCHEDULES[schedule]
 
   @jax.jit
-  def total(x, path):
+  @jax.grad
+  def slope(x, path):
     ends = solvers.sample(
       jax.random.key(1), gaussian.oracle(schedule), schedule, x, path, solver=SOLVERS[name]
     )
     return join(ends).sum()
 
   for path in (multitime.conditional(NAMES, ("a",), 6), multitime.sequential(NAMES, 3)):
-    assert np.isfinite(join(jax.grad(total)(x, path))).all()
+    assert np.isfinite(join(slope(x, path))).all()
 
 
 def test_a_schedule_for_each_modality():
@@ -286,7 +294,6 @@ def test_gradients_are_finite_beside_absent_or_given_modalities(name):
   schedule = SCHEDULES["vp_cosine"]
   x = split(jax.random.normal(jax.random.key(3), (5, 3)))
 
-  @jax.jit
   def total(x, times, held):
     path = multitime.Path({"a": times, "b": jnp.full_like(times, held)})
     ends = solvers.sample(
@@ -294,8 +301,9 @@ def test_gradients_are_finite_beside_absent_or_given_modalities(name):
     )
     return ends["a"].sum()
 
+  slopes = jax.jit(jax.grad(total, (0, 1)))
   for held in (0.0, 1.0):
-    of_x, of_times = jax.grad(total, (0, 1))(x, jnp.array([0.9, 0.5, 0.3, 0.2]), held)
+    of_x, of_times = slopes(x, jnp.array([0.9, 0.5, 0.3, 0.2]), held)
     assert np.isfinite(join(of_x)).all() and np.isfinite(of_times).all()
     assert np.abs(of_times).max() > 0
 
