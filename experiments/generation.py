@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 
 from experiments import experts, setup
-from mmdiff_jax import parallel, storage
+from mmdiff_jax import config_checks, parallel, storage
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import base
 from mmdiff_jax.frameworks.base import Framework, Params, SamplerConfig
@@ -104,6 +104,7 @@ def load(workdir: str | None) -> Trained:
 
 def _flagged(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """Overrides the sampling fields of the config that have flags."""
+  config_checks.check(config, {"sampling": config_checks.SECTION})
   for flag in (SOLVER, STEPS, GUIDANCE, MODE, CORRECTOR):
     if flag.value is None:
       continue

@@ -5,6 +5,7 @@ weights that sum to 1, their x0 are combined in the same way, which for one x is
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import math
 from typing import Any
 
 import jax
@@ -376,7 +377,8 @@ def threshold(
 
   Raises:
     TypeError: an argument has the wrong type.
-    ValueError: a lower bound is above the higher one, or `quantile` is outside [0, 1]; when the
+    ValueError: a lower bound is above the higher one, `quantile` is outside [0, 1], or a bound is
+      infinite beside it; when the
       denoiser is called, `bounds` has a name that is not a modality.
   """
   denoiser = checked("threshold", denoiser)
@@ -388,4 +390,10 @@ def threshold(
     arguments.interval("threshold", f"bounds[{name!r}]", pair)
   if quantile is not None:
     quantile = arguments.number("threshold", "quantile", quantile, 0, 1)
+    for name, pair in bounds.items():
+      if any(math.isinf(end) for end in pair if not isinstance(end, jax.core.Tracer)):
+        raise ValueError(
+          f"threshold: bounds[{name!r}]={pair!r} is infinite, from which quantile has no middle to"
+          " shrink to. Give finite bounds, or leave quantile out."
+        )
   return Partial(_thresholded, denoiser, dict(bounds), quantile, schedule)

@@ -40,7 +40,7 @@ class Modality:
     sample_rate: sample rate of the waveform that `show` returns, in hertz; 0 if it is not audio.
 
   Raises:
-    TypeError: `shape` is not a tuple of integers.
+    TypeError: `name` is not a string, or `shape` or `num_classes` not of integers.
     ValueError: `kind` is unknown, or `num_classes` or `sample_rate` is set for a kind without it,
       or not set for a kind that needs it.
   """
@@ -53,11 +53,19 @@ class Modality:
   sample_rate: int = 0
 
   def __post_init__(self):
+    if not isinstance(self.name, str) or not self.name:
+      raise TypeError(f"modality {self.name!r}: name must be a string that is not empty.")
+    if type(self.num_classes) is not int:
+      raise TypeError(
+        f"modality {self.name!r}: num_classes={self.num_classes!r} must be an integer."
+      )
     if not isinstance(self.shape, tuple) or not all(type(size) is int for size in self.shape):
       raise TypeError(
         f"modality {self.name!r}: shape={self.shape!r} must be a tuple of integers, such as"
         " (28, 28, 1)."
       )
+    if any(size < 1 for size in self.shape):
+      raise ValueError(f"modality {self.name!r}: shape={self.shape} has a size below 1.")
     if self.kind not in KINDS:
       raise ValueError(f"modality {self.name!r}: kind {self.kind!r} must be one of {KINDS}")
     if (self.kind in ("text", "label", "mask")) != (self.num_classes > 0):

@@ -6,6 +6,7 @@ there are, nor on the number of devices.
 """
 
 import math
+import operator
 import zlib
 
 import jax
@@ -32,8 +33,13 @@ def make_key(seed: int | Int[Array, ""]) -> PRNGKeyArray:
     TypeError: `seed` is not an integer.
     ValueError: it has more than 32 bits.
   """
-  if isinstance(seed, int) and not -(2**31) <= seed < 2**32:
-    raise ValueError(f"make_key: seed={seed} must be from -2^31 to 2^32 - 1.")
+  if not isinstance(seed, jax.core.Tracer):
+    try:
+      number = operator.index(seed)
+    except TypeError:
+      number = 0  # Refused below.
+    if not -(2**31) <= number < 2**32:
+      raise ValueError(f"make_key: seed={seed} must be from -2^31 to 2^32 - 1.")
   arguments.index("make_key", "seed", seed)
   return jax.random.key(seed, impl=_THREEFRY)
 

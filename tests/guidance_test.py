@@ -1,5 +1,7 @@
 """Tests of guidance and composition."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -331,3 +333,10 @@ def test_a_strength_for_each_row():
   for row in range(rows):
     one = guidance.guide(DENOISER, float(strength[row]) + 1e-7, NOISE)(X, T)[0]["a"]
     np.testing.assert_allclose(got[row], one[row], rtol=1e-4, atol=1e-5)
+
+
+def test_infinite_bounds_have_no_quantile():
+  denoiser = solvers.from_v(lambda x, t: x, schedules.VPLinear())
+  for bounds in ((0.0, math.inf), (-math.inf, 1.0)):
+    with pytest.raises(ValueError, match=r"threshold: bounds\['a'\].*infinite"):
+      guidance.threshold(denoiser, schedules.VPLinear(), {"a": bounds}, quantile=0.9)

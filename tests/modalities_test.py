@@ -20,6 +20,14 @@ def test_a_shape_is_a_tuple_of_integers(shape, unchecked):
     Modality("page", "image", shape, modalities.image_picture)
 
 
+@pytest.mark.parametrize(
+  "fields", [{"name": 3}, {"name": ""}, {"shape": (2, 0, 1)}, {"num_classes": "3"}]
+)
+def test_fields_of_a_modality_are_checked(fields, unchecked):
+  with pytest.raises((TypeError, ValueError), match="modality .*(name|shape|num_classes)"):
+    Modality(**{"name": "page", "kind": "image", "shape": (2, 3, 1), "show": str, **fields})
+
+
 def test_grey_and_colour_images_become_pictures():
   grey = np.array([[0.0, 0.5, 1.0], [-1.0, 2.0, 0.2]], np.float32)[..., None]
   picture = modalities.picture(_IMAGE, grey)

@@ -371,6 +371,37 @@ def test_states_of_a_traced_path_are_refused():
     jax.jit(lambda path: len(multitime.states(path)))(multitime.joint(NAMES, 3))
 
 
+@pytest.mark.parametrize(
+  ("make", "words"),
+  [
+    (lambda: multitime.power_grid(8, 300.0), "power_grid: with power=300"),
+    (lambda: multitime.power_grid(8, 1e-9), "power_grid: with power=1e-09"),
+    (lambda: multitime.edm_grid(schedules.VPLinear(), 6, rho=0.02), "edm_grid: with rho=0.02"),
+    (lambda: multitime.log_snr_grid(schedules.VPLinear(), 4, t_min=1e-40), "t_min=1e-40"),
+    (lambda: multitime.joint(NAMES, 2, grid=jnp.array([1.0, 1.0, 0.0])), "joint: grid must fall"),
+    (lambda: multitime.sequential(NAMES, 2, grid=jnp.array([0.5, 0.2, 0.1])), "must fall to 0"),
+    (lambda: multitime.repaint(("a", "a"), 4, jump=2), "repaint: names=.* twice"),
+    (lambda: multitime.repaint(("a", "b"), 4, jump=2, given=("b", "b")), "repaint: given=.* twice"),
+  ],
+)
+def test_grids_that_float32_cannot_follow_are_refused(make, words):
+  with pytest.raises(ValueError, match=words):
+    make()
+
+
+@pytest.mark.parametrize(
+  "present", [jnp.array([jnp.nan, 0.0]), jnp.array([0.3, 1.0]), jnp.ones((2, 2))]
+)
+def test_presence_is_a_boolean_for_each_row(present, unchecked):
+  with pytest.raises(ValueError, match=r"draw_joint: present\['a'\]"):
+    multitime.draw_joint(jax.random.key(0), 2, ("a",), present={"a": jnp.array(present)})
+
+
+def test_lists_from_draw_t_are_arrays(unchecked):
+  draw = multitime.draw_joint(jax.random.key(0), 2, ("a",), draw_t=lambda *_: ([0.2, 0.4], [1, 1]))
+  np.testing.assert_allclose(draw.t["a"], [0.2, 0.4])
+
+
 @pytest.mark.parametrize("draw_all", ["draw_masked", "draw_joint", "draw_independent"])
 @pytest.mark.parametrize(
   "t, weight, words",

@@ -90,8 +90,8 @@ def test_keys_of_the_programs_do_not_depend_on_the_environment():
     assert all("impl=" in call for call in makes), f"{path}: {makes}"
 
 
-@pytest.mark.parametrize("seed", [2**32, -(2**31) - 1, 2**70])
-def test_seeds_of_more_than_32_bits_are_refused(seed):
+@pytest.mark.parametrize("seed", [2**32, -(2**31) - 1, 2**70, np.int64(2**40), np.array(2**40)])
+def test_seeds_of_more_than_32_bits_are_refused(seed, unchecked):
   """JAX drops the higher bits: 2^32 would be the seed 0."""
   with pytest.raises(ValueError, match=f"make_key: seed={seed} "):
     noise_lib.make_key(seed)

@@ -283,3 +283,37 @@ def test_times_at_both_ends(name):
   t = jnp.linspace(0.1005, 0.9005, 6)
   rate = -((schedule.diffusion(t) / schedule.sigma(t)) ** 2)
   np.testing.assert_allclose(TIMES[name](schedule.log_snr(t))[1] * rate, 1, rtol=1e-3)
+
+
+def test_a_table_takes_python_numbers():
+  table = schedules.Table(schedules.betas_linear(10))
+  for method in ("alpha", "sigma", "log_snr", "drift", "diffusion"):
+    np.testing.assert_allclose(
+      getattr(table, method)(0.5), getattr(table, method)(jnp.float32(0.5)), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+  "make",
+  [
+    lambda: schedules.VPLinear(beta_max=1e300),
+    lambda: schedules.VE(sigma_max=1e30),
+    lambda: schedules.VE(sigma_min=1e-30),
+    lambda: schedules.VPCosine(t_max=1 - 1e-12),
+  ],
+)
+def test_parameters_that_float32_cannot_hold_are_refused(make):
+  with pytest.raises(ValueError, match="beta_max|sigma_max|sigma_min|t_max"):
+    make()
+
+
+def test_a_schedule_of_your_own_has_all_methods():
+  class Half:
+    def alpha(self, t):
+      return 1 - t
+
+    def sigma(self, t):
+      return t
+
+  with pytest.raises(TypeError, match="has no log_snr, time, drift, diffusion, t_max"):
+    schedules.check("sample", Half())

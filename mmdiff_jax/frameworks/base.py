@@ -220,11 +220,21 @@ def make_sampler_config(config: Any) -> SamplerConfig:
     UserError: an unknown solver, or an invalid number.
   """
   config_checks.check(config.sampling, _SAMPLING, "sampling.")
+  fields = sorted({field.split(".")[0] for field in _SAMPLING} | {"mode"})
+  for field in config.sampling:
+    if field not in fields:
+      raise UserError(
+        f"config.sampling.{field} is not a field; the nearest one is"
+        f" config.sampling.{config_checks.nearest(field, fields)}."
+      )
   name = config.sampling.solver
   solver = solvers.ddim(0.0) if name == "ddim" else getattr(solvers, name, None)
   if not isinstance(solver, solvers.Solver):
     names = ["ddim", *(n for n, of in vars(solvers).items() if isinstance(of, solvers.Solver))]
-    raise UserError(f"There is no solver {name!r}. There are: {', '.join(names)}.")
+    raise UserError(
+      f"There is no solver {name!r} (config.sampling.solver, --solver). The nearest one is"
+      f" {config_checks.nearest(str(name), names)!r}; there are: {', '.join(names)}."
+    )
   power, steps = config.sampling.get("grid_power", 1.0), config.sampling.steps
   if steps**-power < _EARLIEST:
     raise UserError(

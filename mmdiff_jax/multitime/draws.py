@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
+import numpy as np
 
 from mmdiff_jax import arguments, noise, schedules
 
@@ -102,8 +103,14 @@ def _check_draw(where, key, batch_size, names, draw_t, present):
     return names, dict.fromkeys(names, jnp.ones(1, bool))
   present = arguments.modalities(where, "present", present)
   arguments.same_modalities(where, "present", present, "names", names)
-  if {len(value) for value in present.values()} - {1, batch_size}:
-    raise ValueError(f"{where}: present needs one value for each of batch_size={batch_size} rows.")
+  for name, value in present.items():
+    if value.shape not in ((1,), (batch_size,)):
+      raise ValueError(
+        f"{where}: present[{name!r}] has shape {value.shape}; it needs one value for each of"
+        f" batch_size={batch_size} rows."
+      )
+    if not isinstance(value, jax.core.Tracer) and not np.all(np.isin(np.asarray(value), (0, 1))):
+      raise ValueError(f"{where}: present[{name!r}] must be booleans, or 0 and 1.")
   return names, {name: value.astype(bool) for name, value in present.items()}
 
 
@@ -115,10 +122,10 @@ def _draw_times(where, draw_t, key, batch_size):
       f"{where}: draw_t must return a pair of times and weights, of shape ({batch_size},) each, but"
       f" what it returns has the shapes {shapes}."
     )
-  t, weight = drawn
+  t, weight = map(jnp.asarray, drawn)
   arguments.number(where, "a time drawn by draw_t", t, 0, 1, rows=True)
   arguments.number(where, "a weight drawn by draw_t", weight, 0, rows=True)
-  return drawn
+  return t, weight
 
 
 def draw_masked(

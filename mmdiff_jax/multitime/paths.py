@@ -143,8 +143,14 @@ def _grid(where, num_steps, grid):
       f"{where}: grid has shape {grid.shape}, but num_steps={num_steps} needs"
       f" {num_steps + 1} times."
     )
-  if not isinstance(grid, jax.core.Tracer) and np.any(np.diff(np.asarray(grid)) > 0):
-    raise ValueError(f"{where}: grid must fall; for a path that rises use multitime.reverse.")
+  if not isinstance(grid, jax.core.Tracer):
+    times = np.asarray(grid)
+    if not np.all(np.diff(times) < 0) or times[-1] != 0:
+      raise ValueError(
+        f"{where}: grid must fall to 0, each time below the one before; it goes from {times[0]:g}"
+        f" to {times[-1]:g}. For a path that rises use multitime.reverse, for any other times a"
+        " multitime.Path."
+      )
   return jnp.asarray(grid)
 
 
@@ -311,6 +317,9 @@ def repaint(
   names = arguments.names("repaint", "names", names)
   given = arguments.names("repaint", "given", given)
   arguments.subset("repaint", "given", given, "names", names)
+  for argument, given_names in (("names", names), ("given", given)):
+    if len(set(given_names)) < len(given_names):
+      raise ValueError(f"repaint: {argument}={given_names} has a name twice.")
   grid = _grid("repaint", num_steps, grid)
   arguments.integer("repaint", "jump", jump, 1)
   arguments.integer("repaint", "repeats", repeats, 1)

@@ -13,6 +13,9 @@ import numpy as np
 Time = Float[Array, "..."]
 
 
+_SMALLEST = 1e-15
+
+
 def check_parameters(schedule, *ascending, ends_at_zero=False):
   """Rejects invalid parameters of a schedule.
 
@@ -34,6 +37,11 @@ def check_parameters(schedule, *ascending, ends_at_zero=False):
       )  # A Python number, which can be compared and hashed.
     if not isinstance(value, numbers.Real) or not 0 < value < math.inf:
       raise ValueError(f"{title}: {name} must be a finite number above 0, got {value!r}.")
+    if not _SMALLEST <= value <= 1 / _SMALLEST:
+      raise ValueError(
+        f"{title}: {name} must be from {_SMALLEST:g} to {1 / _SMALLEST:g}, whose squares float32"
+        f" can hold, got {value!r}."
+      )
   for low, high in itertools.pairwise(ascending):
     least, most = getattr(schedule, low), getattr(schedule, high)
     if least > most:
@@ -42,7 +50,7 @@ def check_parameters(schedule, *ascending, ends_at_zero=False):
       )
   if schedule.t_max > 1:
     raise ValueError(f"{title}: t_max must be in (0, 1], got {schedule.t_max}.")
-  if schedule.t_max == 1 and ends_at_zero:
+  if np.float32(schedule.t_max) == 1 and ends_at_zero:
     raise ValueError(
       f"{title}: t_max must be below 1, as by default: alpha(1) = 0 and the drift diverges there."
     )

@@ -79,6 +79,7 @@ class Table:
 
   def _log_linear(self, t):
     """log(alpha), without the factor of a last step to alpha = 0."""
+    t = jnp.asarray(t)
     before = self._before(t)
     fraction = t * len(self.betas) - before
     values, steps = (jnp.asarray(table, t.dtype) for table in (self._log_alphas, self._steps))
@@ -108,6 +109,7 @@ class Table:
 
   def time(self, log_snr: Time) -> Time:
     """Inverse of `log_snr`, at most 1."""
+    log_snr = jnp.asarray(log_snr)
     log_alpha = -0.5 * jax.nn.softplus(-log_snr)
     values, steps = (
       jnp.asarray(table, log_alpha.dtype) for table in (self._log_alphas, self._steps)
@@ -121,6 +123,7 @@ class Table:
 
   def drift(self, t: Time) -> Time:
     """f(t) = N log(1 - beta_n) / 2; on a last step to alpha = 0 it is -1 / (1 - t)."""
+    t = jnp.asarray(t)
     drift = len(self.betas) * jnp.asarray(self._steps, t.dtype)[self._before(t)]
     if not self._ends_at_zero:
       return drift

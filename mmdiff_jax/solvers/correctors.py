@@ -62,6 +62,7 @@ def hmc(
   denoiser = checked("hmc", denoiser)
   arguments.same_modalities("hmc", "t", t, "x", x)
   arguments.same_modalities("hmc", "moving", moving, "x", x)
+  t = {name: jnp.asarray(arguments.number("hmc", f"t[{name!r}]", t[name], 0, 1)) for name in x}
   moves = {name: arguments.array("hmc", f"moving[{name!r}]", m) for name, m in moving.items()}
   schedules.check("hmc", schedule, x)
   snr = arguments.number("hmc", "snr", snr, above=0)
@@ -133,8 +134,8 @@ def corrected(solver: Solver, *, num: int = 1, snr: float = 0.16, leapfrog: int 
     TypeError, ValueError: an argument has the wrong type or range.
   """
   check_solver("corrected", solver)
-  arguments.integer("corrected", "num", num, 0)
-  arguments.integer("corrected", "leapfrog", leapfrog, 1)
+  num = arguments.integer("corrected", "num", num, 0)
+  leapfrog = arguments.integer("corrected", "leapfrog", leapfrog, 1)
   snr = arguments.scalar("corrected", "snr", snr, above=0)
   return _corrected(solver, num, snr, leapfrog)
 

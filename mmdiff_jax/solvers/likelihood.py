@@ -20,6 +20,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
+import numpy as np
 
 from mmdiff_jax import arguments, multitime, noise, schedules
 from mmdiff_jax.diffusion import checked, Denoiser
@@ -62,7 +63,8 @@ def log_likelihood(
 
   Raises:
     TypeError: an argument has the wrong type.
-    ValueError: `x` and `path` differ in their modalities, `trace` is none of the three, or
+    ValueError: `x` and `path` differ in their modalities, the path of a modality that moves does
+      not begin at time 1 (not checked where it is traced), `trace` is none of the three, or
       `num_probes` is below 1.
   """
   arguments.key("log_likelihood", key)
@@ -74,6 +76,7 @@ def log_likelihood(
     raise ValueError(
       f"log_likelihood: trace={trace!r} must be 'exact', 'rademacher' or 'gaussian'."
     )
+  _check_starts(path)
   by_name = {name: schedules.schedule_of(schedule, name) for name in x}
   up = {name: jnp.asarray(times[::-1]) for name, times in path.times.items()}
   # Integers stand still: the network receives them unchanged, and there is nothing to integrate.
@@ -178,6 +181,19 @@ def _time_of_angle(schedule, phi):
   # Where the time stands still at an end, any angle inside will do.
   inside = jnp.clip(phi, 1e-6, 0.5 * math.pi - 1e-6)
   return schedule.time(-2 * jnp.log(jnp.tan(inside)))
+
+
+def _check_starts(path):
+  for name, times in path.times.items():
+    if isinstance(times, jax.core.Tracer):
+      continue
+    times = np.asarray(times)
+    if times[0] != 1 and np.any(times != times[0]):
+      raise ValueError(
+        f"log_likelihood: the path of {name!r} begins at time {times[0]:g}, but must begin at 1,"
+        " where the distribution is that of the prior. Take a path that falls from 1, such as"
+        " multitime.joint, not its reverse."
+      )
 
 
 def _tangents(key, x, trace, num_probes):

@@ -236,6 +236,7 @@ def replace_known(
       arguments.broadcasts("replace_known", f"given[{name!r}]", value.shape, x[name].shape)
       modality_schedule = schedules.schedule_of(schedule, name)
       eps = noise.normal_like(key, name, x[name])
+      value = jnp.broadcast_to(value, eps.shape)
       perturbed = perturb(modality_schedule, value, eps, s[name])
       x[name] = _blend(mask[name], perturbed, x[name]) if name in mask else perturbed
     return x
@@ -277,8 +278,15 @@ def slerp(
 
   def between(a, b):
     axes = tuple(range(1, a.ndim))
-    norm_a, norm_b = (prediction.root(jnp.sum(c**2, axes, keepdims=True)) for c in (a, b))
-    cosine = prediction.divide(jnp.sum(a * b, axes, keepdims=True), norm_a * norm_b)
+    # Of rows scaled to 1, whose squares neither overflow nor vanish.
+    scaled_a, scaled_b = (
+      prediction.divide(c, jnp.max(jnp.abs(c), axes, keepdims=True, initial=0.0)) for c in (a, b)
+    )
+    norm_a, norm_b = (
+      prediction.root(jnp.sum(c**2, axes, keepdims=True)) for c in (scaled_a, scaled_b)
+    )
+    dot = jnp.sum(scaled_a * scaled_b, axes, keepdims=True)
+    cosine = prediction.divide(dot, norm_a * norm_b)
     cosine = jnp.clip(cosine, -1, 1)
     # Where there is no arc, for parallel rows or a row of zeros, the straight line is used. The
     # angle has an infinite slope there, so gradients take that of a right angle, times 0.

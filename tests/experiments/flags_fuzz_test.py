@@ -37,7 +37,7 @@ from experiments import (
   train,
 )
 from mmdiff_jax import data as data_lib, storage
-from mmdiff_jax.data import datasets, readers
+from mmdiff_jax.data import array_files, datasets
 from mmdiff_jax.evaluation import classifiers, pictures
 from mmdiff_jax.training import checkpoints, trainer
 
@@ -391,7 +391,7 @@ def test_a_full_disk_is_reported_in_a_sentence(programs, command, refused, monke
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
   (programs / "new_experiments.represent").mkdir()
-  monkeypatch.setattr(readers, "write_npz", full)
+  monkeypatch.setattr(array_files, "write_npz", full)
   for module in (sample, represent):
     arguments = [text.format(new=f"new_{module.__name__}") for text in WRITES[module]]
     ended = command(module, *arguments, **ENTRIES[module][0])

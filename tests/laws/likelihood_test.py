@@ -136,3 +136,12 @@ def test_errors():
     call({"a": x["a"]}, path)
   with pytest.raises(ValueError, match="num_probes=0"):
     call(x, path, num_probes=0)
+
+
+def test_likelihoods_begin_at_the_prior():
+  """Read upwards, or from a time below 1, the path would score x as if it were a draw at 1."""
+  x, schedule = {"a": jnp.ones((2, 1))}, gaussian.SCHEDULES["vp_linear"]
+  denoiser = solvers.from_v(lambda x, t: x, schedule)
+  for path in (multitime.reverse(multitime.joint(("a",), 4)), multitime.Path({"a": [0.5, 0.0]})):
+    with pytest.raises(ValueError, match="log_likelihood: the path of 'a' begins at time"):
+      solvers.log_likelihood(jax.random.key(0), denoiser, schedule, x, path)

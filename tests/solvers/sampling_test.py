@@ -512,6 +512,26 @@ def test_times_of_a_denoiser_are_checked():
     denoiser(x, {"a": jnp.full(5, 0.5), "b": jnp.float32(0.5)})
 
 
+def test_one_given_row_is_put_back_in_all():
+  x = {"a": jnp.zeros((2, 3))}
+  hook = solvers.replace_known(SCHEDULE, {"a": jnp.ones((1, 3))})
+  np.testing.assert_array_equal(hook(jax.random.key(0), x, {"a": jnp.float32(0.0)})["a"], 1.0)
+
+
+def test_slerp_of_large_rows_is_finite():
+  a, b = ({"a": scale * jnp.array([[3.0, 4.0]])} for scale in (1e25, 1e-25))
+  np.testing.assert_allclose(solvers.slerp(a, a, 0.3)["a"], a["a"], rtol=1e-6)
+  turned = {"a": 1e25 * jnp.array([[-4.0, 3.0]])}
+  expected = np.sqrt(0.5) * (a["a"] + turned["a"])
+  np.testing.assert_allclose(solvers.slerp(a, turned, 0.5)["a"], expected, rtol=1e-5)
+  assert np.isfinite(solvers.slerp(b, b, 0.5)["a"]).all()
+
+
+def test_numbers_of_corrections_may_be_arrays(unchecked):
+  one = solvers.corrected(solvers.heun, num=jnp.array(1), leapfrog=np.array(2))
+  assert one is solvers.corrected(solvers.heun, num=1, leapfrog=2)
+
+
 def test_masks_of_images_need_their_channel():
   images = {"x": jnp.ones((2, 4, 4, 1))}
   with pytest.raises(ValueError, match=r"mask\['x'\]\[\.\.\., None\]"):

@@ -72,7 +72,7 @@ class Process:
   def __post_init__(self):
     if not isinstance(self.table, schedules.Table):
       raise TypeError(f"Process: table={self.table!r} must be a schedules.Table.")
-    weights = arguments.array("Process", "weights", self.weights)
+    weights = arguments.number("Process", "weights", self.weights, rows=True)
     object.__setattr__(
       self, "weights", tuple(map(float, arguments.sequence("Process", "weights", weights)))
     )
