@@ -285,7 +285,7 @@ def test_times_at_both_ends(name):
   np.testing.assert_allclose(TIMES[name](schedule.log_snr(t))[1] * rate, 1, rtol=1e-3)
 
 
-def test_a_table_takes_python_numbers():
+def test_a_table_takes_python_numbers(unchecked):
   table = schedules.Table(schedules.betas_linear(10))
   for method in ("alpha", "sigma", "log_snr", "drift", "diffusion"):
     np.testing.assert_allclose(

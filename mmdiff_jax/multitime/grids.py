@@ -76,7 +76,7 @@ def _inner_grid(where, setting, schedule, num_steps, t_min, level_of, log_snr_of
 def log_snr_grid(schedule: Any, num_steps: int, *, t_min: float = 1e-3) -> Float[Array, " points"]:
   """Times 1, then equal steps in log_snr down to t_min, then 0; arguments as `edm_grid`."""
   same = lambda log_snr: log_snr  # noqa: E731
-  return _inner_grid("log_snr_grid", f"t_min={t_min:g}", schedule, num_steps, t_min, same, same)
+  return _inner_grid("log_snr_grid", f"t_min={t_min}", schedule, num_steps, t_min, same, same)
 
 
 def edm_grid(
@@ -101,7 +101,7 @@ def edm_grid(
   rho = arguments.scalar("edm_grid", "rho", rho, above=0)
   return _inner_grid(
     "edm_grid",
-    f"rho={rho:g} and t_min={t_min:g}",
+    f"rho={rho:g} and t_min={t_min}",
     schedule,
     num_steps,
     t_min,

@@ -145,11 +145,10 @@ def _grid(where, num_steps, grid):
     )
   if not isinstance(grid, jax.core.Tracer):
     times = np.asarray(grid)
-    if not np.all(np.diff(times) < 0) or times[-1] != 0:
+    if not np.all(np.diff(times) < 0):
       raise ValueError(
-        f"{where}: grid must fall to 0, each time below the one before; it goes from {times[0]:g}"
-        f" to {times[-1]:g}. For a path that rises use multitime.reverse, for any other times a"
-        " multitime.Path."
+        f"{where}: grid must fall, each time below the one before. For a path that rises use"
+        " multitime.reverse, for any other times a multitime.Path."
       )
   return jnp.asarray(grid)
 
@@ -189,7 +188,8 @@ def staggered(names: Sequence[str], lag: int, num_steps: int, *, grid: Array | N
     names: the modalities, in the order in which they start.
     lag: steps between two starts; 0 is `joint`, `num_steps` is `sequential`.
     num_steps: moves of each modality; the path has num_steps + (len(names) - 1) lag steps.
-    grid: the num_steps + 1 times of each modality, from 1 to 0; `power_grid` if None.
+    grid: the num_steps + 1 times of each modality, usually from 1 to 0, and falling;
+      `power_grid` if None. One that ends above 0 leaves its modalities there.
 
   Returns:
     The path.
@@ -224,7 +224,8 @@ def sequential(
     num_steps: moves of each modality; the path has len(order) * num_steps steps.
     given: modalities that condition the others: their times stay 0.
     absent: modalities that are marginalised out: their times stay 1.
-    grid: the num_steps + 1 times of each modality, from 1 to 0; `power_grid` if None.
+    grid: the num_steps + 1 times of each modality, usually from 1 to 0, and falling;
+      `power_grid` if None. One that ends above 0 leaves its modalities there.
 
   Returns:
     The path.
