@@ -305,15 +305,3 @@ def test_a_table_takes_python_numbers(unchecked):
 def test_parameters_that_float32_cannot_hold_are_refused(make):
   with pytest.raises(ValueError, match="beta_max|sigma_max|sigma_min|t_max"):
     make()
-
-
-def test_a_schedule_of_your_own_has_all_methods():
-  class Half:
-    def alpha(self, t):
-      return 1 - t
-
-    def sigma(self, t):
-      return t
-
-  with pytest.raises(TypeError, match="has no log_snr, time, drift, diffusion, t_max"):
-    schedules.check("sample", Half())

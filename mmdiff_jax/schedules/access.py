@@ -27,13 +27,10 @@ def schedule_of(schedule: Schedule | Mapping[str, Schedule], name: str) -> Sched
   return schedule[name]
 
 
-_MEMBERS = ("alpha", "sigma", "log_snr", "time", "drift", "diffusion", "t_max")
-
-
 def check(where: str, schedule: Any, names: Iterable[str] = (), *, one: bool = False) -> Any:
   """Checks that something is a schedule, or a dict of schedules with one for each of `names`.
 
-  A user-defined schedule also serves if it has the methods of those above, and `t_max`.
+  A user-defined schedule also serves if it has the methods of those above that are used.
 
   Args:
     where: the function, for the message.
@@ -50,16 +47,9 @@ def check(where: str, schedule: Any, names: Iterable[str] = (), *, one: bool = F
   """
   several = isinstance(schedule, Mapping) and not one
   for name, value in schedule.items() if several else ((None, schedule),):
-    is_schedule = not isinstance(value, type) and all(
+    if isinstance(value, type) or not all(
       callable(getattr(value, method, None)) for method in ("alpha", "sigma")
-    )
-    missing = [name for name in _MEMBERS if not hasattr(value, name)]
-    if is_schedule and missing:
-      raise TypeError(
-        f"{where}: the schedule {value!r} has no {', '.join(missing)}. A schedule needs"
-        f" {', '.join(_MEMBERS)}, as schedules.VPCosine has them."
-      )
-    if not is_schedule:
+    ):
       argument = "schedule" if name is None else f"schedule[{name!r}]"
       raise TypeError(
         f"{where}: {argument}={value!r} must be a schedule, such as schedules.VPCosine(), or a dict"

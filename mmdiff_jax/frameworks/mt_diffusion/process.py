@@ -72,7 +72,9 @@ class Process:
   def __post_init__(self):
     if not isinstance(self.table, schedules.Table):
       raise TypeError(f"Process: table={self.table!r} must be a schedules.Table.")
-    weights = arguments.number("Process", "weights", self.weights, rows=True)
+    weights = arguments.array("Process", "weights", self.weights)
+    if not np.all(np.isfinite(weights)):
+      raise ValueError("Process: weights must be finite.")
     object.__setattr__(
       self, "weights", tuple(map(float, arguments.sequence("Process", "weights", weights)))
     )
