@@ -37,6 +37,7 @@ def names(where: str, argument: str, value: Any) -> tuple[str, ...]:
   Raises:
     TypeError: the value is a single string, which would be read as a sequence of letters, or is not
       a sequence of strings.
+    ValueError: a name is there twice.
   """
   if isinstance(value, str):
     raise TypeError(
@@ -49,6 +50,9 @@ def names(where: str, argument: str, value: Any) -> tuple[str, ...]:
     value = (None,)
   if not all(isinstance(name, str) for name in value):
     raise TypeError(f"{where}: {argument} must be a sequence of names of modalities.")
+  for name in value:
+    if value.count(name) > 1:
+      raise ValueError(f"{where}: {argument}={value} has {name!r} twice.")
   return tuple(map(str, value))
 
 
@@ -83,12 +87,20 @@ def integer(where: str, argument: str, value: Any, least: int = 0) -> int:
   return number
 
 
-def index(where: str, argument: str, value: Any) -> Array | np.ndarray:
+def index(where: str, argument: str, value: Any, least: int, most: int) -> Array | np.ndarray:
   """Returns an integer, which JAX may trace, as an array.
 
   Raises:
     TypeError: the value is not an integer.
+    ValueError: it is below `least` or above `most`.
   """
+  if not isinstance(value, jax.core.Tracer):
+    try:
+      number = operator.index(value)
+    except TypeError:
+      number = least  # Refused below.
+    if not least <= number <= most:
+      raise ValueError(f"{where}: {argument}={value} must be from {least} to {most}.")
   value = array(where, argument, value)
   if value.ndim or not jnp.issubdtype(value.dtype, jnp.integer):
     raise TypeError(f"{where}: {argument}={_short(value)} must be an integer.")

@@ -77,6 +77,26 @@ def check(config: Any, checks: Mapping[str, Check], section: str = "") -> None:
         raise UserError(f"{name} is {value!r}; it must be {one.description}.")
 
 
+def check_names(config: Any, checks: Mapping[str, Check], section: str) -> None:
+  """Checks that a section has no field but those of a table.
+
+  Args:
+    config: the section.
+    checks: the table of all of its fields, as in `check`.
+    section: its name followed by a dot; for the message.
+
+  Raises:
+    UserError: a field is not in the table; the message gives the nearest one that is.
+  """
+  names = dict.fromkeys(path.split(".")[0] for path in checks)
+  for name in config:
+    if name not in names:
+      raise UserError(
+        f"config.{section}{name} is not a field; the nearest one is"
+        f" config.{section}{nearest(name, names)}."
+      )
+
+
 def fields(config: Any, paths: Iterable[str], section: str = "") -> Iterator[tuple[str, Any]]:
   """Yields the fields of a config that exist.
 

@@ -29,7 +29,7 @@ Denoiser = Callable[..., tuple[Sample, Sample]]
 
 
 def perturb(schedule: Schedule, x0: X, eps: X, t: Rows) -> X:
-  """Draws from q(x_t | x_0): alpha(t) x0 + sigma(t) eps.
+  """Returns a draw from q(x_t | x_0): alpha(t) x0 + sigma(t) eps.
 
   Args:
     schedule: one schedule.
@@ -93,13 +93,17 @@ def _check_forward(where, schedule, x0, eps, t):
       f"{where}: x0 has shape {x0.shape} and eps {eps.shape}; they must be the same."
     )
   t = jnp.asarray(arguments.number(where, "t", t, 0, 1, rows=True), x0.dtype)
-  if t.shape not in ((), x0.shape[:1]):
+  _check_rows(where, "t", t, "x0", x0)
+  return x0, eps, schedules.along(t, x0)
+
+
+def _check_rows(where, argument, t, other, x):
+  """Checks that there is one time, or one for each row of another argument."""
+  if jnp.shape(t) not in ((), x.shape[:1]):
     raise ValueError(
-      f"{where}: t has shape {t.shape}; it must be one time, or one for each row of x0, which has"
-      f" shape {x0.shape}."
+      f"{where}: {argument} has shape {jnp.shape(t)}; it must be one time, or one for each row of"
+      f" {other}, which has shape {x.shape}."
     )
-  t = schedules.along(t, x0)
-  return x0, eps, t
 
 
 def check_kind(where: str, kind: str) -> None:
@@ -205,11 +209,7 @@ def _denoise(pair, levels, fn, schedule, x, t):
   x, t = arguments.modalities("denoiser", "x", x), dict(t)
   arguments.subset("denoiser", "x", x, "t", t)
   for name, value in x.items():
-    if jnp.shape(t[name]) not in ((), value.shape[:1]):
-      raise ValueError(
-        f"denoiser: t[{name!r}] has shape {jnp.shape(t[name])}; it must be one time, or one for"
-        f" each row of x[{name!r}], which has shape {value.shape}."
-      )
+    _check_rows("denoiser", f"t[{name!r}]", t[name], f"x[{name!r}]", value)
   predicted = fn(x, t)
   check_shapes("the network", predicted, x, branches=True)
   x0, eps = {}, {}

@@ -6,7 +6,6 @@ there are, nor on the number of devices.
 """
 
 import math
-import operator
 import zlib
 
 import jax
@@ -33,14 +32,7 @@ def make_key(seed: int | Int[Array, ""]) -> PRNGKeyArray:
     TypeError: `seed` is not an integer.
     ValueError: it has more than 32 bits.
   """
-  if not isinstance(seed, jax.core.Tracer):
-    try:
-      number = operator.index(seed)
-    except TypeError:
-      number = 0  # Refused below.
-    if not -(2**31) <= number < 2**32:
-      raise ValueError(f"make_key: seed={seed} must be from -2^31 to 2^32 - 1.")
-  arguments.index("make_key", "seed", seed)
+  arguments.index("make_key", "seed", seed, -(2**31), 2**32 - 1)
   return jax.random.key(seed, impl=_THREEFRY)
 
 
@@ -115,7 +107,7 @@ def key_of_rows(key: PRNGKeyArray, first: int | Int[Array, ""], step: int = 1) -
 
   Raises:
     TypeError: `key` is not a Threefry key, or `first` or `step` is not an integer.
-    ValueError: `first` or `step` is negative.
+    ValueError: `first` or `step` is negative, or has more than 32 bits.
   """
   arguments.key("key_of_rows", key)
   if jax.random.key_impl(key) != _THREEFRY:
@@ -124,9 +116,7 @@ def key_of_rows(key: PRNGKeyArray, first: int | Int[Array, ""], step: int = 1) -
       " draws the same for a row wherever it lies. Make the key with noise.make_key(seed)."
     )
   for argument, value in (("first", first), ("step", step)):
-    index = arguments.index("key_of_rows", argument, value)
-    if not isinstance(index, jax.core.Tracer) and not 0 <= int(index) < 2**32:
-      raise ValueError(f"key_of_rows: {argument}={value} must be from 0 to 2^32 - 1.")
+    arguments.index("key_of_rows", argument, value, 0, 2**32 - 1)
   rows = jnp.stack([jnp.asarray(n, jnp.uint32) for n in (first, step)])
   return jax.random.wrap_key_data(jnp.concatenate([jax.random.key_data(key), rows]), impl=_OF_ROWS)
 

@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any
 
+import jax
 import numpy as np
 
-from mmdiff_jax import config_checks, modalities as modalities_lib, solvers
+from mmdiff_jax import config_checks, modalities as modalities_lib, multitime, solvers
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.solvers import Solver
 
@@ -80,12 +81,7 @@ def make_train_config(config: Any, section: str) -> TrainConfig:
     UserError: a field is invalid, missing or unknown.
   """
   config_checks.check(config, _TRAINING, section)
-  for name in config:
-    if name not in _TRAINING:
-      raise UserError(
-        f"config.{section}{name} is not a field; the nearest one is"
-        f" config.{section}{config_checks.nearest(name, _TRAINING)}."
-      )
+  config_checks.check_names(config, _TRAINING, section)
   for name in ("steps", "batch_size", "learning_rate"):
     if name not in config:
       raise UserError(f"config.{section}{name} is missing; every stage needs it.")
@@ -186,6 +182,11 @@ class Framework:
   shuffled: Callable[..., dict[str, Any]] | None = None
 
 
+def jit_sample(sample: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+  """Returns `Framework.sample` jitted, with targets, number and sampler static."""
+  return jax.jit(sample, static_argnums=(3, 4, 5))
+
+
 def check_stages(framework: Framework, names: Sequence[str]) -> None:
   """Raises UserError if the framework has no stage of one of the names."""
   stage_names = [stage.name for stage in framework.stages]
@@ -199,6 +200,7 @@ _SAMPLING = {
   "steps": config_checks.integer(most=100_000),
   "guidance": config_checks.real(),
   "order": config_checks.tuple_of(config_checks.NAMES),
+  "mode": config_checks.TEXT,
   "grid_power": config_checks.real(0.1, 100.0),
   "jump": config_checks.integer(),
   "repeats": config_checks.integer(most=1000),
@@ -209,10 +211,6 @@ _SAMPLING = {
 }
 
 
-# At this time sigma^2, which for VPLinear is about a tenth of it, is a normal float32 number.
-_EARLIEST = 1e-30
-
-
 def make_sampler_config(config: Any) -> SamplerConfig:
   """Parses `config.sampling`, the default sampler.
 
@@ -220,13 +218,7 @@ def make_sampler_config(config: Any) -> SamplerConfig:
     UserError: an unknown solver, or an invalid number.
   """
   config_checks.check(config.sampling, _SAMPLING, "sampling.")
-  fields = sorted({field.split(".")[0] for field in _SAMPLING} | {"mode"})
-  for field in config.sampling:
-    if field not in fields:
-      raise UserError(
-        f"config.sampling.{field} is not a field; the nearest one is"
-        f" config.sampling.{config_checks.nearest(field, fields)}."
-      )
+  config_checks.check_names(config.sampling, _SAMPLING, "sampling.")
   name = config.sampling.solver
   solver = solvers.ddim(0.0) if name == "ddim" else getattr(solvers, name, None)
   if not isinstance(solver, solvers.Solver):
@@ -236,10 +228,11 @@ def make_sampler_config(config: Any) -> SamplerConfig:
       f" {config_checks.nearest(str(name), names)!r}; there are: {', '.join(names)}."
     )
   power, steps = config.sampling.get("grid_power", 1.0), config.sampling.steps
-  if steps**-power < _EARLIEST:
+  if steps**-power < multitime.EARLIEST:
     raise UserError(
       f"config.sampling.grid_power is {power:g} and config.sampling.steps {steps}: the first time"
-      f" above 0 would be below {_EARLIEST:g}, where float32 has no noise left. Take a smaller one."
+      f" above 0 would be below {multitime.EARLIEST:g}, where float32 has no noise left. Take a"
+      " smaller one."
     )
   corrector = config.sampling.get("corrector")
   corrected = bool(corrector and corrector.num)

@@ -1,5 +1,6 @@
 """Shared by the frameworks that diffuse images by a table of DDPM with a U-Net."""
 
+from collections.abc import Callable
 from typing import Any
 
 from mmdiff_jax import config_checks, schedules
@@ -18,6 +19,18 @@ UNET = {
   "remat": config_checks.FLAG,
   "dtype": config_checks.DTYPE,
 }
+
+
+def initialise(init: Callable[..., Any], *args: Any, **options: Any) -> dict[str, Any]:
+  """Returns the entry `network`, initialised; arguments after the first are those of `init`.
+
+  Raises:
+    UserError: the network cannot have these sizes.
+  """
+  try:
+    return {"network": init(*args, **options)}
+  except ValueError as error:
+    raise UserError(f"config.network: {error}") from error
 
 
 def make_table(process: Any) -> schedules.Table:

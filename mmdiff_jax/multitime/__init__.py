@@ -20,6 +20,7 @@ from mmdiff_jax.multitime.draws import (
   uniform_time as uniform_time,
 )
 from mmdiff_jax.multitime.grids import (
+  EARLIEST as EARLIEST,
   edm_grid as edm_grid,
   log_snr_grid as log_snr_grid,
   power_grid as power_grid,

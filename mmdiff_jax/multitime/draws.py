@@ -95,8 +95,8 @@ def _check_draw(where, key, batch_size, names, draw_t, present):
   arguments.key(where, key)
   arguments.integer(where, "batch_size", batch_size, 1)
   names = arguments.names(where, "names", names)
-  if not names or len(set(names)) < len(names):
-    raise ValueError(f"{where}: names={names} must have one name or more, each once.")
+  if not names:
+    raise ValueError(f"{where}: names is empty; give one name or more.")
   if draw_t is not None:
     arguments.function(where, "draw_t", draw_t)
   if present is None:

@@ -10,17 +10,17 @@ import numpy as np
 from mmdiff_jax import arguments, schedules
 
 # At this time sigma^2, which for VPLinear is about a tenth of it, is a normal float32 number.
-_EARLIEST = 1e-30
+EARLIEST = 1e-30
 
 
 def _check_grid(where, setting, grid):
   """Returns a grid, checked to fall from 1 to 0 with times that float32 can tell apart."""
   if not isinstance(grid, jax.core.Tracer):
     times = np.asarray(grid)
-    if not np.all(np.diff(times) < 0) or times[0] != 1 or not np.min(times[:-1]) >= _EARLIEST:
+    if not np.all(np.diff(times) < 0) or times[0] != 1 or not np.min(times[:-1]) >= EARLIEST:
       raise ValueError(
         f"{where}: with {setting} and num_steps={len(times) - 1} times repeat, or one above 0 is"
-        f" below {_EARLIEST:g}. Take a less extreme one."
+        f" below {EARLIEST:g}. Take a less extreme one."
       )
   return grid
 

@@ -318,9 +318,6 @@ def repaint(
   names = arguments.names("repaint", "names", names)
   given = arguments.names("repaint", "given", given)
   arguments.subset("repaint", "given", given, "names", names)
-  for argument, given_names in (("names", names), ("given", given)):
-    if len(set(given_names)) < len(given_names):
-      raise ValueError(f"repaint: {argument}={given_names} has a name twice.")
   grid = _grid("repaint", num_steps, grid)
   arguments.integer("repaint", "jump", jump, 1)
   arguments.integer("repaint", "repeats", repeats, 1)

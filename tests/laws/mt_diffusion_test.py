@@ -26,7 +26,7 @@ from mmdiff_jax.frameworks.mt_diffusion import (
   process as process_lib,
   sampling as sampling_lib,
 )
-from mmdiff_jax.frameworks.mt_diffusion.model import AGGREGATIONS, MODES, MTDiffusion
+from mmdiff_jax.frameworks.mt_diffusion.model import AGGREGATIONS, make_model, MODES
 from mmdiff_jax.networks.multitask import Multitask, Part
 
 TABLE = schedules.Table(schedules.betas_linear(12, beta_min=0.02, beta_max=0.6))
@@ -192,10 +192,17 @@ GAUSSIAN = tuple(modalities_lib.Modality(n, k, ONE, str) for n, k in
                  (("a", "image"), ("b", "trajectory")))  # fmt: skip
 
 
+LABELLED = (
+  modalities_lib.Modality("digit", "image", ONE, str),
+  modalities_lib.Modality("label", "label", (), str, num_classes=3),
+)
+
+
 def record(config, modalities, process, network):
-  """Returns the record of a config, with another process and network than it describes."""
+  """Returns the record of the default config with another process, network and fields."""
   names = [modality.name for modality in modalities]
-  return MTDiffusion(
+  return dataclasses.replace(
+    make_model(config_lib.get_config(), LABELLED),
     modalities=modalities,
     main=config.main,
     process=process,
@@ -203,16 +210,8 @@ def record(config, modalities, process, network):
     omega={name: config.parts[name].omega for name in names},
     loss_weight={name: config.parts[name].weight for name in names},
     aggregation=config.process.aggregation,
-    heads=config.heads,
     informed=config.network.informed,
-    given_prob=config.network.given_prob,
-    stop_gradient=config.stop_gradient,
-    augment=config.augment.modality,
-    augment_prob=config.augment.share,
     mode=config.sampling.mode,
-    grid_power=config.sampling.grid_power,
-    training=base.make_train_config(config.training, "training."),
-    sampler=base.make_sampler_config(config),
   )
 
 
@@ -547,10 +546,6 @@ def test_posterior_of_the_label_is_what_minimises_the_loss():
   table = schedules.Table(schedules.betas_linear(20, beta_min=1e-3, beta_max=0.5))
   config = config_lib.get_config()
   config.network.informed = False
-  modalities = (
-    modalities_lib.Modality("digit", "image", ONE, str),
-    modalities_lib.Modality("label", "label", (), str, num_classes=3),
-  )
   process = process_lib.Process(table, process_lib.no_weights(table))
   config.parts.label.omega = 1.0
   num = 50_000
@@ -558,7 +553,7 @@ def test_posterior_of_the_label_is_what_minimises_the_loss():
   y = rng.choice(3, num, p=SHARES)
   x = MEANS[y] + SPREAD**0.5 * rng.normal(size=num)
   batch = {"digit": jnp.asarray(0.5 * (x + 1)).reshape(num, *ONE), "label": jnp.asarray(y)}
-  model = record(config, modalities, process, Mixture(table))
+  model = record(config, LABELLED, process, Mixture(table))
 
   @jax.jit
   def terms(scale, shift):
@@ -638,13 +633,9 @@ def test_trained_label_head_is_the_posterior():
   parts = (Part("digit", ONE, False, "identity"), Part("label", (3,), True, "frozen"))
   network = Multitask(Dot(), ONE, parts, heads=True, informed=False)
   config.network.informed = False
-  modalities = (
-    modalities_lib.Modality("digit", "image", ONE, str),
-    modalities_lib.Modality("label", "label", (), str, num_classes=3),
-  )
   process = process_lib.Process(table, process_lib.no_weights(table))
   embedded = config.parts.label.omega = 0.5
-  model = record(config, modalities, process, network)
+  model = record(config, LABELLED, process, network)
 
   def draw(key, num):
     y_key, x_key = jax.random.split(key)

@@ -10,7 +10,7 @@ import numpy as np
 from mmdiff_jax.data import missing
 from mmdiff_jax.errors import UserError
 from mmdiff_jax.frameworks import autoencoding
-from mmdiff_jax.frameworks.base import Batch, Params, Stage
+from mmdiff_jax.frameworks.base import Batch, jit_sample, Params, Stage
 from mmdiff_jax.frameworks.codi import losses
 from mmdiff_jax.frameworks.codi.model import CoDi
 from mmdiff_jax.frameworks.codi.networks import encode_prompt, split
@@ -169,7 +169,7 @@ def _diffusion_stage(model: CoDi, name: str, generate) -> Stage:
 
 def _report(model: CoDi, targets: tuple[str, ...], generate):
   """Makes a report of `targets` from the bridge, or from another modality if it is among them."""
-  jitted = jax.jit(generate, static_argnums=(3, 4, 5))
+  jitted = jit_sample(generate)
   bridge = model.bridge
   given = bridge if bridge not in targets else _first_partner(model, bridge)
 

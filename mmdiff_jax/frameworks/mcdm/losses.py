@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from mmdiff_jax import diffusion, noise
-from mmdiff_jax.errors import UserError
-from mmdiff_jax.frameworks.base import Batch, Params, Stage
+from mmdiff_jax.frameworks.base import Batch, jit_sample, Params, Stage
+from mmdiff_jax.frameworks.ddpm import initialise
 from mmdiff_jax.frameworks.mcdm.model import Expert, SPACE
 from mmdiff_jax.frameworks.normalize import check_examples, normalize
 
@@ -67,16 +67,13 @@ def make_stage(
   def init(key, frozen, batch):
     del frozen
     x0 = normalize(expert.main, batch[expert.main.name][:2])
-    try:
-      return {"network": expert.network.init(key, x0, jnp.zeros(len(x0)), {})}
-    except ValueError as error:
-      raise UserError(f"config.network: {error}") from error
+    return initialise(expert.network.init, key, x0, jnp.zeros(len(x0)), {})
 
   def stage_loss(trained, frozen, key, batch):
     del frozen
     return loss(expert, trained, key, batch)
 
-  jitted = jax.jit(generate, static_argnums=(3, 4, 5))
+  jitted = jit_sample(generate)
 
   def report(params, key, data):
     samples = {}

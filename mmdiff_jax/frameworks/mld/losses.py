@@ -11,7 +11,7 @@ import numpy as np
 from mmdiff_jax import diffusion, multitime, noise
 from mmdiff_jax.data import missing
 from mmdiff_jax.frameworks.autoencoding import encode, select, statistics
-from mmdiff_jax.frameworks.base import Batch, Params, Stage
+from mmdiff_jax.frameworks.base import Batch, jit_sample, Params, Stage
 from mmdiff_jax.frameworks.mld.model import MLD
 
 
@@ -132,7 +132,7 @@ def make_stage(model: MLD, generate: Any) -> Stage:
     fraction = {name: frozen["statistics"][name]["share"] for name in names}
     return score_loss(model, trained["score"], key, latents, present, fraction)
 
-  jitted = jax.jit(generate, static_argnums=(3, 4, 5))
+  jitted = jit_sample(generate)
   first, *others = names
 
   def report(params, key, data):

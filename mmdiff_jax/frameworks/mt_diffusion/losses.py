@@ -9,7 +9,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from mmdiff_jax import noise
 from mmdiff_jax.errors import UserError
-from mmdiff_jax.frameworks.base import Batch, Params, Stage
+from mmdiff_jax.frameworks.base import Batch, jit_sample, Params, Stage
+from mmdiff_jax.frameworks.ddpm import initialise
 from mmdiff_jax.frameworks.mt_diffusion.heads import aggregate, cross_entropy, values_of
 from mmdiff_jax.frameworks.mt_diffusion.model import MTDiffusion, SPACE
 from mmdiff_jax.frameworks.normalize import check_examples, normalize
@@ -118,16 +119,13 @@ def make_stage(model: MTDiffusion, generate: Any) -> Stage:
   def init(key, frozen, batch):
     del frozen
     values = values_of(model, {name: batch[name][:2] for name in names})
-    try:
-      return {"network": model.network.init(key, values, method="initialise")}
-    except ValueError as error:
-      raise UserError(f"config.network: {error}") from error
+    return initialise(model.network.init, key, values, method="initialise")
 
   def stage_loss(trained, frozen, key, batch):
     del frozen
     return loss(model, trained, key, batch)
 
-  jitted = jax.jit(generate, static_argnums=(3, 4, 5))
+  jitted = jit_sample(generate)
   others = tuple(name for name in names if name != model.main)
 
   def report(params, key, data):

@@ -65,9 +65,10 @@ def sample(
     def with_conditions(conditions):
       return estimate(model, params, x[SPACE], t[SPACE], conditions, informed=informed)
 
-    z0, total = estimates = with_conditions(conditions)
+    estimates = with_conditions(conditions)
     if conditions and sampler.guidance != 1.0:
-      z0, total = guidance.combine(estimates, with_conditions({}), sampler.guidance)
+      estimates = guidance.combine(estimates, with_conditions({}), sampler.guidance)
+    z0, total = estimates
     return {SPACE: z0}, {SPACE: total}
 
   if process.plain:
